@@ -1,0 +1,211 @@
+// Package block is the interval arithmetic of a virtual disk, once.
+//
+// A disk is a row of bytes from 0 to its size. What changed, what is known to be zero and what has to be sent are all
+// sets of half-open byte ranges on that row. Every other package speaks of ranges in these types, so that clipping,
+// merging and rounding are written, and tested against a bitmap, in one place only.
+//
+// Offsets and lengths are bytes. No function here panics on any int64 input that satisfies its stated condition.
+package block
+
+import (
+	"bytes"
+	"fmt"
+	"iter"
+	"slices"
+)
+
+// Range is the half-open byte range [Off, Off+Len). Off and Len are never negative.
+type Range struct {
+	Off int64 `json:"off"`
+	Len int64 `json:"len"`
+}
+
+// End is the first byte after the range.
+func (r Range) End() int64 { return r.Off + r.Len }
+
+// Empty says whether the range holds no byte.
+func (r Range) Empty() bool { return r.Len <= 0 }
+
+// Intersect returns what r and o have in common; the result is empty when they have nothing.
+func (r Range) Intersect(o Range) Range {
+	off, end := max(r.Off, o.Off), min(r.End(), o.End())
+	if end <= off {
+		return Range{Off: off}
+	}
+	return Range{Off: off, Len: end - off}
+}
+
+// Within says whether the whole range lies in [0, size), without overflowing on hostile values.
+func (r Range) Within(size int64) bool {
+	return r.Off >= 0 && r.Len >= 0 && r.Off <= size && r.Len <= size-r.Off
+}
+
+// Outward returns the smallest range that holds r and begins and ends at multiples of unit (unit > 0).
+func (r Range) Outward(unit int64) Range {
+	off := r.Off - r.Off%unit
+	end := RoundUp(r.End(), unit)
+	return Range{Off: off, Len: end - off}
+}
+
+func (r Range) String() string { return fmt.Sprintf("[%d,+%d)", r.Off, r.Len) }
+
+// RoundUp rounds n up to a multiple of unit (n >= 0, unit > 0).
+func RoundUp(n, unit int64) int64 { return (n + unit - 1) / unit * unit }
+
+// Count is the number of blocks of blockSize bytes that a disk of size bytes has; the last one may be short.
+func Count(size, blockSize int64) int64 { return (size + blockSize - 1) / blockSize }
+
+// Nth is the range of the i-th block of blockSize bytes on a disk of size bytes; the last one is clipped to the disk.
+func Nth(i, blockSize, size int64) Range {
+	off := i * blockSize
+	return Range{Off: off, Len: min(blockSize, size-off)}
+}
+
+// Kind says what is known about the bytes of an extent.
+type Kind uint8
+
+const (
+	// Data means that the bytes have to be read: they hold data, or nothing is known about them.
+	Data Kind = iota
+	// Zero means that every byte is known to be zero.
+	Zero
+)
+
+func (k Kind) String() string {
+	if k == Zero {
+		return "zero"
+	}
+	return "data"
+}
+
+// Extent is a range of one kind.
+type Extent struct {
+	Range
+	Kind Kind
+}
+
+// Set is a set of bytes, kept as sorted, disjoint, non-adjacent ranges. The zero value is the empty set.
+// It is not safe for concurrent use while it is being changed.
+type Set struct {
+	ranges []Range
+}
+
+// NewSet returns the union of the given ranges.
+func NewSet(ranges ...Range) *Set {
+	s := new(Set)
+	for _, r := range ranges {
+		s.Add(r)
+	}
+	return s
+}
+
+// Add puts the bytes of r into the set. Adding in ascending order costs constant time for each range.
+func (s *Set) Add(r Range) {
+	if r.Empty() {
+		return
+	}
+	first := s.firstEndingAtOrAfter(r.Off)
+	last := first
+	for last < len(s.ranges) && s.ranges[last].Off <= r.End() {
+		off := min(r.Off, s.ranges[last].Off)
+		end := max(r.End(), s.ranges[last].End())
+		r = Range{Off: off, Len: end - off}
+		last++
+	}
+	s.ranges = slices.Replace(s.ranges, first, last, r)
+}
+
+// firstEndingAtOrAfter is the index of the first range whose end is at or after off.
+func (s *Set) firstEndingAtOrAfter(off int64) int {
+	if n := len(s.ranges); n > 0 && s.ranges[n-1].End() < off {
+		return n
+	}
+	i, _ := slices.BinarySearchFunc(s.ranges, off, func(r Range, off int64) int {
+		if r.End() < off {
+			return -1
+		}
+		return 1
+	})
+	return i
+}
+
+// Remove takes the bytes of r out of the set.
+func (s *Set) Remove(r Range) {
+	if r.Empty() {
+		return
+	}
+	var kept []Range
+	first := s.firstEndingAtOrAfter(r.Off)
+	last := first
+	for ; last < len(s.ranges) && s.ranges[last].Off < r.End(); last++ {
+		old := s.ranges[last]
+		if old.Off < r.Off {
+			kept = append(kept, Range{Off: old.Off, Len: r.Off - old.Off})
+		}
+		if old.End() > r.End() {
+			kept = append(kept, Range{Off: r.End(), Len: old.End() - r.End()})
+		}
+	}
+	s.ranges = slices.Replace(s.ranges, first, last, kept...)
+}
+
+// Contains says whether the byte at off is in the set.
+func (s *Set) Contains(off int64) bool {
+	i := s.firstEndingAtOrAfter(off + 1)
+	return i < len(s.ranges) && s.ranges[i].Off <= off
+}
+
+// Next returns the first run of the set that intersects w, clipped to w; ok is false when there is none.
+func (s *Set) Next(w Range) (run Range, ok bool) {
+	for i := s.firstEndingAtOrAfter(w.Off + 1); i < len(s.ranges) && s.ranges[i].Off < w.End(); i++ {
+		if run = s.ranges[i].Intersect(w); !run.Empty() {
+			return run, true
+		}
+	}
+	return Range{}, false
+}
+
+// All yields the ranges of the set in ascending order.
+func (s *Set) All() iter.Seq[Range] { return slices.Values(s.ranges) }
+
+// Chunks yields the set in ascending order in pieces of at most n bytes (n > 0).
+func (s *Set) Chunks(n int64) iter.Seq[Range] {
+	return func(yield func(Range) bool) {
+		for _, r := range s.ranges {
+			for r.Len > 0 {
+				piece := Range{Off: r.Off, Len: min(n, r.Len)}
+				if !yield(piece) {
+					return
+				}
+				r.Off, r.Len = piece.End(), r.Len-piece.Len
+			}
+		}
+	}
+}
+
+// Runs is the number of disjoint ranges.
+func (s *Set) Runs() int { return len(s.ranges) }
+
+// Bytes is the number of bytes in the set.
+func (s *Set) Bytes() int64 {
+	var n int64
+	for _, r := range s.ranges {
+		n += r.Len
+	}
+	return n
+}
+
+// zeros is what IsZero compares with: bytes.Equal against a page that stays in the cache runs at memory speed.
+// It is never written.
+var zeros [16 << 10]byte
+
+// IsZero says whether every byte of p is zero.
+func IsZero(p []byte) bool {
+	for len(p) > len(zeros) {
+		if !bytes.Equal(p[:len(zeros)], zeros[:]) {
+			return false
+		}
+		p = p[len(zeros):]
+	}
+	return bytes.Equal(p, zeros[:len(p)])
+}

@@ -1,0 +1,173 @@
+// Package durable is the little of an operating system's files that sitrep relies on, and what it believes of it.
+//
+// What we believe:
+//   - After Sync returns, the bytes and the size of the file survive a power cut. Before it, any subset of the written
+//     512-byte sectors may have reached the disk, in any order.
+//   - A name that was created, renamed or removed is sure to be there (or gone) after a power cut only when SyncDir of
+//     its folder returned. A rename shows the old file or the new one, never a mixture.
+//   - A lock is released by the kernel when its process ends, however it ends.
+//
+// Everything that has to survive a crash goes through FS, so that a test can record every write and every sync, cut the
+// recording at each of them and look at what a power cut would have left (package crashfs).
+//
+// Files are sparse where the filesystem can: Extent tells holes without reading, ZeroAt makes them.
+package durable
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"io"
+	"path/filepath"
+	"strings"
+
+	"sitrep/internal/block"
+)
+
+// Stamp tells one content of one file from another without reading it. Two equal Stamps mean that the file was not
+// written in between, provided that ChangeTime lies so far back that the filesystem's clock must have moved since.
+type Stamp struct {
+	Device     uint64 `json:"device"`
+	Inode      uint64 `json:"inode"`
+	Size       int64  `json:"size"`
+	ModTime    int64  `json:"mtime_ns"` // nanoseconds since 1970
+	ChangeTime int64  `json:"ctime_ns"` // nanoseconds since 1970; cannot be set by utimes
+}
+
+// File is an open file. ReadAt and WriteAt may be called concurrently; the other methods may not.
+type File interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
+	// Name is the path by which the file was opened.
+	Name() string
+	// Size is the number of bytes of the file, or of the block device.
+	Size() (int64, error)
+	// Truncate sets the size; bytes that are new read as zero.
+	Truncate(size int64) error
+	// Extent returns the first run of one kind at off, clipped to n bytes (n > 0). Zero is said only of bytes that are
+	// certain to read as zero; off at or after the end of the file is Zero. It reads no data.
+	Extent(off, n int64) (block.Extent, error)
+	// ZeroAt makes [off, off+n) read as zero, without taking space where the filesystem can. It does not change the size.
+	ZeroAt(off, n int64) error
+	// Sync returns when everything written before it survives a power cut.
+	Sync() error
+	// Stamp describes the content; see Stamp.
+	Stamp() (Stamp, error)
+}
+
+// Entry is one name in a folder.
+type Entry struct {
+	Name string
+	Dir  bool
+}
+
+// FS is a filesystem. Names are paths of the operating system. Errors wrap the fs.Err… values and errno.
+type FS interface {
+	// Open opens a file, or a block device, for reading.
+	Open(name string) (File, error)
+	// OpenRW opens an existing file for reading and writing.
+	OpenRW(name string) (File, error)
+	// Create creates a file that must not exist, for reading and writing.
+	Create(name string) (File, error)
+	// Rename replaces newName by oldName, in one step.
+	Rename(oldName, newName string) error
+	// Link makes newName, which must not exist, a second name of oldName. Where that cannot be done the error
+	// is errors.ErrUnsupported.
+	Link(oldName, newName string) error
+	// Clone makes newName, which must not exist, a copy of oldName that shares its blocks, frozen at one moment, or
+	// fails with an error that is errors.ErrUnsupported and leaves nothing behind.
+	Clone(oldName, newName string) error
+	// Remove removes a file or an empty folder.
+	Remove(name string) error
+	// MkdirAll makes a folder and the ones above it; it is durable on return.
+	MkdirAll(name string) error
+	// ReadDir lists a folder, sorted by name.
+	ReadDir(name string) ([]Entry, error)
+	// Stat describes a file by name.
+	Stat(name string) (Stamp, error)
+	// SyncDir makes the names in a folder durable.
+	SyncDir(name string) error
+	// Lock takes the exclusive lock of this name, creating the file when needed, or fails at once with ErrLocked. It is
+	// released by Close or by the end of the process.
+	Lock(name string) (io.Closer, error)
+}
+
+// ErrLocked is returned by Lock when another process, or another part of this one, holds the lock.
+var ErrLocked = errors.New("locked by another run")
+
+// tempMark is in the name of every temporary file, so that what a crash left can be told from what an operator put there.
+const tempMark = ".sitrep-tmp-"
+
+// TempName returns a new unique name in the folder of name.
+func TempName(name string) string {
+	var b [8]byte
+	rand.Read(b[:]) // never fails (crypto/rand)
+	return filepath.Join(filepath.Dir(name), "."+filepath.Base(name)+tempMark+hex.EncodeToString(b[:]))
+}
+
+// IsTemp says whether a name was made by TempName.
+func IsTemp(name string) bool {
+	base := filepath.Base(name)
+	return strings.HasPrefix(base, ".") && strings.Contains(base, tempMark)
+}
+
+// WriteFile puts data into the file called name, in one step: after a crash at any time the file has its old content
+// or the new one. It is durable on return.
+func WriteFile(fs FS, name string, data []byte) error {
+	return Replace(fs, name, func(f File) error {
+		_, err := f.WriteAt(data, 0)
+		return err
+	})
+}
+
+// Replace calls fill with a new empty file, and gives it the name when fill has succeeded: after a crash at any time
+// the name has its old content or the whole new one. It is durable on return; when it fails nothing is left behind.
+func Replace(fs FS, name string, fill func(File) error) (err error) {
+	tmp := TempName(name)
+	f, err := fs.Create(tmp)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, ignoreMissing(fs.Remove(tmp)))
+		}
+	}()
+	err = fill(f)
+	if err == nil {
+		err = f.Sync() // before the rename: else the name could come to stand for an empty file
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	if err = fs.Rename(tmp, name); err != nil {
+		return err
+	}
+	return fs.SyncDir(filepath.Dir(name))
+}
+
+// ReadFile reads a whole file, which may not be longer than limit bytes.
+func ReadFile(fs FS, name string, limit int64) ([]byte, error) {
+	f, err := fs.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	size, err := f.Size()
+	if err != nil {
+		return nil, err
+	}
+	if size > limit {
+		return nil, &TooLargeError{Name: name, Size: size, Limit: limit}
+	}
+	data := make([]byte, size)
+	n, err := f.ReadAt(data, 0)
+	if err != nil && !(errors.Is(err, io.EOF) && int64(n) == size) {
+		return nil, err
+	}
+	return data, nil
+}

@@ -1,0 +1,139 @@
+package durable
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"sitrep/internal/block"
+)
+
+// OS returns the operating system's own filesystem.
+func OS() FS { return osFS{} }
+
+type osFS struct{}
+
+func (osFS) Open(name string) (File, error)   { return openOS(name, os.O_RDONLY) }
+func (osFS) OpenRW(name string) (File, error) { return openOS(name, os.O_RDWR) }
+func (osFS) Create(name string) (File, error) { return openOS(name, os.O_RDWR|os.O_CREATE|os.O_EXCL) }
+
+func openOS(name string, flag int) (File, error) {
+	f, err := os.OpenFile(name, flag, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && info.IsDir() {
+		err = &fs.PathError{Op: "open", Path: name, Err: errors.New("is a folder")}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if flag&os.O_CREATE != 0 {
+		makeSparse(f)
+	}
+	return &osFile{File: f, direct: direct{name: name, write: flag&os.O_RDWR != 0}}, nil
+}
+
+func (osFS) Rename(oldName, newName string) error { return os.Rename(oldName, newName) }
+func (osFS) Remove(name string) error             { return os.Remove(name) }
+func (osFS) Clone(oldName, newName string) error  { return cloneFile(oldName, newName) }
+
+func (osFS) Link(oldName, newName string) error {
+	err := os.Link(oldName, newName)
+	if err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(errors.ErrUnsupported, err)
+	}
+	return err
+}
+
+func (f osFS) MkdirAll(name string) error {
+	info, err := os.Stat(name)
+	if err == nil {
+		if !info.IsDir() {
+			return &fs.PathError{Op: "mkdir", Path: name, Err: errors.New("is a file, not a folder")}
+		}
+		return nil
+	}
+	parent := filepath.Dir(name)
+	if parent != name {
+		if err := f.MkdirAll(parent); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return f.SyncDir(parent)
+}
+
+func (osFS) ReadDir(name string) ([]Entry, error) {
+	list, err := os.ReadDir(name)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Entry, len(list))
+	for i, e := range list {
+		out[i] = Entry{Name: e.Name(), Dir: e.IsDir()}
+	}
+	return out, nil
+}
+
+func (osFS) Stat(name string) (Stamp, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return Stamp{}, err
+	}
+	return stampOf(info), nil
+}
+
+func (osFS) SyncDir(name string) error { return syncDir(name) }
+
+func (osFS) Lock(name string) (io.Closer, error) { return lockFile(name) }
+
+// osFile is a file of the operating system. Large aligned transfers go around the page cache: see direct.
+type osFile struct {
+	*os.File
+	direct direct
+}
+
+func (f *osFile) ReadAt(p []byte, off int64) (int, error) {
+	return f.direct.readAt(f.File, p, off)
+}
+
+func (f *osFile) WriteAt(p []byte, off int64) (int, error) {
+	return f.direct.writeAt(f.File, p, off)
+}
+
+func (f *osFile) Close() error {
+	return errors.Join(f.direct.close(), f.File.Close())
+}
+
+// Size asks for the end of the file by seeking: that is right for block devices too.
+func (f *osFile) Size() (int64, error) { return f.File.Seek(0, io.SeekEnd) }
+
+func (f *osFile) Stamp() (Stamp, error) {
+	info, err := f.File.Stat()
+	if err != nil {
+		return Stamp{}, err
+	}
+	return stampOf(info), nil
+}
+
+func (f *osFile) Extent(off, n int64) (block.Extent, error) { return extentOf(f.File, off, n) }
+func (f *osFile) ZeroAt(off, n int64) error                 { return zeroFile(f, off, n) }
+
+// writeZeros is ZeroAt for filesystems that cannot make holes.
+func writeZeros(w io.WriterAt, off, n int64) error {
+	buf := make([]byte, min(n, 1<<20))
+	for n > 0 {
+		k := min(n, int64(len(buf)))
+		if _, err := w.WriteAt(buf[:k], off); err != nil {
+			return err
+		}
+		off, n = off+k, n-k
+	}
+	return nil
+}

@@ -1,0 +1,149 @@
+// Package fault is the one type of an error that an operator gets to see, and the one table that says what each kind of
+// error means: whether it is tried again, which exit code it makes, and what to run next.
+//
+// An error is classified where it is born, by its Code. Layers above wrap it with fmt.Errorf("...: %w") or fill in the
+// VM and the disk with In; they never change its class. The command line asks Find once and makes the exit code.
+package fault
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// Class says what happens after an error of a Code.
+type Class uint8
+
+const (
+	// Recoverable errors are tried again on the retry schedule (exit code 1).
+	Recoverable Class = iota
+	// Critical errors need an administrator; they are not tried again (exit code 4).
+	Critical
+	// Resync errors are mended by resynchronization only (exit code 5).
+	Resync
+	// Refused means that the operation is not allowed in this state, or that another site owns the VM (exit code 6).
+	Refused
+	// Differs means that a verification found a difference (exit code 7).
+	Differs
+	// Prerequisite means that a prerequisite is not met (exit code 3).
+	Prerequisite
+	// Usage means a wrong command line or site file (exit code 2).
+	Usage
+	// Locked means that another run holds the lock (exit code 11).
+	Locked
+)
+
+// Error is an error for the operator. Only Code is required.
+type Error struct {
+	Code Code
+	VM   string // name of the VM, "" when it concerns none
+	Disk string // name of the disk, "" when it concerns none
+	Path string // file or address, "" when none
+	Off  int64  // byte offset in Path; used only when HasOff
+	// HasOff says that Off is known: offset 0 is a place like any other.
+	HasOff bool
+	Msg    string // what happened, in words
+	Err    error  // the cause, may be nil
+}
+
+// New returns an error of the given code.
+func New(code Code, format string, args ...any) *Error {
+	return &Error{Code: code, Msg: fmt.Sprintf(format, args...)}
+}
+
+// Wrap returns an error of the given code caused by err.
+func Wrap(code Code, err error, format string, args ...any) *Error {
+	return &Error{Code: code, Msg: fmt.Sprintf(format, args...), Err: err}
+}
+
+// At names the file. It changes and returns e, for use where the error is made.
+func (e *Error) At(path string) *Error { e.Path = path; return e }
+
+// AtOff names the file and the byte offset. It changes and returns e, for use where the error is made.
+func (e *Error) AtOff(path string, off int64) *Error {
+	e.Path, e.Off, e.HasOff = path, off, true
+	return e
+}
+
+// Of names the VM and the disk. It changes and returns e, for use where the error is made.
+func (e *Error) Of(vm, disk string) *Error { e.VM, e.Disk = vm, disk; return e }
+
+// Error tells the place first, then what happened, then the cause.
+func (e *Error) Error() string {
+	var b strings.Builder
+	part := func(s string) {
+		if s == "" {
+			return
+		}
+		if b.Len() > 0 {
+			b.WriteString(": ")
+		}
+		b.WriteString(s)
+	}
+	if e.VM != "" {
+		part("VM " + e.VM)
+	}
+	if e.Disk != "" {
+		part("disk " + e.Disk)
+	}
+	if e.Path != "" && e.HasOff {
+		part(fmt.Sprintf("%s at offset %d", e.Path, e.Off))
+	} else {
+		part(e.Path)
+	}
+	part(e.Msg)
+	if e.Err != nil {
+		part(e.Err.Error())
+	}
+	return b.String()
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Class is the class of the error's code.
+func (e *Error) Class() Class { return e.Code.Class() }
+
+// Find returns the outermost Error in err's chain, or nil.
+func Find(err error) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return nil
+}
+
+// Is says whether err carries the given code anywhere in its chain.
+func Is(err error, code Code) bool {
+	for err != nil {
+		e := Find(err)
+		if e == nil {
+			return false
+		}
+		if e.Code == code {
+			return true
+		}
+		err = e.Err
+	}
+	return false
+}
+
+// In fills in the VM and the disk of the Error in err's chain, where they are not named yet, and returns err.
+// An error that carries no Error becomes one: see FromOS for its code.
+func In(err error, vm, disk string) error {
+	if err == nil {
+		return nil
+	}
+	e := Find(err)
+	if e == nil {
+		e = FromOS(err)
+		err = e
+	}
+	if e.VM == "" {
+		e.VM = vm
+	}
+	if e.Disk == "" {
+		e.Disk = disk
+	}
+	return err
+}
