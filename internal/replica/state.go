@@ -1,0 +1,141 @@
+package replica
+
+import (
+	"encoding/json"
+	"time"
+
+	"sitrep/internal/hrl"
+	"sitrep/internal/sums"
+)
+
+// Format is the version of State that this program writes; a newer one is refused, not guessed at.
+const Format = 1
+
+// Phase is what the replica is for at the moment.
+type Phase string
+
+// The phases. The command line shows them as the VM's state.
+const (
+	Seeding        Phase = "initial-replication"        // the initial copy is not complete
+	Replicating    Phase = "replicating"                // deltas are taken and applied
+	Paused         Phase = "paused"                     // by the administrator
+	ResyncRequired Phase = "resynchronization-required" // change logs no longer lead on
+)
+
+// State is the ledger: all that is true of a replica, in one record. The zero value of every field means "never".
+type State struct {
+	Format  int    `json:"format"`
+	Version uint64 `json:"version"` // goes up with every Save
+	VM      string `json:"vm"`
+	Vault   string `json:"vault"`
+	Replica hrl.ID `json:"replica"` // names this relationship for ever: a new protection makes a new one
+	// Generation goes up at every failover and failback; a writer with an old one is refused.
+	Generation uint64    `json:"generation"`
+	Owner      Owner     `json:"owner"`
+	Created    time.Time `json:"created"`
+
+	Phase      Phase     `json:"phase"`
+	PhaseSince time.Time `json:"phase_since"`
+	Reason     string    `json:"reason,omitempty"` // why, in words, for Paused and ResyncRequired
+	// PausedFrom is the phase that resume goes back to.
+	PausedFrom Phase `json:"paused_from,omitempty"`
+
+	Disks []Disk `json:"disks"`
+
+	// Received is the position to which the shelf leads: all logs from Applied to Received lie there, listed in Pending.
+	Received hrl.Pos `json:"received"`
+	// Applying is set while pages are between Applied and its To: they are no disk of any moment then.
+	Applying *Span `json:"applying,omitempty"`
+	// Applied is the position of the pages, when Applying is nil.
+	Applied hrl.Pos `json:"applied"`
+	// Pending is what lies on the shelf and is not applied, in order.
+	Pending []Segment `json:"pending,omitempty"`
+	// Consistent says that Applied is a state that the VM's disks had at one moment. After an initial copy taken from disks
+	// that went on changing it is not, until the first delta.
+	Consistent bool `json:"consistent"`
+	// AsOf is the last moment of which it is known that the pages at Applied are the source's disks.
+	AsOf time.Time `json:"as_of"`
+
+	Points []Point `json:"points,omitempty"` // oldest first
+
+	// Definition is what is needed to make the VM at the recovery site, as recorded by finalize protection.
+	Definition json.RawMessage `json:"definition,omitempty"`
+}
+
+// Owner is who writes to the replica.
+type Owner struct {
+	Site  string    `json:"site"` // vault and VMM server
+	Host  string    `json:"host"` // machine that runs sitrep
+	Since time.Time `json:"since"`
+}
+
+// Span leads from one position to another.
+type Span struct {
+	From hrl.Pos `json:"from"`
+	To   hrl.Pos `json:"to"`
+}
+
+// Disk is one disk of the replica.
+type Disk struct {
+	Name      string `json:"name"`
+	OS        bool   `json:"os,omitempty"`
+	Source    string `json:"source"`        // path at the protected site
+	Format    string `json:"source_format"` // raw, vhd, vhdx: what failback creates
+	Size      int64  `json:"size"`          // guest bytes at Applied
+	BlockSize int64  `json:"block_size"`    // bytes of a block of the sums; fixed when protection is enabled
+	// Seeded is how far the initial copy is known to be durable, in guest bytes; Size when it is complete.
+	Seeded int64 `json:"seeded"`
+	// Stamp describes the pages as they were left at Applied; something else wrote to them if it differs.
+	Stamp string `json:"stamp,omitempty"`
+	// Seal proves the block sums as of Applied.
+	Seal *sums.Seal `json:"sums_seal,omitempty"`
+	// VerifiedAt is when every block was last proved against its sum.
+	VerifiedAt time.Time `json:"verified_at,omitzero"`
+	// VerifyCursor is where the verification in progress goes on, in guest bytes.
+	VerifyCursor int64 `json:"verify_cursor,omitempty"`
+	// VerifyStarted is when the verification in progress began.
+	VerifyStarted time.Time `json:"verify_started,omitzero"`
+}
+
+// Segment is one cut on the shelf: a log for each disk.
+type Segment struct {
+	Span
+	CutAt         time.Time        `json:"cut_at"`
+	AppConsistent bool             `json:"app_consistent,omitempty"`
+	Sizes         map[string]int64 `json:"sizes"` // guest bytes of each disk at To
+	Bytes         map[string]int64 `json:"bytes"` // bytes of each disk's log
+}
+
+// Point is a recovery point: the whole VM at one position.
+type Point struct {
+	ID            string           `json:"id"` // sorts by time
+	At            hrl.Pos          `json:"position"`
+	CutAt         time.Time        `json:"cut_at"`
+	AppConsistent bool             `json:"app_consistent,omitempty"`
+	Sizes         map[string]int64 `json:"sizes"` // guest bytes of each disk
+}
+
+// Disk returns the entry of a disk, or nil.
+func (s *State) Disk(name string) *Disk {
+	for i := range s.Disks {
+		if s.Disks[i].Name == name {
+			return &s.Disks[i]
+		}
+	}
+	return nil
+}
+
+// Point returns a recovery point, or nil.
+func (s *State) Point(id string) *Point {
+	for i := range s.Points {
+		if s.Points[i].ID == id {
+			return &s.Points[i]
+		}
+	}
+	return nil
+}
+
+// PointID is the name of the recovery point of a cut: the time in UTC, so that names sort, and the position's number.
+func PointID(at hrl.Pos, cut time.Time) string {
+	return cut.UTC().Format("20060102T150405Z") + "-" + at.ID.String()[:8]
+}
