@@ -14,7 +14,8 @@ import (
 	"slices"
 )
 
-// Range is the half-open byte range [Off, Off+Len). Off and Len are never negative.
+// Range is the half-open byte range [Off, Off+Len). Off and Len are never negative, and their sum is at most the largest
+// int64: ranges from foreign bytes are checked with Within before anything else is asked of them.
 type Range struct {
 	Off int64 `json:"off"`
 	Len int64 `json:"len"`
@@ -40,7 +41,8 @@ func (r Range) Within(size int64) bool {
 	return r.Off >= 0 && r.Len >= 0 && r.Off <= size && r.Len <= size-r.Off
 }
 
-// Outward returns the smallest range that holds r and begins and ends at multiples of unit (unit > 0).
+// Outward returns the smallest range that holds r and begins and ends at multiples of unit (unit > 0). Its end must be
+// an int64.
 func (r Range) Outward(unit int64) Range {
 	off := r.Off - r.Off%unit
 	end := RoundUp(r.End(), unit)
@@ -49,11 +51,23 @@ func (r Range) Outward(unit int64) Range {
 
 func (r Range) String() string { return fmt.Sprintf("[%d,+%d)", r.Off, r.Len) }
 
-// RoundUp rounds n up to a multiple of unit (n >= 0, unit > 0).
-func RoundUp(n, unit int64) int64 { return (n + unit - 1) / unit * unit }
+// RoundUp rounds n up to a multiple of unit (n >= 0, unit > 0), which must be an int64.
+func RoundUp(n, unit int64) int64 {
+	if rest := n % unit; rest != 0 {
+		return n + (unit - rest)
+	}
+	return n
+}
 
 // Count is the number of blocks of blockSize bytes that a disk of size bytes has; the last one may be short.
-func Count(size, blockSize int64) int64 { return (size + blockSize - 1) / blockSize }
+// It is right for every size >= 0 and blockSize > 0.
+func Count(size, blockSize int64) int64 {
+	n := size / blockSize
+	if size%blockSize != 0 {
+		n++
+	}
+	return n
+}
 
 // Nth is the range of the i-th block of blockSize bytes on a disk of size bytes; the last one is clipped to the disk.
 func Nth(i, blockSize, size int64) Range {
@@ -151,13 +165,13 @@ func (s *Set) Remove(r Range) {
 
 // Contains says whether the byte at off is in the set.
 func (s *Set) Contains(off int64) bool {
-	i := s.firstEndingAtOrAfter(off + 1)
-	return i < len(s.ranges) && s.ranges[i].Off <= off
+	_, ok := s.Next(Range{Off: off, Len: 1})
+	return ok
 }
 
 // Next returns the first run of the set that intersects w, clipped to w; ok is false when there is none.
 func (s *Set) Next(w Range) (run Range, ok bool) {
-	for i := s.firstEndingAtOrAfter(w.Off + 1); i < len(s.ranges) && s.ranges[i].Off < w.End(); i++ {
+	for i := s.firstEndingAtOrAfter(w.Off); i < len(s.ranges) && s.ranges[i].Off < w.End(); i++ {
 		if run = s.ranges[i].Intersect(w); !run.Empty() {
 			return run, true
 		}

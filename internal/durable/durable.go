@@ -20,6 +20,7 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
+	"unsafe"
 
 	"sitrep/internal/block"
 )
@@ -76,7 +77,8 @@ type FS interface {
 	// is errors.ErrUnsupported.
 	Link(oldName, newName string) error
 	// Clone makes newName, which must not exist, a copy of oldName that shares its blocks, frozen at one moment, or
-	// fails with an error that is errors.ErrUnsupported and leaves nothing behind.
+	// fails with an error that is errors.ErrUnsupported. A Clone that fails leaves nothing behind. The copy survives a
+	// power cut only after its own Sync and SyncDir.
 	Clone(oldName, newName string) error
 	// Remove removes a file or an empty folder.
 	Remove(name string) error
@@ -99,11 +101,16 @@ var ErrLocked = errors.New("locked by another run")
 // tempMark is in the name of every temporary file, so that what a crash left can be told from what an operator put there.
 const tempMark = ".sitrep-tmp-"
 
+// maxTempBase is how many bytes of a name its temporary name repeats: with the rest, names of 255 bytes still fit.
+const maxTempBase = 200
+
 // TempName returns a new unique name in the folder of name.
 func TempName(name string) string {
 	var b [8]byte
 	rand.Read(b[:]) // never fails (crypto/rand)
-	return filepath.Join(filepath.Dir(name), "."+filepath.Base(name)+tempMark+hex.EncodeToString(b[:]))
+	base := filepath.Base(name)
+	base = strings.ToValidUTF8(base[:min(len(base), maxTempBase)], "")
+	return filepath.Join(filepath.Dir(name), "."+base+tempMark+hex.EncodeToString(b[:]))
 }
 
 // IsTemp says whether a name was made by TempName.
@@ -122,7 +129,8 @@ func WriteFile(fs FS, name string, data []byte) error {
 }
 
 // Replace calls fill with a new empty file, and gives it the name when fill has succeeded: after a crash at any time
-// the name has its old content or the whole new one. It is durable on return; when it fails nothing is left behind.
+// the name has its old content or the whole new one. It is durable on return. When it fails, no temporary file is left
+// behind; the name has its old content, or, when only the last step (SyncDir) failed, perhaps the new one.
 func Replace(fs FS, name string, fill func(File) error) (err error) {
 	tmp := TempName(name)
 	f, err := fs.Create(tmp)
@@ -166,8 +174,22 @@ func ReadFile(fs FS, name string, limit int64) ([]byte, error) {
 	}
 	data := make([]byte, size)
 	n, err := f.ReadAt(data, 0)
-	if err != nil && !(errors.Is(err, io.EOF) && int64(n) == size) {
-		return nil, err
+	if int64(n) == size {
+		return data, nil
 	}
-	return data, nil
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF // it became shorter meanwhile
+	}
+	return nil, err
+}
+
+// bufferAlign is the alignment of an AlignedBuffer: the largest logical sector in use.
+const bufferAlign = 4096
+
+// AlignedBuffer returns n zero bytes whose address is a multiple of 4096, so that transfers of multiples of 4096 bytes
+// between it and a File can go around the page cache. (Large slices usually are so aligned, but nothing promises it.)
+func AlignedBuffer(n int) []byte {
+	buf := make([]byte, n+bufferAlign-1)
+	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(buf)))) & (bufferAlign - 1)
+	return buf[skip : skip+n : skip+n]
 }

@@ -34,7 +34,7 @@ func openOS(name string, flag int) (File, error) {
 	if flag&os.O_CREATE != 0 {
 		makeSparse(f)
 	}
-	return &osFile{File: f, direct: direct{name: name, write: flag&os.O_RDWR != 0}}, nil
+	return &osFile{File: f}, nil
 }
 
 func (osFS) Rename(oldName, newName string) error { return os.Rename(oldName, newName) }
@@ -43,21 +43,21 @@ func (osFS) Clone(oldName, newName string) error  { return cloneFile(oldName, ne
 
 func (osFS) Link(oldName, newName string) error {
 	err := os.Link(oldName, newName)
-	if err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && linkUnsupported(err) {
 		return errors.Join(errors.ErrUnsupported, err)
 	}
 	return err
 }
 
 func (f osFS) MkdirAll(name string) error {
+	parent := filepath.Dir(name)
 	info, err := os.Stat(name)
 	if err == nil {
 		if !info.IsDir() {
 			return &fs.PathError{Op: "mkdir", Path: name, Err: errors.New("is a file, not a folder")}
 		}
-		return nil
+		return f.syncFound(parent)
 	}
-	parent := filepath.Dir(name)
 	if parent != name {
 		if err := f.MkdirAll(parent); err != nil {
 			return err
@@ -67,6 +67,17 @@ func (f osFS) MkdirAll(name string) error {
 		return err
 	}
 	return f.SyncDir(parent)
+}
+
+// syncFound makes durable a folder that is there already: a run that was killed between mkdir and sync may have made
+// it. The folders above it need nothing, they were durable before it was made. A parent that this account may not even
+// list is none that it made folders in.
+func (f osFS) syncFound(parent string) error {
+	err := f.SyncDir(parent)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil
+	}
+	return err
 }
 
 func (osFS) ReadDir(name string) ([]Entry, error) {

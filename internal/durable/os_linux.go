@@ -2,9 +2,11 @@ package durable
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -65,21 +67,19 @@ func cloneFile(oldName, newName string) error {
 	if err != nil {
 		return err
 	}
-	err = unix.IoctlFileClone(int(dst.Fd()), int(src.Fd()))
+	err = retryEINTR(func() error { return unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) })
 	if cerr := dst.Close(); err == nil {
 		err = cerr
 	}
 	if err == nil {
 		return nil
 	}
-	rerr := os.Remove(newName)
-	for _, no := range []error{unix.EOPNOTSUPP, unix.ENOTTY, unix.EXDEV, unix.EINVAL, unix.ENOSYS, unix.EPERM} {
-		if errors.Is(err, no) {
-			err = errors.ErrUnsupported
-			break
-		}
+	if isAny(err, unix.EOPNOTSUPP, unix.ENOTTY, unix.EXDEV, unix.EINVAL, unix.ENOSYS, unix.EPERM) {
+		err = errors.Join(errors.ErrUnsupported, &os.LinkError{Op: "clone", Old: oldName, New: newName, Err: err})
+	} else {
+		err = &os.LinkError{Op: "clone", Old: oldName, New: newName, Err: err}
 	}
-	return errors.Join(err, rerr)
+	return errors.Join(err, os.Remove(newName))
 }
 
 // extentOf asks the filesystem where data begins. A block device, or a filesystem without the call, is all data.
@@ -119,8 +119,9 @@ func zeroFile(f *osFile, off, n int64) error {
 		return nil
 	}
 	mode := uint32(unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE)
-	err = unix.Fallocate(int(f.Fd()), mode, off, n)
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ENODEV) {
+	err = retryEINTR(func() error { return unix.Fallocate(int(f.Fd()), mode, off, n) })
+	// EINVAL: a block device wants whole sectors.
+	if isAny(err, unix.EOPNOTSUPP, unix.ENOSYS, unix.ENODEV, unix.EINVAL) {
 		return writeZeros(f, off, n)
 	}
 	if err != nil {
@@ -140,29 +141,21 @@ const (
 // the dearest thing in a copy (a fault each, then write-back); large aligned transfers have no use for them. The
 // kernel keeps the two ways coherent as long as they do not overlap in time.
 type direct struct {
-	name  string
-	write bool
-	once  sync.Once
-	f     *os.File // nil: the filesystem cannot
+	once sync.Once
+	f    *os.File // nil: the filesystem cannot
 }
 
+// open goes through /proc, not through the file's name: the name may mean another file by now, or none.
 func (d *direct) open(plain *os.File) *os.File {
 	d.once.Do(func() {
-		flag := os.O_RDONLY
-		if d.write {
-			flag = os.O_RDWR
-		}
-		f, err := os.OpenFile(d.name, flag|unix.O_DIRECT, 0)
+		flag, err := unix.FcntlInt(plain.Fd(), unix.F_GETFL, 0)
 		if err != nil {
 			return
 		}
-		a, aerr := plain.Stat()
-		b, berr := f.Stat()
-		if aerr != nil || berr != nil || !os.SameFile(a, b) { // the name means another file by now
-			f.Close()
-			return
+		name := fmt.Sprintf("/proc/self/fd/%d", plain.Fd())
+		if f, err := os.OpenFile(name, flag&unix.O_ACCMODE|unix.O_DIRECT, 0); err == nil {
+			d.f = f
 		}
-		d.f = f
 	})
 	return d.f
 }
@@ -180,42 +173,55 @@ func aligned(p []byte, off int64) bool {
 		uintptr(unsafe.Pointer(unsafe.SliceData(p)))%directAlign == 0
 }
 
-// readAt takes what the page cache has, and reads the rest around it.
+// readAt copies from the page cache what is there already, whole, and reads everything else around it. A direct read
+// that fails is tried again the plain way, whose answer counts: alignment rules differ between filesystems.
 func (d *direct) readAt(plain *os.File, p []byte, off int64) (int, error) {
-	if !aligned(p, off) {
-		return plain.ReadAt(p, off)
-	}
-	done := 0
-	for done < len(p) {
-		n, err := unix.Preadv2(int(plain.Fd()), [][]byte{p[done:]}, off+int64(done), unix.RWF_NOWAIT)
-		if n <= 0 || err != nil {
-			break
-		}
-		done += n
-	}
-	rest := done &^ (directAlign - 1)
-	if done == len(p) {
-		return done, nil
-	}
-	if f := d.open(plain); f != nil {
-		n, err := f.ReadAt(p[rest:], off+int64(rest))
-		if err == nil || errors.Is(err, io.EOF) {
-			return rest + n, err
+	if aligned(p, off) && !cached(plain, off, len(p)) {
+		if f := d.open(plain); f != nil {
+			if n, err := f.ReadAt(p, off); err == nil || err == io.EOF {
+				return n, err
+			}
 		}
 	}
-	n, err := plain.ReadAt(p[done:], off+int64(done))
-	return done + n, err
+	return plain.ReadAt(p, off)
+}
+
+// cached says whether the page cache holds the whole range. Asking with preadv2(RWF_NOWAIT) would not do: it starts the
+// readahead that fills the cache. Linux before 6.5 cannot tell; then nothing is taken for cached.
+func cached(f *os.File, off int64, n int) bool {
+	var stat unix.Cachestat_t
+	want := unix.CachestatRange{Off: uint64(off), Len: uint64(n)}
+	err := unix.Cachestat(uint(f.Fd()), &want, &stat, 0)
+	return err == nil && stat.Cache >= uint64(n/os.Getpagesize())
 }
 
 func (d *direct) writeAt(plain *os.File, p []byte, off int64) (int, error) {
-	if !aligned(p, off) {
-		return plain.WriteAt(p, off)
-	}
-	if f := d.open(plain); f != nil {
-		n, err := f.WriteAt(p, off)
-		if err == nil || !errors.Is(err, unix.EINVAL) {
-			return n, err
+	if aligned(p, off) {
+		if f := d.open(plain); f != nil {
+			n, err := f.WriteAt(p, off)
+			if err == nil || !errors.Is(err, unix.EINVAL) {
+				return n, err
+			}
 		}
 	}
 	return plain.WriteAt(p, off)
+}
+
+// linkUnsupported says whether a failed link means that it cannot be had here: another filesystem, one without hard
+// links, a file with too many, or a rule against links to files of others.
+func linkUnsupported(err error) bool {
+	return isAny(err, unix.EPERM, unix.EXDEV, unix.EMLINK, unix.EOPNOTSUPP, unix.ENOSYS)
+}
+
+func isAny(err error, of ...unix.Errno) bool {
+	return slices.ContainsFunc(of, func(no unix.Errno) bool { return errors.Is(err, no) })
+}
+
+// retryEINTR repeats a call that a signal interrupted.
+func retryEINTR(call func() error) error {
+	for {
+		if err := call(); err != unix.EINTR {
+			return err
+		}
+	}
 }

@@ -66,10 +66,7 @@ func extentOf(_ *os.File, off, n int64) (block.Extent, error) {
 }
 
 // direct is the plain way on systems where going around the page cache is not worth its rules.
-type direct struct {
-	name  string
-	write bool
-}
+type direct struct{}
 
 func (*direct) close() error { return nil }
 
@@ -91,4 +88,10 @@ func zeroFile(f *osFile, off, n int64) error {
 
 func stampOf(info fs.FileInfo) Stamp {
 	return Stamp{Size: info.Size(), ModTime: info.ModTime().UnixNano()}
+}
+
+// linkUnsupported says whether a failed link means that it cannot be had here.
+func linkUnsupported(err error) bool {
+	return errors.Is(err, errors.ErrUnsupported) || errors.Is(err, windows.ERROR_INVALID_FUNCTION) ||
+		errors.Is(err, windows.ERROR_NOT_SAME_DEVICE) || errors.Is(err, windows.ERROR_TOO_MANY_LINKS)
 }

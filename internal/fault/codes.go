@@ -118,7 +118,7 @@ func table() map[Code]Entry {
 	}
 }
 
-// FromOS classifies an error that no layer has classified: by errno, never by text.
+// FromOS classifies an error (not nil) that no layer has classified: by errno, never by text.
 func FromOS(err error) *Error {
 	if e := Find(err); e != nil {
 		return e
@@ -131,12 +131,13 @@ func FromOS(err error) *Error {
 		code = NoSpace
 	case errors.Is(err, fs.ErrPermission), isReadOnly(err):
 		code = Permission
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist), isNotFolder(err):
 		code = NotFound
+	case isBusy(err):
+		code = Busy
 	}
 	e := &Error{Code: code, Err: err}
-	var pe *os.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := err.(*os.PathError); ok { // bare: what is wrapped around one would be lost
 		e.Path, e.Msg, e.Err = pe.Path, pe.Op, pe.Err
 	}
 	return e

@@ -11,3 +11,11 @@ func isNoSpace(err error) bool {
 }
 
 func isReadOnly(err error) bool { return errors.Is(err, windows.ERROR_WRITE_PROTECT) }
+
+// isNotFolder says that a part of the path is a file.
+func isNotFolder(err error) bool { return errors.Is(err, windows.ERROR_DIRECTORY) }
+
+func isBusy(err error) bool {
+	return errors.Is(err, windows.ERROR_SHARING_VIOLATION) || errors.Is(err, windows.ERROR_LOCK_VIOLATION) ||
+		errors.Is(err, windows.ERROR_BUSY)
+}

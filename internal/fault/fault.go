@@ -8,6 +8,7 @@ package fault
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -113,17 +114,16 @@ func Find(err error) *Error {
 	return nil
 }
 
-// Is says whether err carries the given code anywhere in its chain.
+// Is says whether err carries the given code anywhere in its chain, in any branch of joined errors.
 func Is(err error, code Code) bool {
-	for err != nil {
-		e := Find(err)
-		if e == nil {
-			return false
-		}
-		if e.Code == code {
-			return true
-		}
-		err = e.Err
+	if e, ok := err.(*Error); ok && e.Code == code {
+		return true
+	}
+	switch u := err.(type) {
+	case interface{ Unwrap() error }:
+		return Is(u.Unwrap(), code)
+	case interface{ Unwrap() []error }:
+		return slices.ContainsFunc(u.Unwrap(), func(err error) bool { return Is(err, code) })
 	}
 	return false
 }

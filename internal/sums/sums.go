@@ -86,7 +86,10 @@ func (l Seal) MarshalText() ([]byte, error) {
 // UnmarshalText reads what MarshalText wrote.
 func (l *Seal) UnmarshalText(text []byte) error {
 	var b [16]byte
-	if n, err := hex.Decode(b[:], text); len(text) != 32 || err != nil || n != 16 {
+	if len(text) != hex.EncodedLen(len(b)) {
+		return fmt.Errorf("a seal has 32 hexadecimal digits, not %d", len(text))
+	}
+	if _, err := hex.Decode(b[:], text); err != nil {
 		return fmt.Errorf("a seal has 32 hexadecimal digits, not %q", text)
 	}
 	l.hi, l.lo = binary.BigEndian.Uint64(b[:]), binary.BigEndian.Uint64(b[8:])
@@ -115,9 +118,52 @@ func (t *Table) Load(first int64, out []Sum) error {
 	return nil
 }
 
+// holeMin is how many zero sums in a row are worth a hole: a page of the file.
+const holeMin = 4096 / Size
+
 // Store writes the sums of the blocks first, first+1 and so on. Long runs of zero sums make holes. Nothing is durable
 // before the file's Sync.
 func (t *Table) Store(first int64, in []Sum) error {
+	for len(in) > 0 {
+		n := zeroRun(in)
+		if n >= holeMin {
+			if err := t.Clear(first, int64(n)); err != nil {
+				return err
+			}
+		} else {
+			n = untilHole(in)
+			if err := t.write(first, in[:n]); err != nil {
+				return err
+			}
+		}
+		first, in = first+int64(n), in[n:]
+	}
+	return nil
+}
+
+// untilHole is the number of sums before the next run of holeMin zero sums.
+func untilHole(in []Sum) int {
+	for i := 0; i < len(in); i++ {
+		n := zeroRun(in[i:])
+		if n >= holeMin {
+			return i
+		}
+		i += n
+	}
+	return len(in)
+}
+
+// zeroRun is the number of zero sums at the start of in.
+func zeroRun(in []Sum) int {
+	for i, s := range in {
+		if !s.IsZero() {
+			return i
+		}
+	}
+	return len(in)
+}
+
+func (t *Table) write(first int64, in []Sum) error {
 	buf := make([]byte, len(in)*Size)
 	for i := range in {
 		copy(buf[i*Size:], in[i][:])
