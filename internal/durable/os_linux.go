@@ -42,19 +42,34 @@ type fileLock struct{ f *os.File }
 
 func (l fileLock) Close() error { return l.f.Close() }
 
+// lockFile locks what the name stands for when it is locked: a holder may remove the file before it releases it, and
+// who opened it in between must not take the lock of a file that has no name any more.
 func lockFile(name string) (io.Closer, error) {
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, ErrLocked
+	for {
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
 		}
-		return nil, &fs.PathError{Op: "lock", Path: name, Err: err}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			f.Close()
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				return nil, ErrLocked
+			}
+			return nil, &fs.PathError{Op: "lock", Path: name, Err: err}
+		}
+		mine, err := f.Stat()
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		named, err := os.Stat(name)
+		if err == nil && os.SameFile(mine, named) {
+			return fileLock{f}, nil
+		}
+		f.Close()
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
 	}
-	return fileLock{f}, nil
 }
 
 func cloneFile(oldName, newName string) error {

@@ -44,6 +44,7 @@ const (
 	ReplicaChanged   Code = "replica-changed"
 	ReplicaCorrupt   Code = "replica-corrupt"
 	LedgerCorrupt    Code = "ledger-corrupt"
+	LedgerVersion    Code = "ledger-version"
 	LedgerConflict   Code = "ledger-conflict"
 	Fenced           Code = "fenced"
 	NotProtected     Code = "not-protected"
@@ -107,6 +108,7 @@ func table() map[Code]Entry {
 		ReplicaChanged:   {Resync, "Something other than sitrep wrote to the replica.", "Find out what it was; sitrep verify {vm} tells whether the content is still right, else run: sitrep resync {vm}"},
 		ReplicaCorrupt:   {Resync, "The replica's content is not what its block sums say.", "Run: sitrep resync --deep {vm}"},
 		LedgerCorrupt:    {Critical, "The ledger cannot be read.", "Restore ledger.json from a backup of the store, then run: sitrep verify {vm}"},
+		LedgerVersion:    {Critical, "The store was written by a newer version.", "Update sitrep, then run: sitrep resume {vm}"},
 		LedgerConflict:   {Recoverable, "Another run changed the ledger at the same time.", "Run the same command again."},
 		Fenced:           {Refused, "Another site has taken over this VM.", "Run sitrep status {vm} to see who; nothing was written."},
 		NotProtected:     {Refused, "The VM is not protected.", "Run: sitrep protect {vm}"},
