@@ -1,0 +1,333 @@
+package site
+
+import (
+	"net"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"time"
+)
+
+// refs is what references in the file can mean.
+type refs struct {
+	policies *names[*Policy]
+	networks *names[string]
+	recovery *names[string]
+	clouds   *names[struct{}]
+	hosts    *names[struct{}]
+	vms      *names[*VM]
+	paths    map[string]int // of disks: line of the first one
+	store    string         // the directory of the store, "" = none
+}
+
+// site reads the whole document, what is referred to before what refers to it, wherever it stands in the file.
+func (d *doc) site(s *Site, root value) {
+	r := &refs{
+		policies: newNames[*Policy]("policy"),
+		networks: newNames[string]("network"),
+		recovery: newNames[string]("recovery network"),
+		clouds:   newNames[struct{}]("cloud"),
+		hosts:    newNames[struct{}]("host"),
+		vms:      newNames[*VM]("VM"),
+		paths:    map[string]int{},
+	}
+	o := root.object("vault", "store", "policies", "networks", "recovery", "network_mapping", "vmm", "recovery_plans")
+	s.Vault = o.need("vault").name(maxName)
+	s.Store = parseStore(o.need("store"))
+	r.store = s.Store.Directory
+	for _, v := range o.need("policies").list() {
+		s.Policies = append(s.Policies, parsePolicy(v, r))
+	}
+	for _, v := range o.get("networks").list() {
+		s.Networks = append(s.Networks, parseNetwork(v, r))
+	}
+	s.Recovery = parseRecovery(o.get("recovery"), r)
+	s.NetworkMapping = parseMappings(o.get("network_mapping"), r)
+	s.VMM = parseVMM(o.need("vmm"), r)
+	plans := newNames[struct{}]("recovery plan")
+	for _, v := range o.get("recovery_plans").list() {
+		s.RecoveryPlans = append(s.RecoveryPlans, parsePlan(v, r, plans))
+	}
+	s.vms = r.vms.byKey
+}
+
+func parseStore(v value) Store {
+	o := v.object("directory", "azure")
+	if o.v.n == nil {
+		return Store{}
+	}
+	var s Store
+	switch dir, az := o.has("directory"), o.has("azure"); {
+	case dir && az:
+		v.fail("store: give either directory or azure, not both")
+	case az:
+		s.Azure = parseAzureStore(o.get("azure"))
+	case dir:
+		s.Directory = o.get("directory").file()
+	default:
+		v.fail("store: give directory or azure")
+	}
+	return s
+}
+
+var (
+	envText = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,127}$`)
+	// containerText is the rule for names of containers (Microsoft, "Naming and Referencing Containers, Blobs, and
+	// Metadata"), without its length of 3 to 63.
+	containerText = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
+)
+
+// parseAzureStore never repeats a value: any of them could be a secret in the wrong place.
+func parseAzureStore(v value) *AzureStore {
+	o := v.object("account_url", "connection_string_env", "container")
+	a := &AzureStore{}
+	if o.v.n == nil {
+		return a
+	}
+	byURL, byEnv := o.has("account_url"), o.has("connection_string_env")
+	if byURL == byEnv {
+		v.fail("azure: give either account_url or connection_string_env")
+	}
+	if s, ok := o.get("account_url").hiddenText(); ok {
+		a.AccountURL = s
+		if !isAccountURL(s) {
+			o.get("account_url").fail("account_url: want https://ACCOUNT.blob.core.windows.net or the like, without a user, query or fragment (value not shown)")
+		}
+	}
+	if s, ok := o.get("connection_string_env").hiddenText(); ok {
+		a.ConnectionStringEnv = s
+		if !envText.MatchString(s) {
+			o.get("connection_string_env").fail("connection_string_env: want the name of an environment variable: letters, digits and '_' (value not shown)")
+		}
+	}
+	if s, ok := o.need("container").hiddenText(); ok {
+		a.Container = s
+		if len(s) < 3 || len(s) > 63 || !containerText.MatchString(s) {
+			o.get("container").fail("container: want 3 to 63 lower-case letters, digits and single dashes (value not shown)")
+		}
+	}
+	return a
+}
+
+// hiddenText reads text whose value must not be in a message.
+func (v value) hiddenText() (string, bool) {
+	if v.n == nil {
+		return "", false
+	}
+	s, ok := v.n.Value, v.n.ShortTag() == "!!str"
+	if !ok {
+		v.fail("%s: want text (value not shown)", v.label())
+	}
+	return s, ok && !v.d.dead[v.n]
+}
+
+// isAccountURL wants https, except for an emulator on this machine.
+func isAccountURL(s string) bool {
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
+		return false
+	}
+	if u.Scheme == "http" {
+		ip := net.ParseIP(u.Hostname())
+		return u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
+	}
+	return u.Scheme == "https" && (u.Path == "" || u.Path == "/")
+}
+
+func parsePolicy(v value, r *refs) *Policy {
+	o := v.object("name", "copy_frequency", "recovery_points", "app_consistent_every", "log_limit_percent",
+		"resync_window", "auto_resync", "block_size", "bandwidth", "apply", "job_retention")
+	p := &Policy{Name: o.need("name").name(maxName)}
+	r.policies.declare(o.get("name"), p.Name, p)
+	p.CopyFrequency = o.get("copy_frequency").duration(DefaultCopyFrequency, "30s, 5m or 15m", func(t time.Duration) bool {
+		return t == 30*time.Second || t == 5*time.Minute || t == 15*time.Minute
+	})
+	p.RecoveryPoints = o.get("recovery_points").integer(DefaultRecoveryPoints, 1, 10000)
+	p.AppConsistentEvery = o.get("app_consistent_every").duration(0, "0 or a duration from copy_frequency to 12h", func(t time.Duration) bool {
+		return t == 0 || t >= p.CopyFrequency && t <= 12*time.Hour
+	})
+	p.LogLimitPercent = o.get("log_limit_percent").integer(DefaultLogLimitPercent, 1, 100)
+	p.ResyncWindow = o.get("resync_window").window(DefaultResyncWindow())
+	p.AutoResync = o.get("auto_resync").boolean(true)
+	p.BlockSize = o.get("block_size").blockSize()
+	p.Bandwidth = o.get("bandwidth").bandwidth()
+	p.Apply = choice(o.get("apply"), ApplyHere, ApplyHere, ApplyElsewhere)
+	p.JobRetention = o.get("job_retention").duration(DefaultJobRetention, "a duration such as 720h", func(t time.Duration) bool {
+		return t > 0
+	})
+	return p
+}
+
+func (v value) window(def Window) Window {
+	o := v.object("from", "to")
+	if o.v.n == nil {
+		return def
+	}
+	from, fromOK := o.need("from").clock()
+	to, toOK := o.need("to").clock()
+	if from == to && fromOK && toOK {
+		v.fail("resync_window: from and to are the same time")
+	}
+	return Window{From: from, To: to}
+}
+
+func (v value) clock() (Clock, bool) {
+	what := `a time of day such as "18:30"`
+	s, ok := v.scalar(what, "!!str")
+	if !ok {
+		return 0, false
+	}
+	c, ok := parseClock(s)
+	if !ok {
+		v.want(what)
+	}
+	return c, ok
+}
+
+func (v value) blockSize() int64 {
+	n := v.size(DefaultBlockSize, MinBlockSize, MaxBlockSize)
+	if n&(n-1) != 0 {
+		v.want("a power of two")
+	}
+	return n
+}
+
+func (v value) bandwidth() Bandwidth {
+	what := `a rate such as "20Mbit", or a timetable in ascending order such as "07:00,20Mbit 19:00,off"`
+	s, ok := v.scalar(what, "!!str")
+	if !ok {
+		return Bandwidth{}
+	}
+	b, ok := parseBandwidth(s)
+	if !ok {
+		v.want(what)
+	}
+	return b
+}
+
+func parseNetwork(v value, r *refs) Network {
+	o := v.object("name", "vlan")
+	n := Network{Name: o.need("name").title(), VLAN: o.get("vlan").integer(0, 1, 4094)}
+	r.networks.declare(o.get("name"), n.Name, n.Name)
+	return n
+}
+
+func parseRecovery(v value, r *refs) Recovery {
+	o := v.object("host", "azure", "networks")
+	rec := Recovery{}
+	if o.has("host") && o.has("azure") {
+		v.fail("recovery: give either host or azure, not both")
+	}
+	rec.Host = o.get("host").name(maxHost)
+	if az := o.get("azure"); az.n != nil {
+		a := az.object("subscription", "resource_group", "location")
+		rec.Azure = &AzureRecovery{
+			Subscription:  a.need("subscription").title(),
+			ResourceGroup: a.need("resource_group").title(),
+			Location:      a.need("location").title(),
+		}
+	}
+	for _, n := range o.get("networks").list() {
+		rec.Networks = append(rec.Networks, parseRecoveryNetwork(n, r))
+	}
+	return rec
+}
+
+func parseRecoveryNetwork(v value, r *refs) *RecoveryNetwork {
+	o := v.object("name", "subnets")
+	n := &RecoveryNetwork{Name: o.need("name").title()}
+	r.recovery.declare(o.get("name"), n.Name, n.Name)
+	subnets := newNames[struct{}]("subnet of this network")
+	for _, sv := range o.get("subnets").list() {
+		so := sv.object("name", "cidr")
+		s := Subnet{Name: so.need("name").title(), CIDR: so.need("cidr").prefix()}
+		subnets.declare(so.get("name"), s.Name, struct{}{})
+		n.Subnets = append(n.Subnets, s)
+	}
+	return n
+}
+
+func (v value) prefix() netip.Prefix {
+	what := "an address range such as 10.1.0.0/24"
+	s, ok := v.scalar(what, "!!str")
+	if !ok {
+		return netip.Prefix{}
+	}
+	p, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil:
+		v.want(what)
+	case p != p.Masked():
+		v.fail("%s: %s is an address in the range %s: write the range", v.label(), quote(s), p.Masked())
+	}
+	return p
+}
+
+func parseMappings(v value, r *refs) []Mapping {
+	var out []Mapping
+	lines := map[string]int{}
+	for _, mv := range v.list() {
+		o := mv.object("from", "to")
+		from, ok := r.networks.refer(o.need("from"))
+		to, _ := r.recovery.refer(o.need("to"))
+		if line, twice := lines[from]; ok && twice {
+			o.get("from").fail("from: %s is mapped already, on line %d", quote(from), line)
+		} else if ok {
+			lines[from] = mv.n.Line
+		}
+		out = append(out, Mapping{From: from, To: to})
+	}
+	return out
+}
+
+func parsePlan(v value, r *refs, plans *names[struct{}]) *Plan {
+	o := v.object("name", "groups")
+	p := &Plan{Name: o.need("name").name(maxName)}
+	plans.declare(o.get("name"), p.Name, struct{}{})
+	seen := map[*VM]int{}
+	for _, gv := range o.need("groups").list() {
+		p.Groups = append(p.Groups, parseGroup(gv, r, seen))
+	}
+	return p
+}
+
+func parseGroup(v value, r *refs, seen map[*VM]int) Group {
+	o := v.object("pre", "vms", "post")
+	g := Group{Pre: parseActions(o.get("pre")), Post: parseActions(o.get("post"))}
+	for _, nv := range o.need("vms").list() {
+		vm, ok := r.vms.refer(nv)
+		if !ok {
+			continue
+		}
+		if line, twice := seen[vm]; twice {
+			nv.fail("%s: VM %s is in this plan already, on line %d", nv.label(), quote(vm.Name), line)
+			continue
+		}
+		seen[vm] = nv.n.Line
+		g.VMs = append(g.VMs, vm)
+	}
+	return g
+}
+
+func parseActions(v value) []Action {
+	var out []Action
+	for _, av := range v.list() {
+		o := av.object("script", "timeout", "manual")
+		if o.v.n == nil {
+			continue
+		}
+		if o.has("script") == o.has("manual") {
+			av.fail("an action is either a script or manual")
+		}
+		if o.has("timeout") && !o.has("script") {
+			o.get("timeout").fail("timeout: only a script has one")
+		}
+		a := Action{Script: o.get("script").file()}
+		a.Manual, _ = o.get("manual").text()
+		if o.has("script") {
+			a.Timeout = o.get("timeout").duration(DefaultScriptTimeout, "a duration such as 5m", func(t time.Duration) bool { return t > 0 })
+		}
+		out = append(out, a)
+	}
+	return out
+}

@@ -1,0 +1,390 @@
+// Package site reads the site file: the one YAML document that says what exists (a VMM server, its clouds, hosts, VMs,
+// disks and networks), where the replicas go (the store), under which rules (the policies) and where VMs come up again
+// (the recovery site and its plans).
+//
+// Reading is strict, because a replication that quietly ignores a misspelt line is found out on the day of the
+// disaster. Unknown keys, keys written twice, two things of one name, references to things that are not there, wrong
+// types and wrong units are errors; each has its line and column, and all of them are found in one run. What comes out
+// is plain data that was checked as a whole: nothing behind it checks a name or a number of the site again.
+//
+// YAML is used for its layout only. Anchors, aliases, merge keys, tags and several documents in a file are refused:
+// none of them is needed, and the first three let a small file become an unbounded one.
+//
+// Names become folders and files of the store, and therefore keep to an alphabet in which no name can leave its folder,
+// on any operating system: see checkName. Paths are relative to the folder of the site file.
+//
+// Secrets are never in the site file. It names the environment variable that holds one; a value that looks like a
+// connection string, an account key or a SAS is an error that does not repeat it.
+//
+// The structs are not changed after Load and may be read by any number of goroutines.
+package site
+
+import (
+	"errors"
+	"io/fs"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"sitrep/internal/durable"
+	"sitrep/internal/fault"
+)
+
+// MaxFileSize is the length in bytes of the longest site file that is read.
+const MaxFileSize = 4 << 20
+
+// Defaults of a policy. They are those of the system that sitrep re-implements, where it has them.
+const (
+	DefaultCopyFrequency   = 5 * time.Minute
+	DefaultRecoveryPoints  = 12
+	DefaultLogLimitPercent = 50
+	DefaultBlockSize       = 64 << 10 // bytes
+	DefaultJobRetention    = 720 * time.Hour
+	DefaultScriptTimeout   = 600 * time.Second
+)
+
+// The limits of Policy.BlockSize, in bytes.
+const (
+	MinBlockSize = 4 << 10
+	MaxBlockSize = 1 << 20
+)
+
+// Site is a whole site file, checked.
+type Site struct {
+	Path string // of the file, absolute
+	Dir  string // its folder, absolute: what relative paths in the file are relative to
+
+	Vault          string
+	Store          Store
+	Policies       []*Policy
+	Networks       []Network
+	Recovery       Recovery
+	NetworkMapping []Mapping
+	VMM            VMM
+	RecoveryPlans  []*Plan
+
+	vms map[string]*VM
+}
+
+// Store says where the replicas are. Exactly one of the two is set.
+type Store struct {
+	Directory string // absolute
+	Azure     *AzureStore
+}
+
+// AzureStore is a container of an Azure storage account. Exactly one of AccountURL and ConnectionStringEnv is set.
+type AzureStore struct {
+	AccountURL          string // without path and query; the default Azure credential is used
+	ConnectionStringEnv string // name of an environment variable
+	Container           string
+}
+
+// ConnectionString asks getenv (os.Getenv, or a test's) for the connection string. The error says that it is not set.
+func (a *AzureStore) ConnectionString(getenv func(string) string) (Secret, error) {
+	s := getenv(a.ConnectionStringEnv)
+	if s == "" {
+		return Secret{}, fault.New(fault.SiteInvalid, "store.azure.connection_string_env: the environment variable %s is not set", a.ConnectionStringEnv)
+	}
+	return NewSecret(s), nil
+}
+
+// Policy is a set of rules for the VMs of the clouds that name it.
+type Policy struct {
+	Name string
+	// CopyFrequency is 30 s, 5 min or 15 min: how often delta is expected to run. RPO and health are measured against
+	// it. Default 5 min.
+	CopyFrequency time.Duration
+	// RecoveryPoints is how many points are kept, at least 1. Default 12.
+	RecoveryPoints int
+	// AppConsistentEvery is the least time between two application-consistent points, from CopyFrequency to 12 h;
+	// 0 (the default) means never.
+	AppConsistentEvery time.Duration
+	// LogLimitPercent of a disk's size, 1 to 100, is how much pending change log it may have before it is marked for
+	// resynchronization. Default 50.
+	LogLimitPercent int
+	// ResyncWindow is when a marked VM may be resynchronized unasked. Default 18:30 to 06:00.
+	ResyncWindow Window
+	// AutoResync says whether delta resynchronizes a marked VM inside the window by itself. Default true.
+	AutoResync bool
+	// BlockSize is the unit of comparison in bytes, a power of two from MinBlockSize to MaxBlockSize.
+	// Default DefaultBlockSize.
+	BlockSize int64
+	// Bandwidth limits what is sent to the store. Default: no limit.
+	Bandwidth Bandwidth
+	// Apply says where shipped logs are applied. Default ApplyHere.
+	Apply ApplyAt
+	// JobRetention is how long records of ended jobs are kept. Default 720 h.
+	JobRetention time.Duration
+}
+
+// ApplyAt says which run of sitrep applies shipped logs to the replica.
+type ApplyAt string
+
+const (
+	ApplyHere      ApplyAt = "here"      // the run that shipped them
+	ApplyElsewhere ApplyAt = "elsewhere" // "sitrep apply" on another machine
+)
+
+// Network is a VM network of the site.
+type Network struct {
+	Name string
+	VLAN int // 1 to 4094, 0 = untagged
+}
+
+// Recovery is where VMs come up. At most one of Host and Azure is set; without either, the site only replicates.
+type Recovery struct {
+	Host     string
+	Azure    *AzureRecovery
+	Networks []*RecoveryNetwork
+}
+
+// AzureRecovery is a place in Azure for recovered VMs.
+type AzureRecovery struct {
+	Subscription, ResourceGroup, Location string
+}
+
+// RecoveryNetwork is a network of the recovery site.
+type RecoveryNetwork struct {
+	Name    string
+	Subnets []Subnet // may be empty
+}
+
+// Subnet is a part of a recovery network.
+type Subnet struct {
+	Name string
+	CIDR netip.Prefix // masked
+}
+
+// Mapping sends the NICs of one VM network to one recovery network. Several may send to the same.
+type Mapping struct{ From, To string }
+
+// VMM is the server that manages the clouds.
+type VMM struct {
+	Server string // "" = there is none
+	Clouds []*Cloud
+}
+
+// Cloud is a group of hosts under one policy.
+type Cloud struct {
+	Name   string
+	Policy *Policy
+	Hosts  []*Host
+}
+
+// Hypervisor says how a host's VMs are handled.
+type Hypervisor string
+
+const (
+	HyperV Hypervisor = "hyperv"
+	QEMU   Hypervisor = "qemu"
+	Script Hypervisor = "script" // by the operator's own commands
+	None   Hypervisor = "none"   // plain files: the VM is known to be off, or frozen from outside
+)
+
+// Host runs VMs.
+type Host struct {
+	Name       string
+	Hypervisor Hypervisor
+	VMs        []*VM
+}
+
+// OS is the family of a guest's operating system.
+type OS string
+
+const (
+	Windows OS = "windows"
+	Linux   OS = "linux"
+	OtherOS OS = "other"
+)
+
+// VM is the unit of protection. Its name is unique in the site, even when the case of letters is ignored.
+type VM struct {
+	Name       string
+	Cloud      *Cloud
+	Host       *Host
+	Generation int // 1 (BIOS) or 2 (UEFI)
+	OS         OS
+	CPUs       int
+	Memory     int64   // bytes
+	Disks      []*Disk // at least one; exactly one has OS set
+	NICs       []NIC   // may be empty; else exactly one has Primary set
+}
+
+// Policy returns the policy of the VM's cloud.
+func (vm *VM) Policy() *Policy { return vm.Cloud.Policy }
+
+// Format is the file format of a disk image.
+type Format string
+
+const (
+	FormatAuto Format = "auto" // told by its signature
+	FormatRaw  Format = "raw"  // also a block device
+	FormatVHD  Format = "vhd"
+	FormatVHDX Format = "vhdx"
+)
+
+// Disk is one disk of a VM. Its name is unique in the VM, its path in the site.
+type Disk struct {
+	Name   string
+	Path   string // absolute
+	OS     bool
+	Format Format // default FormatAuto
+}
+
+// NIC is one network adapter of a VM.
+type NIC struct {
+	Network string
+	IP      netip.Addr // the zero Addr = by DHCP
+	Primary bool       // the first one, where the file marks none
+}
+
+// Plan is a recovery plan: groups of VMs that start one after the other.
+type Plan struct {
+	Name   string
+	Groups []Group // at least one
+}
+
+// Group is one step of a plan. Its VMs start in parallel.
+type Group struct {
+	Pre, Post []Action
+	VMs       []*VM // at least one; no VM is twice in a plan
+}
+
+// Action is done before or after a group. Exactly one of Script and Manual is set.
+type Action struct {
+	Script  string        // absolute path of a program
+	Timeout time.Duration // of Script; default 10 min
+	Manual  string        // what a person has to do
+}
+
+// Load reads and checks the site file. What is wrong in it comes back as *Errors, all of it; every error is, or wraps,
+// a fault.Error, of code SiteInvalid unless reading itself failed.
+func Load(fsys durable.FS, path string) (*Site, error) {
+	data, err := durable.ReadFile(fsys, path, MaxFileSize)
+	var large *durable.TooLargeError
+	switch {
+	case errors.As(err, &large):
+		return nil, tooLarge(path)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fault.Wrap(fault.SiteInvalid, err, "there is no site file; \"sitrep init\" writes a starter").At(path)
+	case err != nil:
+		return nil, fault.FromOS(err)
+	}
+	return Parse(path, data)
+}
+
+// Parse checks data, the content of the site file at path, without reading any file. Its errors are those of Load.
+func Parse(path string, data []byte) (*Site, error) {
+	if len(data) > MaxFileSize {
+		return nil, tooLarge(path)
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fault.FromOS(err)
+	}
+	d := &doc{file: path, dir: filepath.Dir(abs)}
+	s := &Site{Path: abs, Dir: d.dir, vms: map[string]*VM{}}
+	if root := d.read(data); root != nil {
+		d.site(s, value{d: d, n: root})
+	}
+	if err := d.err(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func tooLarge(path string) error {
+	return fault.New(fault.SiteInvalid, "the site file is longer than %d MiB", MaxFileSize>>20).At(path)
+}
+
+// VMs returns all VMs in the order of the file.
+func (s *Site) VMs() []*VM {
+	var out []*VM
+	for _, c := range s.VMM.Clouds {
+		out = append(out, c.VMs()...)
+	}
+	return out
+}
+
+// VMs returns the VMs of the cloud in the order of the file.
+func (c *Cloud) VMs() []*VM {
+	var out []*VM
+	for _, h := range c.Hosts {
+		out = append(out, h.VMs...)
+	}
+	return out
+}
+
+// VM returns the VM of this name, or an error of code VMUnknown.
+func (s *Site) VM(name string) (*VM, error) {
+	if vm := s.vms[name]; vm != nil {
+		return vm, nil
+	}
+	var names []string
+	for _, vm := range s.VMs() {
+		names = append(names, vm.Name)
+	}
+	return nil, fault.New(fault.VMUnknown, "no VM is called %s%s", quote(name), didYouMean(name, names)).At(s.Path)
+}
+
+// Cloud returns the cloud of this name, or an error of code UsageError.
+func (s *Site) Cloud(name string) (*Cloud, error) {
+	var names []string
+	for _, c := range s.VMM.Clouds {
+		if c.Name == name {
+			return c, nil
+		}
+		names = append(names, c.Name)
+	}
+	return nil, fault.New(fault.UsageError, "no cloud is called %s%s", quote(name), didYouMean(name, names)).At(s.Path)
+}
+
+// Plan returns the recovery plan of this name, or an error of code UsageError.
+func (s *Site) Plan(name string) (*Plan, error) {
+	var names []string
+	for _, p := range s.RecoveryPlans {
+		if p.Name == name {
+			return p, nil
+		}
+		names = append(names, p.Name)
+	}
+	return nil, fault.New(fault.UsageError, "no recovery plan is called %s%s", quote(name), didYouMean(name, names)).At(s.Path)
+}
+
+// Target returns where a NIC goes at failover: the recovery network that its network is mapped to, and in it the subnet
+// with the name of the NIC's network, else the first one. The network is nil when nothing is mapped, the subnet when
+// the network has none.
+func (s *Site) Target(nic NIC) (*RecoveryNetwork, *Subnet) {
+	for _, m := range s.NetworkMapping {
+		if m.From == nic.Network {
+			n := s.Recovery.network(m.To)
+			return n, n.subnet(nic.Network)
+		}
+	}
+	return nil, nil
+}
+
+func (r *Recovery) network(name string) *RecoveryNetwork {
+	for _, n := range r.Networks {
+		if n.Name == name {
+			return n
+		}
+	}
+	return nil
+}
+
+func (n *RecoveryNetwork) subnet(name string) *Subnet {
+	for i := range n.Subnets {
+		if strings.EqualFold(n.Subnets[i].Name, name) {
+			return &n.Subnets[i]
+		}
+	}
+	if len(n.Subnets) > 0 {
+		return &n.Subnets[0]
+	}
+	return nil
+}
+
+// InAzure says whether the rules of Azure bind this site: its store is there, or its VMs come up there.
+func (s *Site) InAzure() bool { return s.Store.Azure != nil || s.Recovery.Azure != nil }
