@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"time"
 
+	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
 	"sitrep/internal/sums"
 )
@@ -36,9 +37,12 @@ type State struct {
 
 	Phase      Phase     `json:"phase"`
 	PhaseSince time.Time `json:"phase_since"`
-	Reason     string    `json:"reason,omitempty"` // why, in words, for Paused and ResyncRequired
-	// PausedFrom is the phase that resume goes back to.
-	PausedFrom Phase `json:"paused_from,omitempty"`
+	// Reason says why, in words, and ReasonCode (a fault.Code) for a program, for Paused and ResyncRequired.
+	Reason     string     `json:"reason,omitempty"`
+	ReasonCode fault.Code `json:"reason_code,omitempty"`
+	// PausedFrom is the phase that resume goes back to, and PausedReason the reason that this phase had.
+	PausedFrom   Phase  `json:"paused_from,omitempty"`
+	PausedReason string `json:"paused_reason,omitempty"`
 
 	Disks []Disk `json:"disks"`
 
@@ -95,6 +99,8 @@ type Disk struct {
 	VerifyCursor int64 `json:"verify_cursor,omitempty"`
 	// VerifyStarted is when the verification in progress began.
 	VerifyStarted time.Time `json:"verify_started,omitzero"`
+	// VerifyStamp is the pages' stamp that the verification in progress is about; it begins anew when they change.
+	VerifyStamp string `json:"verify_stamp,omitempty"`
 }
 
 // Segment is one cut on the shelf: a log for each disk.

@@ -59,6 +59,9 @@ type Cut interface {
 	// Advance makes to the position of the tracker. It is called when the changes of all disks lie in sealed logs. It is
 	// durable on return; before that the tracker stands where it stood.
 	Advance(ctx context.Context, to hrl.Pos) error
+	// Confirm is called instead of Advance when all disks were scanned and nothing changed: the disks are still what they
+	// were at From. The position stays; what lets the next cut know it without reading is remembered, durable on return.
+	Confirm(ctx context.Context) error
 	Close() error
 }
 
@@ -67,6 +70,7 @@ type CutDisk interface {
 	Name() string
 	Size() int64       // guest bytes now
 	SizeBefore() int64 // guest bytes at From
+	BlockSize() int64  // bytes
 	// Untouched says that nothing changed, known without reading the disk.
 	Untouched() bool
 	// DataWriteGUID is the VHDX identity of the content, zero when there is none.
@@ -92,7 +96,7 @@ type Change struct {
 	block.Range
 	Zero bool
 	Data []byte     // the new bytes, nil when Zero; valid only during the call
-	Sums []sums.Sum // of each block, nil when Zero
+	Sums []sums.Sum // of each block, nil when Zero; valid only during the call
 }
 
 // Stats is what a scan did, in bytes.

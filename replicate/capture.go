@@ -1,0 +1,288 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"sitrep/internal/block"
+	"sitrep/internal/durable"
+	"sitrep/internal/fault"
+	"sitrep/internal/hrl"
+	"sitrep/internal/replica"
+	"sitrep/internal/track"
+)
+
+// Capture takes a cut and writes its change logs beside the disks, without the store. They count from the moment at
+// which the tracker stands at the new position; what an interrupted Capture left before it is removed by the next one.
+func (j *Job) Capture(ctx context.Context) (Captured, error) {
+	return j.capture(ctx)
+}
+
+func (j *Job) capture(ctx context.Context) (c Captured, err error) {
+	from := j.Tracker.Position()
+	if from.IsZero() {
+		return c, fault.New(fault.PositionLost, "this site does not know the position of its disks any more").Of(j.VM, "")
+	}
+	if err := j.dropUncommitted(from); err != nil {
+		return c, err
+	}
+	cut, err := j.Tracker.Cut(ctx, from)
+	if err != nil {
+		return c, fault.In(err, j.VM, "")
+	}
+	defer func() { err = errors.Join(err, cut.Close()) }()
+	c = Captured{From: from, To: from, At: cut.At()}
+
+	logs := &cutLogs{job: j, cut: cut, to: from.Next(), writers: map[string]*hrl.Writer{}}
+	defer logs.abort()
+	for _, d := range cut.Disks() {
+		r, err := j.captureDisk(ctx, d, logs)
+		if err != nil {
+			return c, fault.In(err, j.VM, d.Name())
+		}
+		c.Disks = append(c.Disks, r)
+	}
+	if err := cut.Check(ctx); err != nil {
+		return c, fault.In(err, j.VM, "")
+	}
+	if !logs.needed() {
+		return c, cut.Confirm(ctx)
+	}
+	if err := logs.seal(); err != nil {
+		return c, fault.In(err, j.VM, "")
+	}
+	if err := cut.Advance(ctx, logs.to); err != nil {
+		return c, fault.In(err, j.VM, "")
+	}
+	logs.keep()
+	c.To = logs.to
+	return c, nil
+}
+
+func (j *Job) captureDisk(ctx context.Context, d track.CutDisk, logs *cutLogs) (DiskResult, error) {
+	r := DiskResult{Name: d.Name()}
+	if d.Untouched() {
+		return r, nil
+	}
+	began := time.Now()
+	task := "read " + d.Name()
+	j.Meter.Begin(task, d.Size(), 0)
+	defer j.Meter.End(task)
+	tally := newTally(d.BlockSize())
+	stats, err := d.Scan(ctx, j.scanOptions(task), func(ch track.Change) error {
+		w, err := logs.writer(d)
+		if err != nil {
+			return err
+		}
+		tally.add(ch)
+		if ch.Zero {
+			return w.Zero(ch.Range)
+		}
+		return w.Append(ch.Off, ch.Data, ch.Sums)
+	})
+	r.Scanned, r.Changed, r.Took = stats.Scanned, stats.Changed, time.Since(began)
+	r.Blocks = tally.blocks.Load()
+	return r, err
+}
+
+// tally counts changes. It may be used concurrently.
+type tally struct {
+	blockSize    int64
+	blocks, data atomic.Int64 // data: bytes that are not zeros
+}
+
+func newTally(blockSize int64) *tally { return &tally{blockSize: blockSize} }
+
+func (t *tally) add(ch track.Change) {
+	t.blocks.Add(block.Count(ch.Len, t.blockSize))
+	t.data.Add(int64(len(ch.Data)))
+}
+
+// cutLogs is the logs of one cut, made when the first change turns up.
+type cutLogs struct {
+	job *Job
+	cut track.Cut
+	to  hrl.Pos
+
+	mu      sync.Mutex
+	writers map[string]*hrl.Writer
+	kept    bool
+}
+
+// writer returns the log of a disk. It may be called concurrently.
+func (l *cutLogs) writer(d track.CutDisk) (*hrl.Writer, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if w := l.writers[d.Name()]; w != nil {
+		return w, nil
+	}
+	w, err := hrl.Create(l.job.FS, l.job.logPath(d.Name(), l.to), hrl.Identity{
+		Replica: l.job.ReplicaID, VM: l.job.VM, Disk: d.Name(), Kind: hrl.Redo,
+		From: l.cut.From(), To: l.to, SizeBefore: d.SizeBefore(), Size: d.Size(), BlockSize: d.BlockSize(),
+		CutAt: l.cut.At(), AppConsistent: l.job.AppConsistent, DataWriteGUID: d.DataWriteGUID(),
+	})
+	if err == nil {
+		l.writers[d.Name()] = w
+	}
+	return w, err
+}
+
+// needed says whether anything changed: a block, or the size of a disk.
+func (l *cutLogs) needed() bool {
+	return len(l.writers) > 0 || slices.ContainsFunc(l.cut.Disks(), func(d track.CutDisk) bool {
+		return d.Size() != d.SizeBefore()
+	})
+}
+
+// seal closes the logs of all disks: a disk without changes gets an empty one, because all disks move together.
+func (l *cutLogs) seal() error {
+	dirs := map[string]bool{}
+	for _, d := range l.cut.Disks() {
+		w, err := l.writer(d)
+		if err != nil {
+			return err
+		}
+		if _, err := w.Seal(); err != nil {
+			return fault.In(err, "", d.Name())
+		}
+		dirs[l.job.LogDir[d.Name()]] = true
+	}
+	for dir := range dirs {
+		if err := l.job.FS.SyncDir(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *cutLogs) keep() { l.kept = true }
+
+// abort removes the logs of a cut that came to nothing. What cannot be removed now is removed by the next Capture.
+func (l *cutLogs) abort() {
+	if l.kept {
+		return
+	}
+	for name, w := range l.writers {
+		if err := w.Abort(); err != nil {
+			l.job.Log.Warn("an unfinished change log stays until the next run",
+				"vm", l.job.VM, "disk", name, "error", err)
+		}
+	}
+}
+
+func (j *Job) logPath(disk string, to hrl.Pos) string {
+	return filepath.Join(j.LogDir[disk], hrl.FileName(j.VM, disk, to))
+}
+
+func isLogOf(name, vm, disk string) bool {
+	_, ok := hrl.ParseFileName(name, vm, disk)
+	return ok
+}
+
+// localLog is one change log of this relationship beside a disk.
+type localLog struct {
+	path string
+	id   hrl.Identity
+	size int64
+}
+
+// localLogs lists the logs of a disk that lie beside it and belong to this relationship, in order of their positions.
+func (j *Job) localLogs(disk string) ([]localLog, error) {
+	dir := j.LogDir[disk]
+	entries, err := j.FS.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var logs []localLog
+	for _, e := range entries {
+		if e.Dir || !isLogOf(e.Name, j.VM, disk) {
+			continue
+		}
+		l, ours, err := j.readLocal(filepath.Join(dir, e.Name), disk)
+		if err != nil {
+			return nil, err
+		}
+		if ours {
+			logs = append(logs, l)
+		}
+	}
+	slices.SortFunc(logs, func(a, b localLog) int { return strings.Compare(a.path, b.path) })
+	return logs, nil
+}
+
+// readLocal reads the head of a log. One that cannot be read is not ours to judge here: if a position needs it, the gap
+// is noticed by ship.
+func (j *Job) readLocal(path, disk string) (l localLog, ours bool, err error) {
+	f, err := j.FS.Open(path)
+	if err != nil {
+		return l, false, err
+	}
+	defer f.Close()
+	size, err := f.Size()
+	if err != nil {
+		return l, false, err
+	}
+	log, err := hrl.Open(f)
+	if err != nil {
+		j.Log.Warn("a change log cannot be read", "vm", j.VM, "disk", disk, "file", path, "error", err)
+		return l, false, nil
+	}
+	id := log.Info().Identity
+	if id == nil || id.Replica != j.ReplicaID || id.VM != j.VM || id.Disk != disk || id.Kind != hrl.Redo {
+		j.Log.Warn("a change log belongs to something else and is left alone", "vm", j.VM, "disk", disk, "file", path)
+		return l, false, nil
+	}
+	return localLog{path: path, id: *id, size: size}, true, nil
+}
+
+// dropUncommitted removes logs that lead past the tracker's position: their cut was interrupted before it counted, and
+// the disks still hold what they say.
+func (j *Job) dropUncommitted(at hrl.Pos) error {
+	return j.dropLogs(func(l localLog) bool { return l.id.To.Seq > at.Seq })
+}
+
+// release removes the logs that the replica has applied.
+func (j *Job) release(_ context.Context, st replica.State) error {
+	return j.dropLogs(func(l localLog) bool { return l.id.To.Seq <= st.Applied.Seq })
+}
+
+func (j *Job) dropLogs(drop func(localLog) bool) error {
+	for disk := range j.LogDir {
+		logs, err := j.localLogs(disk)
+		if err != nil {
+			return fault.In(err, j.VM, disk)
+		}
+		for _, l := range logs {
+			if !drop(l) {
+				continue
+			}
+			if err := durable.RemoveIfThere(j.FS, l.path); err != nil {
+				return fault.In(err, j.VM, disk)
+			}
+		}
+	}
+	return nil
+}
+
+// PendingBytes is the length of the change logs of each disk that the replica has not applied.
+func (j *Job) PendingBytes(applied hrl.Pos) (map[string]int64, error) {
+	pending := map[string]int64{}
+	for disk := range j.LogDir {
+		logs, err := j.localLogs(disk)
+		if err != nil {
+			return nil, fault.In(err, j.VM, disk)
+		}
+		for _, l := range logs {
+			if l.id.To.Seq > applied.Seq {
+				pending[disk] += l.size
+			}
+		}
+	}
+	return pending, nil
+}

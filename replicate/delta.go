@@ -1,0 +1,165 @@
+package replicate
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"sitrep/internal/fault"
+	"sitrep/internal/hrl"
+	"sitrep/internal/replica"
+	"sitrep/internal/sums"
+	"sitrep/internal/track"
+)
+
+// Delta brings the replica to the present: it finishes what an earlier run left, takes a cut, ships it, applies it and
+// takes the recovery point. An error of class Resync marks the VM in the ledger before it is returned.
+func (j *Job) Delta(ctx context.Context) (Delta, error) {
+	st, err := j.Replica.Ledger().Load(ctx)
+	if err != nil {
+		return Delta{}, err
+	}
+	if err := replicating(st, "delta"); err != nil {
+		return Delta{}, err
+	}
+	d, err := j.cycle(ctx)
+	return d, j.mark(ctx, err)
+}
+
+// cycle is Delta without the question whether the phase allows it.
+func (j *Job) cycle(ctx context.Context) (Delta, error) {
+	var d Delta
+	c, err := j.capture(ctx)
+	d.Captured = c
+	if err != nil {
+		return d, err
+	}
+	if d.Shipped, err = j.ship(ctx); err != nil {
+		return d, err
+	}
+	if d.Applied, err = j.apply(ctx); err != nil {
+		return d, err
+	}
+	st, err := j.confirm(ctx, c)
+	if err != nil {
+		return d, err
+	}
+	d.Points = len(st.Points)
+	for i := range d.Disks {
+		d.Disks[i].Sent = j.sent[d.Disks[i].Name]
+	}
+	return d, j.release(ctx, st)
+}
+
+// confirm records that the replica is the source as of a cut that found nothing new, and makes the position a recovery
+// point if it is none yet, as it is not after an initial copy during which nothing was written.
+func (j *Job) confirm(ctx context.Context, c Captured) (replica.State, error) {
+	st, err := j.Replica.Ledger().Load(ctx)
+	if err != nil || !c.Unchanged() || st.Applied != c.To || st.Applying != nil {
+		return st, err
+	}
+	st.AsOf, st.Consistent = c.At, true
+	if n := len(st.Points); n == 0 || st.Points[n-1].At != st.Applied {
+		st.Points = append(st.Points, j.point(st, c.At, j.AppConsistent))
+	}
+	return j.Replica.Ledger().Save(ctx, st)
+}
+
+func (j *Job) point(st replica.State, cutAt time.Time, app bool) replica.Point {
+	sizes := make(map[string]int64, len(st.Disks))
+	for _, d := range st.Disks {
+		sizes[d.Name] = d.Size
+	}
+	return replica.Point{
+		ID: replica.PointID(st.Applied, cutAt), At: st.Applied, CutAt: cutAt, AppConsistent: app, Sizes: sizes,
+	}
+}
+
+// adopt makes the tracker stand where the replica stands, by the replica's own block sums.
+func (j *Job) adopt(ctx context.Context, st replica.State) error {
+	if j.Tracker.Position() == st.Applied {
+		return nil
+	}
+	return j.rebase(ctx, st)
+}
+
+func (j *Job) rebase(ctx context.Context, st replica.State) error {
+	base := make(map[string]track.Base, len(st.Disks))
+	for _, d := range st.Disks {
+		pages, err := j.Replica.Disk(ctx, d)
+		if err != nil {
+			return err
+		}
+		defer pages.Close()
+		base[d.Name] = replicaSums{pages: pages, disk: d}
+	}
+	return j.Tracker.Rebase(ctx, st.Applied, base)
+}
+
+// replicaSums shows the block sums of a replica's disk as the base of a tracker.
+type replicaSums struct {
+	pages replica.Pages
+	disk  replica.Disk
+}
+
+func (r replicaSums) Size() int64 { return r.disk.Size }
+
+func (r replicaSums) All(ctx context.Context, f func(i int64, s sums.Sum) error) error {
+	return eachSum(ctx, r.pages, blockCount(r.disk), f)
+}
+
+// mark records in the ledger that only resynchronization helps, when err says so, and returns err.
+func (j *Job) mark(ctx context.Context, err error) error {
+	e := fault.Find(err)
+	if e == nil || e.Class() != fault.Resync || e.Code == fault.ResyncRequired {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx)
+	st, lerr := j.Replica.Ledger().Load(ctx)
+	if lerr != nil {
+		return err
+	}
+	st.Phase, st.PhaseSince = replica.ResyncRequired, j.Now()
+	st.Reason, st.ReasonCode = e.Error(), e.Code
+	if _, serr := j.Replica.Ledger().Save(ctx, st); serr != nil {
+		return fmt.Errorf("%w (and the ledger could not be marked: %w)", err, serr)
+	}
+	return err
+}
+
+// replicating is the refusal of a verb that needs a VM whose deltas flow.
+func replicating(st replica.State, verb string) error {
+	switch st.Phase {
+	case replica.Replicating:
+		return nil
+	case replica.ResyncRequired:
+		return fault.New(fault.ResyncRequired, "resynchronization is required since %s: %s",
+			st.PhaseSince.UTC().Format("2006-01-02T15:04:05Z"), st.Reason).Of(st.VM, "")
+	}
+	return wrongState(st, verb)
+}
+
+// wrongState is the refusal of a verb in a phase, naming what is allowed.
+func wrongState(st replica.State, verb string) error {
+	allowed := map[replica.Phase]string{
+		replica.Seeding:        "replicate, status, unprotect",
+		replica.Replicating:    "delta, apply, verify, points, pause, status, unprotect",
+		replica.Paused:         "resume, apply, verify, points, status, unprotect",
+		replica.ResyncRequired: "resync, verify, points, status, unprotect",
+	}[st.Phase]
+	reason := ""
+	if st.Reason != "" {
+		reason = " (" + st.Reason + ")"
+	}
+	return fault.New(fault.WrongState, "%s is not possible: the VM is in state %s since %s%s; possible now: %s",
+		verb, st.Phase, st.PhaseSince.UTC().Format("2006-01-02T15:04:05Z"), reason, allowed).Of(st.VM, "")
+}
+
+// logNames are the names of the logs of one cut on the shelf, by disk.
+func logNames(disks []replica.Disk, to hrl.Pos) map[string]string {
+	names := make(map[string]string, len(disks))
+	for _, d := range disks {
+		names[d.Name] = hrl.ShelfName(d.Name, to)
+	}
+	return names
+}

@@ -1,0 +1,333 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"sitrep/internal/block"
+	"sitrep/internal/durable"
+	"sitrep/internal/fault"
+	"sitrep/internal/replica"
+	"sitrep/internal/sums"
+	"sitrep/internal/track"
+)
+
+// verifyWindow is how many bytes are verified between two looks at the budget.
+const verifyWindow = 64 << 20
+
+// Verified is what Verify found on one disk.
+type Verified struct {
+	Name    string      `json:"name"`
+	Read    int64       `json:"bytes_read"`
+	Differs []Different `json:"differs,omitempty"`
+	// Cursor is the guest offset up to which the disk is proved; the whole disk when Complete.
+	Cursor   int64 `json:"cursor"`
+	Complete bool  `json:"complete"`
+}
+
+// Different is a run of blocks that are not what their sums say.
+type Different struct {
+	Off int64 `json:"off"`
+	Len int64 `json:"len"`
+}
+
+// Verify proves the pages against their block sums, and the sums against the seal in the ledger. It begins where the last
+// one ended, and ends when all is proved or, with a budget, when that much time is over. Blocks that differ are an error
+// with the code Difference, and mark the VM.
+func (j *Job) Verify(ctx context.Context, budget time.Duration) ([]Verified, error) {
+	st, err := j.Replica.Ledger().Load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if st.Applied.IsZero() {
+		return nil, wrongState(st, "verify")
+	}
+	if st.Applying != nil {
+		return nil, fault.New(fault.WrongState, "an apply was interrupted, the pages are between two positions; run apply first").
+			Of(j.VM, "")
+	}
+	v := &verification{job: j, state: st}
+	if budget > 0 {
+		v.deadline = j.Now().Add(budget)
+	}
+	for i := range v.state.Disks {
+		if err := v.disk(ctx, i); err != nil {
+			return v.found, errors.Join(fault.In(err, j.VM, v.state.Disks[i].Name), v.save(ctx))
+		}
+	}
+	if err := v.save(ctx); err != nil {
+		return v.found, err
+	}
+	return v.found, v.verdict()
+}
+
+// verification is one run of Verify.
+type verification struct {
+	job      *Job
+	state    replica.State
+	deadline time.Time
+	found    []Verified
+}
+
+func (v *verification) over() bool { return !v.deadline.IsZero() && !v.job.Now().Before(v.deadline) }
+
+func (v *verification) disk(ctx context.Context, i int) error {
+	d := &v.state.Disks[i]
+	pages, err := v.job.Replica.Disk(ctx, *d)
+	if err != nil {
+		return err
+	}
+	defer pages.Close()
+	stamp, err := pages.Stamp(ctx) // before the first read: a write during the verification must not be sealed in
+	if err != nil {
+		return err
+	}
+	if d.VerifyCursor == 0 || stamp != d.VerifyStamp {
+		d.VerifyCursor, d.VerifyStarted, d.VerifyStamp = 0, v.job.Now(), stamp
+		if err := sealHolds(ctx, pages, *d); err != nil {
+			return err
+		}
+	}
+	task := "verify " + d.Name
+	v.job.Meter.Begin(task, d.Size, d.VerifyCursor)
+	defer v.job.Meter.End(task)
+	out := Verified{Name: d.Name}
+	check := &checker{pages: pages, size: d.Size, blockSize: d.BlockSize, pace: v.job.pace()}
+	for d.VerifyCursor < d.Size && !v.over() {
+		w, err := check.window(ctx, d.VerifyCursor)
+		if err != nil {
+			return err
+		}
+		v.job.Meter.Add(task, w.End()-d.VerifyCursor)
+		d.VerifyCursor = w.End()
+	}
+	out.Read, out.Cursor, out.Complete = check.read, d.VerifyCursor, d.VerifyCursor >= d.Size
+	for r := range check.differs.All() {
+		out.Differs = append(out.Differs, Different{Off: r.Off, Len: r.Len})
+	}
+	v.found = append(v.found, out)
+	if out.Complete {
+		d.VerifyCursor = 0
+		if len(out.Differs) == 0 {
+			d.VerifiedAt, d.Stamp = d.VerifyStarted, stamp
+		}
+	}
+	return nil
+}
+
+// sealHolds proves the table of sums itself.
+func sealHolds(ctx context.Context, pages replica.Pages, d replica.Disk) error {
+	if d.Seal == nil {
+		return nil
+	}
+	seal, err := sealOf(ctx, pages, blockCount(d))
+	if err != nil {
+		return err
+	}
+	if seal != *d.Seal {
+		return fault.New(fault.ReplicaCorrupt, "the block sums are not those that the ledger sealed").At(pages.Path())
+	}
+	return nil
+}
+
+// save records cursors and proofs, and a replica whose bytes were found right after somebody else had touched its files
+// is trusted again.
+func (v *verification) save(ctx context.Context) error {
+	st := v.state
+	proved := len(v.found) == len(st.Disks)
+	for _, f := range v.found {
+		proved = proved && f.Complete && len(f.Differs) == 0
+	}
+	if proved && st.Phase == replica.ResyncRequired && st.ReasonCode == fault.ReplicaChanged {
+		st.Phase, st.PhaseSince, st.Reason, st.ReasonCode = replica.Replicating, v.job.Now(), "", ""
+	}
+	if e := v.difference(); e != nil && st.Phase == replica.Replicating {
+		st.Phase, st.PhaseSince = replica.ResyncRequired, v.job.Now()
+		st.Reason, st.ReasonCode = e.Error(), fault.ReplicaCorrupt
+	}
+	_, err := v.job.Replica.Ledger().Save(context.WithoutCancel(ctx), st)
+	return err
+}
+
+func (v *verification) verdict() error {
+	if e := v.difference(); e != nil {
+		return e
+	}
+	return nil
+}
+
+// difference is the first difference found, with how many there are.
+func (v *verification) difference() *fault.Error {
+	for _, f := range v.found {
+		if len(f.Differs) == 0 {
+			continue
+		}
+		var n int64
+		for _, d := range f.Differs {
+			n += d.Len
+		}
+		d := v.state.Disk(f.Name)
+		return fault.New(fault.Difference, "%d bytes in %d runs of blocks are not what their sums say, the first run has %d bytes",
+			n, len(f.Differs), f.Differs[0].Len).Of(v.job.VM, d.Name).AtOff(v.path(*d), f.Differs[0].Off)
+	}
+	return nil
+}
+
+func (v *verification) path(d replica.Disk) string {
+	pages, err := v.job.Replica.Disk(context.Background(), d)
+	if err != nil {
+		return d.Name
+	}
+	defer pages.Close()
+	return pages.Path()
+}
+
+// checker compares pages with their sums.
+type checker struct {
+	pages     replica.Pages
+	size      int64
+	blockSize int64
+	pace      Pace
+
+	mu      sync.Mutex
+	read    int64
+	differs block.Set
+}
+
+// window checks about verifyWindow bytes of data from an offset on, and returns the range that it covered; what is known
+// to be zero and has no sums costs nothing and does not count.
+func (c *checker) window(ctx context.Context, from int64) (block.Range, error) {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(c.pace.Tasks)
+	at, sum := from, int64(0)
+	var err error
+	for at < c.size && sum < verifyWindow && gctx.Err() == nil {
+		var r block.Range
+		if r, err = c.next(gctx, at); err != nil || r.Empty() {
+			if err == nil {
+				at = c.size
+			}
+			break
+		}
+		g.Go(func() error { return c.check(gctx, r) })
+		at, sum = r.End(), sum+r.Len
+	}
+	if werr := g.Wait(); werr != nil {
+		err = werr
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	return block.Range{Off: from, Len: at - from}, err
+}
+
+// next is the next range, of whole blocks and at most one unit, that has data or sums.
+func (c *checker) next(ctx context.Context, at int64) (block.Range, error) {
+	first := at / c.blockSize
+	start, n, err := c.pages.NextSums(ctx, first, block.Count(c.size, c.blockSize))
+	if err != nil {
+		return block.Range{}, err
+	}
+	sumAt := c.size
+	if n > 0 {
+		sumAt = max(start*c.blockSize, at)
+	}
+	dataAt := at
+	for dataAt < sumAt {
+		e, err := c.pages.Extent(ctx, dataAt, sumAt-dataAt)
+		if err != nil {
+			return block.Range{}, err
+		}
+		if e.Kind == block.Data {
+			break
+		}
+		dataAt = e.End()
+	}
+	off := min(sumAt, dataAt) / c.blockSize * c.blockSize
+	return block.Range{Off: off, Len: min(c.pace.Unit, c.size-off)}, nil
+}
+
+// check reads a range and compares every block with its sum.
+func (c *checker) check(ctx context.Context, r block.Range) error {
+	buf := durable.AlignedBuffer(int(r.Len))
+	if err := c.pages.ReadAt(ctx, buf, r.Off); err != nil {
+		return err
+	}
+	want := make([]sums.Sum, block.Count(r.Len, c.blockSize))
+	if err := c.pages.LoadSums(ctx, r.Off/c.blockSize, want); err != nil {
+		return err
+	}
+	var bad []block.Range
+	for i := range want {
+		b := block.Nth(int64(i), c.blockSize, r.Len)
+		if sums.Of(buf[b.Off:b.End()]) != want[i] {
+			bad = append(bad, block.Range{Off: r.Off + b.Off, Len: b.Len})
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.read += r.Len
+	for _, b := range bad {
+		c.differs.Add(b)
+	}
+	return nil
+}
+
+// CompareSource reads the source once and compares it with the replica's block sums. It needs a Tracker that nothing else
+// uses: what that knew before is forgotten. Together with Verify it proves that source and replica are equal.
+func (j *Job) CompareSource(ctx context.Context) (found []Verified, err error) {
+	st, err := j.Replica.Ledger().Load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if st.Applied.IsZero() || st.Applying != nil {
+		return nil, wrongState(st, "verify --against-source")
+	}
+	if err := j.rebase(ctx, st); err != nil {
+		return nil, err
+	}
+	cut, err := j.Tracker.Cut(ctx, st.Applied)
+	if err != nil {
+		return nil, fault.In(err, j.VM, "")
+	}
+	defer func() { err = errors.Join(err, cut.Close()) }()
+	for _, d := range cut.Disks() {
+		v, err := j.compareDisk(ctx, d)
+		if err != nil {
+			return found, fault.In(err, j.VM, d.Name())
+		}
+		found = append(found, v)
+	}
+	if err := cut.Check(ctx); err != nil {
+		return found, fault.In(err, j.VM, "")
+	}
+	v := &verification{job: j, state: st, found: found}
+	if e := v.difference(); e != nil {
+		e.Msg = "source and replica differ: " + e.Msg
+		return found, e
+	}
+	return found, nil
+}
+
+func (j *Job) compareDisk(ctx context.Context, d track.CutDisk) (Verified, error) {
+	task := "compare " + d.Name()
+	j.Meter.Begin(task, d.Size(), 0)
+	defer j.Meter.End(task)
+	var mu sync.Mutex
+	var differs block.Set
+	stats, err := d.Scan(ctx, j.scanOptions(task), func(ch track.Change) error {
+		mu.Lock()
+		defer mu.Unlock()
+		differs.Add(ch.Range)
+		return nil
+	})
+	v := Verified{Name: d.Name(), Read: stats.Scanned, Cursor: d.Size(), Complete: err == nil}
+	for r := range differs.All() {
+		v.Differs = append(v.Differs, Different{Off: r.Off, Len: r.Len})
+	}
+	return v, err
+}
