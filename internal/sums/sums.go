@@ -67,6 +67,13 @@ func (l *Seal) Remove(i int64, s Sum) {
 	l.hi, _ = bits.Sub64(l.hi, hi, borrow)
 }
 
+// Join puts everything that is in o into the seal: parts of a table may be sealed side by side.
+func (l *Seal) Join(o Seal) {
+	var carry uint64
+	l.lo, carry = bits.Add64(l.lo, o.lo, 0)
+	l.hi, _ = bits.Add64(l.hi, o.hi, carry)
+}
+
 func element(i int64, s Sum) (hi, lo uint64) {
 	if s.IsZero() {
 		return 0, 0

@@ -1,0 +1,422 @@
+package scan
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"sitrep/internal/durable"
+	"sitrep/internal/fault"
+	"sitrep/internal/hrl"
+	"sitrep/internal/sums"
+	"sitrep/internal/track"
+)
+
+// cut is an open cut.
+type cut struct {
+	t     *Tracker
+	since hrl.Pos
+	at    time.Time
+	disks []*cutDisk
+	// checked says that Check succeeded and nothing was read after it.
+	checked bool
+	// ended says that no more is to come of the cut: it is closed, or Advance or Confirm was called, right or wrong.
+	ended bool
+}
+
+// cutDisk is one disk of a cut.
+type cutDisk struct {
+	cut  *cut
+	d    track.Disk
+	prev *diskRecord // nil when since is zero
+	view view
+	temp string // the clone that view reads; "" when it reads the disk itself
+
+	chain     chain // of the disk itself, when the view was taken
+	certain   bool  // chain.certain
+	untouched bool
+
+	sumsFile durable.File // of prev; nil when there is none
+	result   *result      // of the last complete scan
+}
+
+// result is what a complete scan leaves for Advance.
+type result struct {
+	seal    sums.Seal // of the table with the changes
+	redo    *redoWriter
+	changed bool
+}
+
+func (t *Tracker) newCut(ctx context.Context, since hrl.Pos) (c *cut, err error) {
+	c = &cut{t: t, since: since}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.release())
+			c = nil
+		}
+	}()
+	for _, d := range t.c.Disks {
+		if err := sweepClones(t.fs, d.Path); err != nil {
+			return c, fault.In(err, "", d.Name)
+		}
+		cd := &cutDisk{cut: c, d: d}
+		if !since.IsZero() {
+			prev := *t.rec.disk(d.Name)
+			cd.prev = &prev
+		}
+		c.disks = append(c.disks, cd)
+	}
+	if err := c.freeze(ctx); err != nil {
+		return c, err
+	}
+	for _, d := range c.disks {
+		if err := d.openSums(); err != nil {
+			return c, fault.In(err, "", d.d.Name)
+		}
+	}
+	return c, nil
+}
+
+func (d *cutDisk) openSums() (err error) {
+	if d.prev == nil {
+		return nil
+	}
+	if d.Size() < d.prev.Size {
+		return fault.New(fault.DiskShrunk, "the disk has %d bytes and had %d; a replica cannot shrink",
+			d.Size(), d.prev.Size).At(d.d.Path)
+	}
+	if !d.untouched {
+		d.sumsFile, err = d.cut.t.fs.Open(d.cut.t.sumsPath(d.d.Name, d.prev.Sums))
+	}
+	return err
+}
+
+// sweepClones removes the clones of a disk that crashes left beside it.
+func sweepClones(fsys durable.FS, path string) error {
+	dir, base := filepath.Split(path)
+	entries, err := fsys.ReadDir(filepath.Clean(dir))
+	if err != nil {
+		return nil // that the disk cannot be found is said better by opening it
+	}
+	for _, e := range entries {
+		if e.Dir || !durable.IsTemp(e.Name) || !strings.HasPrefix(e.Name, "."+base+".") ||
+			filepath.Base(durable.TempName(path))[:len(base)+2] != e.Name[:len(base)+2] {
+			continue
+		}
+		if err := durable.RemoveIfThere(fsys, filepath.Join(dir, e.Name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Attempts at a view of all disks at one moment, and the pause after the first one; it doubles.
+const (
+	freezeTries = 6
+	freezePause = 60 * time.Millisecond
+)
+
+// freeze takes a view of all disks at one moment.
+func (c *cut) freeze(ctx context.Context) error {
+	pause := freezePause
+	for try := 1; ; try++ {
+		err := c.tryFreeze(ctx)
+		if !fault.Is(err, fault.DiskModified) || try == freezeTries {
+			return err
+		}
+		if err := errors.Join(c.thaw(), wait(ctx, pause)); err != nil {
+			return err
+		}
+		pause *= 2
+	}
+}
+
+func wait(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// tryFreeze looks at the files of all disks, takes the views, and looks again. Disks whose views are not all clones have to
+// be the same both times; a single clone is of one moment by itself.
+func (c *cut) tryFreeze(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	untouched := true
+	for _, d := range c.disks {
+		if err := d.look(); err != nil {
+			return fault.In(err, "", d.d.Name)
+		}
+		untouched = untouched && d.untouched
+	}
+	c.at = c.t.c.Now()
+	if untouched && len(c.disks) > 0 {
+		return nil
+	}
+	for _, d := range c.disks {
+		if err := d.take(); err != nil {
+			return fault.In(err, "", d.d.Name)
+		}
+	}
+	for _, d := range c.disks {
+		if err := d.lookAgain(); err != nil {
+			return fault.In(err, "", d.d.Name)
+		}
+	}
+	return nil
+}
+
+// look opens the disk and compares its stamps with those of the last cut.
+func (d *cutDisk) look() (err error) {
+	if d.view, err = openView(d.cut.t.fs, d.d.Path, d.d.Format); err != nil {
+		return err
+	}
+	if d.chain, err = lookAt(d.cut.t.fs, d.view.Files()); err != nil {
+		return err
+	}
+	d.untouched = d.prev != nil && d.prev.Certain && d.prev.Size == d.view.Size() &&
+		d.chain.equal(chain{stamps: d.prev.Stamps})
+	d.certain = d.untouched
+	return nil
+}
+
+// take makes the view that will be read: a clone where the filesystem can. The stamps are taken before it, and the
+// clocks before the stamps.
+func (d *cutDisk) take() (err error) {
+	if d.untouched {
+		return nil
+	}
+	files := d.view.Files()
+	if err := d.closeView(); err != nil {
+		return err
+	}
+	t := d.cut.t
+	now := t.clocks(files)
+	if d.chain, err = lookAt(t.fs, files); err != nil {
+		return err
+	}
+	d.certain = d.chain.certain(now)
+	d.clone()
+	path := d.d.Path
+	if d.temp != "" {
+		path = d.temp
+	}
+	if d.view, err = openView(t.fs, path, d.d.Format); err != nil {
+		return err
+	}
+	if d.mustStandStill() && !d.chain.settled(now, 0) {
+		return d.modified("the disk was written to just now")
+	}
+	return nil
+}
+
+// clone makes a reflink clone of the image file, if that can be done at all. Whatever prevents it, the disk itself can
+// still be read.
+func (d *cutDisk) clone() {
+	if d.chain.device() {
+		return
+	}
+	temp := durable.TempName(d.d.Path)
+	if d.cut.t.fs.Clone(d.d.Path, temp) == nil {
+		d.temp = temp
+	}
+}
+
+// mustStandStill says whether the view is right only if nothing is written to the disk while views are taken.
+func (d *cutDisk) mustStandStill() bool { return d.temp == "" || len(d.cut.disks) > 1 }
+
+// lookAgain is asked after all views were taken.
+func (d *cutDisk) lookAgain() error {
+	now, err := lookAt(d.cut.t.fs, d.chain.files)
+	if err != nil {
+		return err
+	}
+	if now.equal(d.chain) {
+		return nil
+	}
+	d.certain = false
+	if d.mustStandStill() || !(chain{stamps: now.stamps[1:]}).equal(chain{stamps: d.chain.stamps[1:]}) {
+		return d.modified("the disk is being written to")
+	}
+	return nil
+}
+
+func (d *cutDisk) modified(msg string) error {
+	return fault.New(fault.DiskModified, "%s", msg).At(d.d.Path)
+}
+
+func (d *cutDisk) closeView() (err error) {
+	if d.view != nil {
+		err = d.view.Close()
+		d.view = nil
+	}
+	if d.temp != "" {
+		err = errors.Join(err, durable.RemoveIfThere(d.cut.t.fs, d.temp))
+		d.temp = ""
+	}
+	return err
+}
+
+func (c *cut) thaw() error {
+	var errs []error
+	for _, d := range c.disks {
+		errs = append(errs, d.closeView())
+	}
+	return errors.Join(errs...)
+}
+
+func (c *cut) release() error {
+	errs := []error{c.thaw()}
+	for _, d := range c.disks {
+		if d.sumsFile != nil {
+			errs = append(errs, d.sumsFile.Close())
+			d.sumsFile = nil
+		}
+		errs = append(errs, d.dropResult())
+	}
+	return errors.Join(errs...)
+}
+
+func (d *cutDisk) dropResult() (err error) {
+	if d.result != nil {
+		err = d.result.redo.remove()
+		d.result = nil
+	}
+	return err
+}
+
+func (c *cut) From() hrl.Pos { return c.since }
+func (c *cut) At() time.Time { return c.at }
+
+func (c *cut) Disks() []track.CutDisk {
+	out := make([]track.CutDisk, len(c.disks))
+	for i, d := range c.disks {
+		out[i] = d
+	}
+	return out
+}
+
+// Check compares the files of the disks that are read as they are with what they were when the cut was opened.
+func (c *cut) Check(ctx context.Context) error {
+	for _, d := range c.disks {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if d.Frozen() {
+			continue
+		}
+		now, err := lookAt(c.t.fs, d.chain.files)
+		if err == nil && !now.equal(d.chain) {
+			err = d.modified("the disk was written to while it was being read")
+		}
+		if err != nil {
+			return fault.In(err, c.t.c.VM, d.d.Name)
+		}
+	}
+	c.checked = true
+	return nil
+}
+
+// Advance makes to the position of the tracker.
+func (c *cut) Advance(ctx context.Context, to hrl.Pos) error {
+	if to.IsZero() {
+		return errors.New("a tracker cannot stand at the zero position")
+	}
+	rec, err := c.outcome(ctx)
+	if err != nil {
+		return err
+	}
+	rec.Position = to
+	c.ended = true
+	for i, d := range c.disks {
+		r := &rec.Disks[i]
+		r.Size = d.Size()
+		if d.result == nil {
+			continue
+		}
+		r.Seal = d.result.seal
+		if r.Redo, err = d.result.redo.finish(); err != nil {
+			return fault.In(err, c.t.c.VM, d.d.Name)
+		}
+	}
+	return c.t.commit(rec)
+}
+
+// Confirm remembers that nothing changed.
+func (c *cut) Confirm(ctx context.Context) error {
+	rec, err := c.outcome(ctx)
+	if err != nil {
+		return err
+	}
+	news := false
+	for i, d := range c.disks {
+		if d.result != nil && d.result.changed || d.Size() != d.prev.Size {
+			return fmt.Errorf("disk %s has changed since %v", d.d.Name, c.since)
+		}
+		news = news || rec.Disks[i].Certain && !d.untouched
+	}
+	if !news {
+		return nil
+	}
+	return c.t.commit(rec)
+}
+
+// outcome is a copy of the tracker's record in which the disks look like what the cut has read.
+func (c *cut) outcome(ctx context.Context) (*record, error) {
+	switch {
+	case c.ended:
+		return nil, errors.New("the cut has ended")
+	case c.since.IsZero():
+		return nil, errors.New("a cut since the beginning ends with Rebase")
+	case c.since != c.t.Position():
+		return nil, c.t.lost(c.since)
+	}
+	if !c.checked {
+		if err := c.Check(ctx); err != nil {
+			return nil, err
+		}
+	}
+	rec := &record{Format: formatVersion, VM: c.t.c.VM, Position: c.since}
+	for _, d := range c.disks {
+		if d.result == nil && !d.untouched {
+			return nil, fmt.Errorf("disk %s was not scanned to its end", d.d.Name)
+		}
+		r := *d.prev
+		r.Stamps, r.Certain = d.chain.stamps, d.certain
+		rec.Disks = append(rec.Disks, r)
+	}
+	return rec, nil
+}
+
+// Close gives up the view. What was not advanced is forgotten.
+func (c *cut) Close() error {
+	c.ended = true
+	if c.t.open == c {
+		c.t.open = nil
+	}
+	return fault.In(c.release(), c.t.c.VM, "")
+}
+
+func (d *cutDisk) Name() string     { return d.d.Name }
+func (d *cutDisk) Size() int64      { return d.view.Size() }
+func (d *cutDisk) BlockSize() int64 { return d.d.BlockSize }
+func (d *cutDisk) Untouched() bool  { return d.untouched }
+func (d *cutDisk) Frozen() bool     { return d.temp != "" }
+
+func (d *cutDisk) SizeBefore() int64 {
+	if d.prev == nil {
+		return 0
+	}
+	return d.prev.Size
+}
+
+func (d *cutDisk) DataWriteGUID() [16]byte { return [16]byte{} }
