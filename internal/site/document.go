@@ -153,6 +153,8 @@ func (d *doc) refuse(n *yaml.Node, at *crumb) {
 		report("tags (!name) are not supported")
 	case n.Kind == yaml.ScalarNode && n.ShortTag() == "!!merge":
 		report("merge keys (<<) are not supported: write the keys out")
+	case n.Kind == yaml.ScalarNode && len(n.Value) > maxScalar:
+		report("this is longer than %d KiB (value not shown)", maxScalar>>10)
 	case n.Kind == yaml.ScalarNode && looksSecret(n.Value):
 		report("this looks like a secret (value not shown): " + noSecrets)
 	}

@@ -68,19 +68,17 @@ func parseVM(v value, c *Cloud, h *Host, r *refs) *VM {
 func parseDisks(v value, r *refs) []*Disk {
 	var out []*Disk
 	inVM := newNames[struct{}]("disk of this VM")
-	marked, open := 0, 0 // disks that say "os: true", and that say nothing
-	for _, dv := range v.list() {
+	list := v.list()
+	marked := 0
+	for _, dv := range list {
 		o := dv.object("name", "path", "os", "format")
 		disk := &Disk{
 			Name:   o.need("name").name(maxName),
 			Path:   o.need("path").diskPath(r),
-			OS:     o.get("os").boolean(false),
+			OS:     o.get("os").boolean(len(list) == 1), // the only disk is the one
 			Format: choice(o.get("format"), FormatAuto, FormatAuto, FormatRaw, FormatVHD, FormatVHDX),
 		}
 		inVM.declare(o.get("name"), disk.Name, struct{}{})
-		if !o.has("os") {
-			open++
-		}
 		if disk.OS {
 			if marked++; marked > 1 {
 				o.get("os").fail("os: another disk of this VM is marked as the OS disk already")
@@ -88,11 +86,7 @@ func parseDisks(v value, r *refs) []*Disk {
 		}
 		out = append(out, disk)
 	}
-	switch {
-	case marked > 0 || len(out) == 0:
-	case len(out) == 1 && open == 1:
-		out[0].OS = true
-	default:
+	if marked == 0 && len(out) > 0 {
 		v.fail("disks: mark the disk with the operating system with \"os: true\"")
 	}
 	return out

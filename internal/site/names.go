@@ -1,6 +1,7 @@
 package site
 
 import (
+	"fmt"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -95,12 +96,24 @@ func (t *names[T]) refer(v value) (thing T, ok bool) {
 		v.d.more++
 		return thing, false
 	}
-	hint := didYouMean(name, t.list)
-	if len(t.list) == 0 {
-		hint = ": the site file defines none"
-	}
-	v.fail("%s: no %s is called %s%s", v.label(), t.kind, quote(name), hint)
+	v.fail("%s: no %s is called %s%s", v.label(), t.kind, quote(name), t.hint(name))
 	return thing, false
+}
+
+// hint words what else could be meant.
+func (t *names[T]) hint(name string) string {
+	if s := didYouMean(name, t.list); s != "" {
+		return s
+	}
+	if len(t.list) == 0 {
+		return "; there is none"
+	}
+	const few = 5
+	s := "; there is '" + strings.Join(t.list[:min(len(t.list), few)], "', '") + "'"
+	if len(t.list) > few {
+		s += fmt.Sprintf(" and %d more", len(t.list)-few)
+	}
+	return s
 }
 
 // file reads a path and makes it absolute.

@@ -172,7 +172,7 @@ func (v value) list() []value {
 		return nil
 	}
 	if len(v.n.Content) == 0 {
-		v.fail("%s is empty: give it an entry or remove the key", v.label())
+		v.fail("%s is empty: it needs at least one entry", v.label())
 	}
 	out := make([]value, 0, len(v.n.Content))
 	for i, c := range v.n.Content {
@@ -246,7 +246,7 @@ func (v value) integer(def, lo, hi int) int {
 
 // size reads a number of bytes, from lo to hi.
 func (v value) size(def, lo, hi int64) int64 {
-	what := fmt.Sprintf("a size from %s to %s, such as 64KiB, 512MiB or 2GiB", sizeText(lo), sizeText(hi))
+	what := fmt.Sprintf("a size from %s to %s, in KiB, MiB, GiB or TiB", sizeText(lo), sizeText(hi))
 	s, ok := v.scalar(what, "!!str", "!!int")
 	if !ok {
 		return def
