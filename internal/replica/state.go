@@ -21,6 +21,7 @@ const (
 	Replicating    Phase = "replicating"                // deltas are taken and applied
 	Paused         Phase = "paused"                     // by the administrator
 	ResyncRequired Phase = "resynchronization-required" // change logs no longer lead on
+	Retired        Phase = "unprotected"                // protection was disabled and the replica kept: for reading only
 )
 
 // State is the ledger: all that is true of a replica, in one record. The zero value of every field means "never".

@@ -1,0 +1,141 @@
+package dir
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"time"
+
+	"sitrep/internal/durable"
+	"sitrep/internal/fault"
+	"sitrep/internal/replica"
+)
+
+const (
+	ledgerName  = "ledger.json"
+	ledgerLock  = "ledger.lock"
+	removedName = "ledger.removed" // the ledger of a replica whose removal was begun
+)
+
+// ledgerPatience is how long Save waits for another run's Save; one takes milliseconds.
+const ledgerPatience = 10 * time.Second
+
+// ledger compares and swaps ledger.json. It does so under a lock of its own, not under that of the run: a failover must
+// be able to take over from a run that hangs, and what hangs must then not be able to write.
+type ledger struct{ r *vmReplica }
+
+func (r *vmReplica) ledgerPath() string { return filepath.Join(r.folder, ledgerName) }
+
+// Load reads the record; see replica.Ledger.
+func (l *ledger) Load(ctx context.Context) (replica.State, error) {
+	err := ctx.Err()
+	var s replica.State
+	if err == nil {
+		s, err = l.r.loadLedger()
+	}
+	return s, fault.In(err, l.r.vm, "")
+}
+
+func (r *vmReplica) loadLedger() (replica.State, error) {
+	data, err := durable.ReadFile(r.fs, r.ledgerPath(), replica.MaxLedger)
+	var long *durable.TooLargeError
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return replica.State{}, r.missing()
+	case errors.As(err, &long):
+		return replica.State{}, fault.Wrap(fault.LedgerCorrupt, err, "the ledger is too long").At(r.ledgerPath())
+	case err != nil:
+		return replica.State{}, err
+	}
+	return replica.Decode(data, r.ledgerPath(), r.vm)
+}
+
+// missing explains why there is no ledger: the store may have gone away since it was opened.
+func (r *vmReplica) missing() error {
+	if _, err := r.store.identity(); err != nil {
+		return err
+	}
+	if err := r.present(); err != nil {
+		return err
+	}
+	return fault.New(fault.Busy, "the ledger came and went while it was read").At(r.ledgerPath())
+}
+
+// Save replaces the record; see replica.Ledger.
+func (l *ledger) Save(ctx context.Context, s replica.State) (replica.State, error) {
+	next, err := l.r.saveLedger(ctx, s)
+	return next, fault.In(err, l.r.vm, "")
+}
+
+func (r *vmReplica) saveLedger(ctx context.Context, s replica.State) (next replica.State, err error) {
+	if err := r.writable(ctx); err != nil {
+		return s, err
+	}
+	lock, err := r.lockLedger(ctx)
+	if err != nil {
+		return s, err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	stored, err := r.loadLedger()
+	if err != nil {
+		return s, err
+	}
+	if err := replica.CheckSave(stored, s, r.ledgerPath()); err != nil {
+		return s, err
+	}
+	next = s
+	next.Format = replica.Format
+	next.Version++
+	if err := next.Check(); err != nil {
+		return s, fault.Wrap(fault.LedgerCorrupt, err, "the new ledger contradicts itself and was not written").At(r.ledgerPath())
+	}
+	data, err := replica.Encode(next)
+	if err != nil {
+		return s, err
+	}
+	if len(data) > replica.MaxLedger {
+		return s, fault.New(fault.LedgerCorrupt, "the new ledger has %d bytes and was not written", len(data)).At(r.ledgerPath())
+	}
+	if err := durable.WriteFile(r.fs, r.ledgerPath(), data); err != nil {
+		return s, err
+	}
+	return next, nil
+}
+
+// lockLedger waits for the ledger's lock.
+func (r *vmReplica) lockLedger(ctx context.Context) (io.Closer, error) {
+	path := filepath.Join(r.folder, ledgerLock)
+	deadline := time.Now().Add(ledgerPatience)
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		lock, err := r.fs.Lock(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, r.missing()
+		}
+		if !errors.Is(err, durable.ErrLocked) {
+			return lock, err
+		}
+		if time.Now().After(deadline) {
+			return nil, fault.Wrap(fault.Busy, err, "another run holds the ledger").At(path)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// retireLedger takes the ledger away, durably, by which the replica stops to exist.
+func (r *vmReplica) retireLedger() error {
+	lock, err := r.lockLedger(context.Background())
+	if err != nil {
+		return err
+	}
+	err = r.fs.Rename(r.ledgerPath(), filepath.Join(r.folder, removedName))
+	if err == nil {
+		err = r.fs.SyncDir(r.folder)
+	}
+	return errors.Join(err, lock.Close())
+}

@@ -1,0 +1,422 @@
+package dir
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"sitrep/internal/block"
+	"sitrep/internal/disk/vhd"
+	"sitrep/internal/durable"
+	"sitrep/internal/fault"
+	"sitrep/internal/hrl"
+	"sitrep/internal/replica"
+)
+
+const undoSuffix = ".undo.hrl"
+
+// points keeps, in a folder for each position that the pages have left, the step that leads back to it: an undo log for
+// each disk, whose identity says from which position it leads, or a clone of the pages. A point is seen through the steps
+// from its position on, up to the first clone or to the pages of today; so steps of positions that are no points
+// themselves stay as long as an older point needs them.
+type points struct{ r *vmReplica }
+
+func (p *points) stepPath(at hrl.Pos) string { return filepath.Join(p.r.pointsPath(), at.String()) }
+
+func (p *points) undoPath(at hrl.Pos, disk string) string {
+	return filepath.Join(p.stepPath(at), disk+undoSuffix)
+}
+
+func (p *points) clonePath(at hrl.Pos, disk string) string {
+	return filepath.Join(p.stepPath(at), disk+pagesSuffix)
+}
+
+// head is the position that the chain of steps ends at. While pages are being changed that is the one they are led to:
+// the step back from there holds whatever is overwritten on the way.
+func head(s *replica.State) hrl.Pos {
+	if s.Applying != nil {
+		return s.Applying.To
+	}
+	return s.Applied
+}
+
+// Preserve keeps what is about to be overwritten; see replica.Points.
+func (p *points) Preserve(ctx context.Context, s replica.State, to hrl.Pos, overwritten map[string]*block.Set, redo bool) error {
+	err := p.r.writable(ctx)
+	if err == nil && len(s.Points) > 0 {
+		err = p.preserve(ctx, &step{points: p, s: &s, to: to, overwritten: overwritten}, redo)
+	}
+	return fault.In(err, p.r.vm, "")
+}
+
+func (p *points) preserve(ctx context.Context, t *step, redo bool) error {
+	path := p.stepPath(t.s.Applied)
+	err := t.check(ctx)
+	if err == nil {
+		return p.r.fs.SyncDir(p.r.pointsPath()) // made before a crash, which may have come before this
+	}
+	if redo {
+		if fault.Is(err, fault.PointMissing) {
+			return fault.Wrap(fault.ReplicaCorrupt, err, "pages were overwritten that no recovery point has any more").At(path)
+		}
+		return err
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	// The pages are at this position, so a step back to it, left by a run that then did not go on, serves nothing.
+	if err := p.drop(path); err != nil {
+		return err
+	}
+	tmp := durable.TempName(path)
+	if err := t.build(ctx, tmp); err != nil {
+		return errors.Join(err, p.drop(tmp))
+	}
+	if err := p.r.fs.Rename(tmp, path); err != nil {
+		return errors.Join(err, p.drop(tmp))
+	}
+	return p.r.fs.SyncDir(p.r.pointsPath())
+}
+
+// drop removes a step, so that it is there whole or not at all.
+func (p *points) drop(path string) error {
+	if _, err := p.r.fs.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	tmp := path
+	if !durable.IsTemp(path) {
+		tmp = durable.TempName(path)
+		if err := p.r.fs.Rename(path, tmp); err != nil {
+			return err
+		}
+		if err := p.r.fs.SyncDir(p.r.pointsPath()); err != nil {
+			return err
+		}
+	}
+	return p.r.removeTree(tmp, true)
+}
+
+// step is what leads back from a position to s.Applied.
+type step struct {
+	*points
+	s           *replica.State
+	to          hrl.Pos
+	overwritten map[string]*block.Set
+}
+
+// check fails with fault.PointMissing when the step is not there, or is not this one.
+func (t *step) check(ctx context.Context) error {
+	for i := range t.s.Disks {
+		if err := t.checkDisk(ctx, &t.s.Disks[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *step) checkDisk(ctx context.Context, d *replica.Disk) error {
+	at := t.s.Applied
+	if info, err := t.r.fs.Stat(t.clonePath(at, d.Name)); err == nil {
+		if info.Size != d.Size+vhd.FooterSize {
+			return fault.New(fault.PointMissing, "the file has %d bytes instead of %d", info.Size, d.Size+vhd.FooterSize).At(t.clonePath(at, d.Name))
+		}
+		return nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	l, err := t.openUndo(ctx, t.s, at, d.Name)
+	if err != nil {
+		return err
+	}
+	defer l.file.Close()
+	id := l.Info().Identity
+	if id.From != t.to || id.Size != d.Size {
+		return fault.New(fault.PointMissing, "the undo log leads back from %s, not from %s", id.From, t.to).At(l.file.Name())
+	}
+	var held block.Set
+	for rec, err := range l.Records(ctx) {
+		if err != nil {
+			return damaged(err)
+		}
+		held.Add(rec.Range)
+	}
+	for r := range t.blocks(d).All() {
+		if run, ok := held.Next(r); !ok || run != r {
+			return fault.New(fault.PointMissing, "the undo log does not hold all of %v", r).At(l.file.Name())
+		}
+	}
+	return nil
+}
+
+// blocks is what of a disk will be overwritten, as whole blocks of the disk as it is.
+func (t *step) blocks(d *replica.Disk) *block.Set {
+	var out block.Set
+	if set := t.overwritten[d.Name]; set != nil {
+		for r := range set.All() {
+			out.Add(r.Outward(d.BlockSize).Intersect(block.Range{Len: d.Size}))
+		}
+	}
+	return &out
+}
+
+// build makes the step in a new folder, durably. A point's own pages are cloned where the filesystem can: that takes no
+// time, and no later point has to be read through it.
+func (t *step) build(ctx context.Context, folder string) error {
+	if err := t.r.fs.MkdirAll(folder); err != nil {
+		return err
+	}
+	done, err := t.clone(folder)
+	for i := 0; err == nil && !done && i < len(t.s.Disks); i++ {
+		err = fault.In(t.saveOld(ctx, &t.s.Disks[i], folder), t.r.vm, t.s.Disks[i].Name)
+	}
+	if err != nil {
+		return err
+	}
+	return t.r.fs.SyncDir(folder)
+}
+
+// clone clones the pages of all disks; done is false when that cannot be done, or the position is no point.
+func (t *step) clone(folder string) (done bool, err error) {
+	if !slices.ContainsFunc(t.s.Points, func(p replica.Point) bool { return p.At == t.s.Applied }) {
+		return false, nil
+	}
+	for i := range t.s.Disks {
+		name := t.s.Disks[i].Name
+		to := filepath.Join(folder, name+pagesSuffix)
+		err := t.r.fs.Clone(t.r.pagesPath(name), to)
+		if errors.Is(err, errors.ErrUnsupported) {
+			return false, t.unclone(folder, i)
+		}
+		if err == nil {
+			err = syncFile(t.r.fs, to)
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// unclone removes the clones of the first n disks.
+func (t *step) unclone(folder string, n int) error {
+	for _, d := range t.s.Disks[:n] {
+		if err := durable.RemoveIfThere(t.r.fs, filepath.Join(folder, d.Name+pagesSuffix)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func syncFile(fsys durable.FS, path string) error {
+	f, err := fsys.OpenRW(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// saveOld writes the undo log of one disk into folder.
+func (t *step) saveOld(ctx context.Context, d *replica.Disk, folder string) error {
+	f, err := t.r.fs.Open(t.r.pagesPath(d.Name))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	w, err := hrl.Create(t.r.fs, filepath.Join(folder, d.Name+undoSuffix), t.identity(d))
+	if err != nil {
+		return err
+	}
+	err = copyOld(ctx, w, f, t.blocks(d), d.BlockSize)
+	if err == nil {
+		_, err = w.Seal()
+	}
+	if err != nil {
+		return errors.Join(err, w.Abort())
+	}
+	return nil
+}
+
+func (t *step) identity(d *replica.Disk) hrl.Identity {
+	id := hrl.Identity{
+		Replica: t.s.Replica, VM: t.s.VM, Disk: d.Name, Kind: hrl.Undo, From: t.to, To: t.s.Applied,
+		SizeBefore: d.Size, Size: d.Size, BlockSize: d.BlockSize, CutAt: t.s.AsOf,
+	}
+	for _, seg := range t.s.Pending {
+		if n, ok := seg.Sizes[d.Name]; ok && seg.To == t.to {
+			id.SizeBefore = n
+		}
+	}
+	for _, p := range t.s.Points {
+		if p.At == t.s.Applied {
+			id.CutAt, id.AppConsistent = p.CutAt, p.AppConsistent
+		}
+	}
+	if id.CutAt.Year() < 1970 {
+		id.CutAt = time.Unix(0, 0).UTC() // not known
+	}
+	return id
+}
+
+// copyOld puts the blocks of pages into the log. Holes are recorded without being read.
+func copyOld(ctx context.Context, w *hrl.Writer, pages durable.File, blocks *block.Set, blockSize int64) error {
+	var data block.Set
+	for r := range blocks.All() {
+		for !r.Empty() {
+			e, err := pages.Extent(r.Off, r.Len)
+			if err != nil {
+				return err
+			}
+			n, zero := wholeBlocks(e, r, blockSize)
+			part := block.Range{Off: r.Off, Len: n}
+			if !zero {
+				data.Add(part)
+			} else if err := w.Zero(part); err != nil {
+				return err
+			}
+			r.Off, r.Len = part.End(), r.Len-n
+		}
+	}
+	_, err := eachPiece(ctx, &data, func(buf []byte, off int64) error {
+		if err := readPages(pages, buf, off); err != nil {
+			return err
+		}
+		return w.Append(off, buf, nil)
+	})
+	return err
+}
+
+// wholeBlocks rounds the extent e, with which r begins, to whole blocks: a block that is partly data is data.
+func wholeBlocks(e block.Extent, r block.Range, blockSize int64) (n int64, zero bool) {
+	if e.Len >= r.Len {
+		return r.Len, e.Kind == block.Zero
+	}
+	if n = e.Len - e.Len%blockSize; n > 0 && e.Kind == block.Zero {
+		return n, true
+	}
+	return min(block.RoundUp(max(e.Len, 1), blockSize), r.Len), false
+}
+
+// Sweep removes the steps that no point needs; see replica.Points. It removes none when a step that is needed is missing.
+func (p *points) Sweep(ctx context.Context, s replica.State) error {
+	err := p.r.writable(ctx)
+	if err == nil {
+		err = p.sweep(ctx, &s)
+	}
+	return fault.In(err, p.r.vm, "")
+}
+
+func (p *points) sweep(ctx context.Context, s *replica.State) error {
+	if err := p.r.sweepTemps(p.r.pointsPath()); err != nil {
+		return err
+	}
+	needed, err := p.needed(ctx, s)
+	if err != nil {
+		return err
+	}
+	entries, err := p.r.fs.ReadDir(p.r.pointsPath())
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		var at hrl.Pos
+		if !e.Dir || at.UnmarshalText([]byte(e.Name)) != nil || needed[at] {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := p.drop(filepath.Join(p.r.pointsPath(), e.Name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// needed returns the positions whose steps the points of s are seen through.
+func (p *points) needed(ctx context.Context, s *replica.State) (map[hrl.Pos]bool, error) {
+	needed := map[hrl.Pos]bool{}
+	for _, point := range s.Points {
+		for at := point.At; at != head(s) && !needed[at]; {
+			next, err := p.next(ctx, s, at)
+			if err != nil {
+				return nil, err
+			}
+			needed[at] = true
+			if next.IsZero() {
+				break
+			}
+			at = next
+		}
+	}
+	return needed, nil
+}
+
+// next returns the position that the step back to at begins at; zero when no disk needs another step.
+func (p *points) next(ctx context.Context, s *replica.State, at hrl.Pos) (hrl.Pos, error) {
+	for _, d := range s.Disks {
+		if _, err := p.r.fs.Stat(p.clonePath(at, d.Name)); err == nil {
+			continue
+		}
+		l, err := p.openUndo(ctx, s, at, d.Name)
+		if err != nil {
+			return hrl.Pos{}, err
+		}
+		return l.Info().Identity.From, l.file.Close()
+	}
+	return hrl.Pos{}, nil
+}
+
+// undoLog is an opened undo log.
+type undoLog struct {
+	*hrl.Log
+	file durable.File
+}
+
+// openUndo opens the undo log that leads back to at, and checks whose it is. Its content is not verified.
+func (p *points) openUndo(ctx context.Context, s *replica.State, at hrl.Pos, disk string) (*undoLog, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	path := p.undoPath(at, disk)
+	f, err := p.r.fs.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.PointMissing, "the undo log is missing").At(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	l, err := hrl.Open(f)
+	if err == nil {
+		err = checkUndo(l, s, at, disk)
+	}
+	if err != nil {
+		return nil, errors.Join(damaged(err), f.Close())
+	}
+	return &undoLog{Log: l, file: f}, nil
+}
+
+func checkUndo(l *hrl.Log, s *replica.State, at hrl.Pos, disk string) error {
+	i := l.Info()
+	id := i.Identity
+	if id == nil || id.Kind != hrl.Undo || id.Replica != s.Replica || id.Disk != disk || id.To != at {
+		return fault.New(fault.LogForeign, "this is not the undo log of disk %q of VM %q at %s", disk, s.VM, at)
+	}
+	if !i.Sealed {
+		return fault.New(fault.LogTorn, "the undo log was not closed")
+	}
+	return nil
+}
+
+// damaged says of a log that cannot be used that its recovery point is lost. (The codes of logs advise to resynchronize,
+// which would not bring it back.)
+func damaged(err error) error {
+	for _, code := range []fault.Code{fault.LogCorrupt, fault.LogTorn, fault.LogForeign} {
+		if fault.Is(err, code) {
+			return fault.Wrap(fault.PointMissing, err, "the recovery point cannot be read")
+		}
+	}
+	return err
+}

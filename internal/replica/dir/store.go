@@ -1,0 +1,194 @@
+// Package dir keeps replicas in a folder: of a local disk, a USB disk, an NFS or SMB mount.
+//
+//	STORE/sitrep-store.json      the identity of the store: an empty mount point does not have it
+//	STORE/VM/ledger.json         the ledger, replaced as a whole
+//	STORE/VM/lock                held by the run that works on the VM
+//	STORE/VM/ledger.lock         held for the moment in which the ledger is compared and swapped
+//	STORE/VM/DISK.vhd            pages: a sparse fixed VHD, guest bytes first, the footer last; boots as it is
+//	STORE/VM/DISK.sums           block sums
+//	STORE/VM/shelf/NAME.hrl      change logs that have arrived
+//	STORE/VM/points/POSITION/    what is needed to see the disks as they were at that position: for each disk an undo
+//	                             log that leads back to it, or a reflink clone of its pages
+//
+// Names become visible in one step, by rename; what is half made has a name of durable.TempName and is removed by the
+// next run that holds the VM's lock.
+package dir
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"iter"
+	"path/filepath"
+	"time"
+
+	"sitrep/internal/durable"
+	"sitrep/internal/fault"
+	"sitrep/internal/hrl"
+	"sitrep/internal/replica"
+)
+
+const (
+	identityName = "sitrep-store.json"
+	identityLock = "sitrep-store.lock"
+	// identityFormat is the version of the layout of a store; a newer one is refused.
+	identityFormat = 1
+	maxIdentity    = 64 << 10 // bytes
+)
+
+// identity tells this store from every other, and from the empty folder that is there when its volume is not mounted.
+type identity struct {
+	Format  int       `json:"format"`
+	ID      hrl.ID    `json:"id"`
+	Created time.Time `json:"created"`
+}
+
+// Store is a folder of replicas.
+type Store struct {
+	fs   durable.FS
+	root string
+}
+
+var _ replica.Store = (*Store)(nil)
+
+// New returns the store in the folder root. It touches nothing.
+func New(fsys durable.FS, root string) *Store { return &Store{fs: fsys, root: root} }
+
+// Describe returns the folder.
+func (s *Store) Describe() string { return s.root }
+
+// Prepare checks or creates the store's identity; see replica.Store.
+func (s *Store) Prepare(ctx context.Context, want hrl.ID) (hrl.ID, error) {
+	if err := ctx.Err(); err != nil {
+		return hrl.ID{}, fault.In(err, "", "")
+	}
+	have, err := s.identity()
+	if err == nil && !want.IsZero() && have.ID != want {
+		return hrl.ID{}, fault.New(fault.StoreForeign, "the store has the id %s, not %s", have.ID, want).At(s.identityPath())
+	}
+	if err == nil || !want.IsZero() || !fault.Is(err, fault.StoreNotMounted) {
+		return have.ID, err
+	}
+	id, err := s.found()
+	return id, fault.In(err, "", "")
+}
+
+func (s *Store) identityPath() string { return filepath.Join(s.root, identityName) }
+
+// identity reads the identity; without one the store is not there.
+func (s *Store) identity() (identity, error) {
+	path := s.identityPath()
+	data, err := durable.ReadFile(s.fs, path, maxIdentity)
+	if errors.Is(err, fs.ErrNotExist) {
+		return identity{}, fault.New(fault.StoreNotMounted, "the folder has no %s", identityName).At(s.root)
+	}
+	if err != nil {
+		return identity{}, fault.In(err, "", "")
+	}
+	var id identity
+	if err := json.Unmarshal(data, &id); err != nil {
+		return identity{}, fault.Wrap(fault.StoreForeign, err, "the store's identity is damaged").At(path)
+	}
+	if id.Format > identityFormat {
+		return identity{}, fault.New(fault.LedgerVersion, "the store has format %d; this version knows formats up to %d",
+			id.Format, identityFormat).At(path)
+	}
+	if id.Format < 1 || id.ID.IsZero() {
+		return identity{}, fault.New(fault.StoreForeign, "the store's identity is damaged").At(path)
+	}
+	return id, nil
+}
+
+// found makes the folder a new store. Of two runs that do it at once, one makes it and the other finds it.
+func (s *Store) found() (id hrl.ID, err error) {
+	if err := s.fs.MkdirAll(s.root); err != nil {
+		return hrl.ID{}, err
+	}
+	if err := s.refuseOrphans(); err != nil {
+		return hrl.ID{}, err
+	}
+	lockPath := filepath.Join(s.root, identityLock)
+	lock, err := s.fs.Lock(lockPath)
+	if errors.Is(err, durable.ErrLocked) {
+		return hrl.ID{}, fault.Wrap(fault.Busy, err, "another run makes this store").At(s.root)
+	}
+	if err != nil {
+		return hrl.ID{}, err
+	}
+	defer func() { err = errors.Join(err, dropLock(s.fs, lockPath, lock)) }()
+	if have, err := s.identity(); err == nil || !fault.Is(err, fault.StoreNotMounted) {
+		return have.ID, err
+	}
+	fresh := identity{Format: identityFormat, ID: hrl.NewID(), Created: time.Now().UTC().Truncate(time.Second)}
+	data, err := json.MarshalIndent(fresh, "", "  ")
+	if err != nil {
+		return hrl.ID{}, err
+	}
+	return fresh.ID, durable.WriteFile(s.fs, s.identityPath(), append(data, '\n'))
+}
+
+// refuseOrphans fails when the folder holds replicas although it has no identity: whoever took the identity away has to
+// bring it back. Files of others do no harm.
+func (s *Store) refuseOrphans() error {
+	entries, err := s.fs.ReadDir(s.root)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		ledger := filepath.Join(s.root, e.Name, ledgerName)
+		if !e.Dir {
+			continue
+		}
+		if _, err := s.fs.Stat(ledger); err == nil {
+			return fault.New(fault.StoreForeign, "the folder holds replicas, but its %s is missing", identityName).At(ledger)
+		}
+	}
+	return nil
+}
+
+// dropLock removes the file of a lock and then releases it, in this order, so that nobody can hold a lock whose file
+// goes away. Where an open file cannot be removed (Windows), it is removed when nobody has it open any more.
+func dropLock(fsys durable.FS, path string, lock io.Closer) error {
+	rerr := durable.RemoveIfThere(fsys, path)
+	err := lock.Close()
+	if rerr != nil && err == nil {
+		_ = durable.RemoveIfThere(fsys, path) // an empty file that stays is used again
+	}
+	return err
+}
+
+// List yields the VMs that have a replica; see replica.Store.
+func (s *Store) List(ctx context.Context) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		if _, err := s.identity(); err != nil {
+			yield("", err)
+			return
+		}
+		entries, err := s.fs.ReadDir(s.root)
+		if err != nil {
+			yield("", fault.In(err, "", ""))
+			return
+		}
+		for _, e := range entries {
+			if err := ctx.Err(); err != nil {
+				yield("", fault.In(err, "", ""))
+				return
+			}
+			if !e.Dir || replica.CheckName(e.Name) != nil {
+				continue
+			}
+			_, err := s.fs.Stat(filepath.Join(s.root, e.Name, ledgerName))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				err = fault.In(err, e.Name, "")
+			}
+			if !yield(e.Name, err) {
+				return
+			}
+		}
+	}
+}

@@ -1,0 +1,279 @@
+package dir
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"slices"
+	"sync"
+
+	"sitrep/internal/block"
+	"sitrep/internal/disk/vhd"
+	"sitrep/internal/durable"
+	"sitrep/internal/fault"
+	"sitrep/internal/hrl"
+	"sitrep/internal/replica"
+)
+
+// pointView is the disks of one recovery point.
+type pointView struct {
+	vm    string
+	disks map[string]*pointDisk
+}
+
+// Open opens a recovery point; see replica.Points. Every log that it is seen through is verified as a whole.
+func (p *points) Open(ctx context.Context, s replica.State, id string) (replica.PointView, error) {
+	point := s.Point(id)
+	if point == nil {
+		return nil, fault.New(fault.PointMissing, "the ledger has no recovery point %q", id).Of(p.r.vm, "")
+	}
+	v := &pointView{vm: p.r.vm, disks: map[string]*pointDisk{}}
+	for name, size := range point.Sizes {
+		d := &pointDisk{vm: p.r.vm, name: name, size: size}
+		v.disks[name] = d
+		if err := p.openDisk(ctx, &s, point.At, d); err != nil {
+			return nil, fault.In(errors.Join(err, v.Close()), p.r.vm, name)
+		}
+	}
+	return v, nil
+}
+
+// openDisk opens the layers of one disk, from its own position up to a clone or the pages of today.
+func (p *points) openDisk(ctx context.Context, s *replica.State, at hrl.Pos, d *pointDisk) error {
+	if err := replica.CheckName(d.name); err != nil {
+		return fault.Wrap(fault.LedgerCorrupt, err, "the ledger contradicts itself").At(p.r.ledgerPath())
+	}
+	base := p.r.pagesPath(d.name)
+	for at != head(s) {
+		if _, err := p.r.fs.Stat(p.clonePath(at, d.name)); err == nil {
+			base = p.clonePath(at, d.name)
+			break
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		l, err := p.openUndo(ctx, s, at, d.name)
+		if err != nil {
+			return err
+		}
+		d.layers = append(d.layers, l.file)
+		if err := d.add(ctx, l); err != nil {
+			return err
+		}
+		at = l.Info().Identity.From // a higher number than before (package hrl), so this ends
+	}
+	d.merge()
+	return d.openBase(p.r.fs, base)
+}
+
+// piece is a run of the disk that an undo log holds.
+type piece struct {
+	block.Range
+	layer int
+	at    int64 // offset in the log's file; -1: zeros
+}
+
+// pointDisk is a disk as an index over logs above a file of pages. It is not changed after opening.
+type pointDisk struct {
+	vm, name string
+	size     int64
+	layers   []durable.File // undo logs; an earlier one hides the later ones
+	runs     [][]piece      // of each layer, sorted; the index is their merger
+	index    []piece        // sorted, disjoint
+	base     durable.File
+	mu       sync.Mutex // for base.Extent
+}
+
+// add verifies a log and takes its records, clipped to the size that the disk had.
+func (d *pointDisk) add(ctx context.Context, l *undoLog) error {
+	if err := l.Verify(ctx); err != nil {
+		return damaged(err)
+	}
+	layer := len(d.layers) - 1
+	var run []piece
+	for rec, err := range l.Records(ctx) {
+		if err != nil {
+			return damaged(err)
+		}
+		pc := piece{Range: rec.Range.Intersect(block.Range{Len: d.size}), layer: layer, at: rec.At}
+		if rec.Zero {
+			pc.at = -1
+		}
+		if !pc.Empty() {
+			run = append(run, pc)
+		}
+	}
+	slices.SortFunc(run, func(a, b piece) int { return cmp.Compare(a.Off, b.Off) })
+	d.runs = append(d.runs, run)
+	return nil
+}
+
+// merge makes the index: neighbours are merged pairwise, so that many small layers cost no more than their sum a few
+// times.
+func (d *pointDisk) merge() {
+	for len(d.runs) > 1 {
+		var next [][]piece
+		for pair := range slices.Chunk(d.runs, 2) {
+			if len(pair) == 2 {
+				pair[0] = over(pair[0], pair[1])
+			}
+			next = append(next, pair[0])
+		}
+		d.runs = next
+	}
+	if len(d.runs) == 1 {
+		d.index = d.runs[0]
+	}
+	d.runs = nil
+}
+
+// over returns top with, in its gaps, what bottom has there. Both are sorted and disjoint, and so is the result. bottom is
+// used up.
+func over(top, bottom []piece) []piece {
+	out := make([]piece, 0, len(top)+len(bottom))
+	for _, t := range top {
+		for len(bottom) > 0 && bottom[0].Off < t.Off {
+			if bottom[0].End() > t.Off {
+				out = append(out, bottom[0].cut(bottom[0].Off, t.Off))
+				break
+			}
+			out, bottom = append(out, bottom[0]), bottom[1:]
+		}
+		for len(bottom) > 0 && bottom[0].End() <= t.End() {
+			bottom = bottom[1:]
+		}
+		if len(bottom) > 0 && bottom[0].Off < t.End() {
+			bottom[0] = bottom[0].cut(t.End(), bottom[0].End())
+		}
+		out = append(out, t)
+	}
+	return append(out, bottom...)
+}
+
+// cut returns the part [off, end) of a piece.
+func (p piece) cut(off, end int64) piece {
+	if p.at >= 0 {
+		p.at += off - p.Off
+	}
+	p.Range = block.Range{Off: off, Len: end - off}
+	return p
+}
+
+func (d *pointDisk) openBase(fsys durable.FS, path string) error {
+	f, err := fsys.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.New(fault.ReplicaMissing, "the file is missing").At(path)
+	}
+	if err != nil {
+		return err
+	}
+	d.base = f
+	length, err := f.Size()
+	if err != nil {
+		return err
+	}
+	if length < d.size+vhd.FooterSize {
+		return fault.New(fault.ReplicaChanged, "the file has %d bytes, too few for a disk of %d", length, d.size).At(path)
+	}
+	return nil
+}
+
+// Disk returns a disk of the point; see replica.PointView.
+func (v *pointView) Disk(name string) (replica.PointDisk, error) {
+	d := v.disks[name]
+	if d == nil {
+		return nil, fault.New(fault.PointMissing, "the recovery point has no such disk").Of(v.vm, name)
+	}
+	return d, nil
+}
+
+// Close closes all disks.
+func (v *pointView) Close() error {
+	var err error
+	for _, d := range v.disks {
+		for _, f := range d.layers {
+			err = errors.Join(err, f.Close())
+		}
+		if d.base != nil {
+			err = errors.Join(err, d.base.Close())
+		}
+	}
+	v.disks = nil
+	return err
+}
+
+// Size is the number of guest bytes at the point.
+func (d *pointDisk) Size() int64 { return d.size }
+
+// find returns what holds the byte at off: a piece of a log, or, when ok is false, the base up to next.
+func (d *pointDisk) find(off int64) (pc piece, next int64, ok bool) {
+	i, _ := slices.BinarySearchFunc(d.index, off, func(p piece, off int64) int {
+		if p.End() <= off {
+			return -1
+		}
+		return 1
+	})
+	if i == len(d.index) {
+		return piece{}, d.size, false
+	}
+	if pc = d.index[i]; pc.Off <= off {
+		return pc.cut(off, pc.End()), pc.End(), true
+	}
+	return piece{}, pc.Off, false
+}
+
+// ReadAt reads guest bytes; see io.ReaderAt.
+func (d *pointDisk) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, fault.New(fault.IO, "offset %d", off).Of(d.vm, d.name)
+	}
+	want := int(min(int64(len(p)), max(d.size-off, 0)))
+	for done := 0; done < want; {
+		n, err := d.readPiece(p[done:want], off+int64(done))
+		if err != nil {
+			return done, fault.In(err, d.vm, d.name)
+		}
+		done += n
+	}
+	if want < len(p) {
+		return want, io.EOF
+	}
+	return want, nil
+}
+
+func (d *pointDisk) readPiece(p []byte, off int64) (int, error) {
+	pc, next, ok := d.find(off)
+	p = p[:min(int64(len(p)), next-off)]
+	switch {
+	case !ok:
+		return len(p), readPages(d.base, p, off)
+	case pc.at < 0:
+		clear(p)
+		return len(p), nil
+	}
+	return len(p), readPages(d.layers[pc.layer], p, pc.at)
+}
+
+// Extent tells data from zeros; see replica.PointDisk.
+func (d *pointDisk) Extent(off, n int64) (block.Extent, error) {
+	if !(block.Range{Off: off, Len: n}).Within(d.size) {
+		return block.Extent{}, fault.New(fault.IO, "[%d,+%d) is not on the disk of %d bytes", off, n, d.size).Of(d.vm, d.name)
+	}
+	if n == 0 {
+		return block.Extent{Range: block.Range{Off: off}}, nil
+	}
+	pc, next, ok := d.find(off)
+	n = min(n, next-off)
+	if ok {
+		kind := block.Data
+		if pc.at < 0 {
+			kind = block.Zero
+		}
+		return block.Extent{Range: block.Range{Off: off, Len: n}, Kind: kind}, nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e, err := d.base.Extent(off, n)
+	return e, fault.In(err, d.vm, d.name)
+}

@@ -1,0 +1,160 @@
+package replica
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"sitrep/internal/fault"
+)
+
+// MaxLedger is the number of bytes that a ledger can have; a longer one is not read.
+const MaxLedger = 16 << 20
+
+// maxDiskSize keeps every sum of offsets of a disk far from overflowing.
+const maxDiskSize = 1 << 60
+
+// Encode writes a state as it lies in a store: JSON, readable by people.
+func Encode(s State) ([]byte, error) {
+	data, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	return append(data, '\n'), nil
+}
+
+// Decode reads what Encode wrote. The bytes are foreign: whatever is not a whole, valid ledger of the VM is refused with
+// fault.LedgerCorrupt, fault.LedgerVersion or fault.ReplicaForeign. The error names path, for people.
+func Decode(data []byte, path, vm string) (State, error) {
+	var head struct {
+		Format int `json:"format"`
+	}
+	if err := json.Unmarshal(data, &head); err != nil {
+		return State{}, corruptAt(err, path, int64(len(data)))
+	}
+	if head.Format > Format {
+		return State{}, fault.New(fault.LedgerVersion, "the ledger has format %d; this version knows formats up to %d",
+			head.Format, Format).At(path)
+	}
+	var s State
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&s); err != nil {
+		return State{}, corruptAt(err, path, dec.InputOffset())
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return State{}, fault.New(fault.LedgerCorrupt, "something follows the ledger's end").AtOff(path, dec.InputOffset())
+	}
+	if s.VM != vm {
+		return State{}, fault.New(fault.ReplicaForeign, "the ledger is of VM %q, not of %q", s.VM, vm).At(path)
+	}
+	if err := s.Check(); err != nil {
+		return State{}, fault.Wrap(fault.LedgerCorrupt, err, "the ledger contradicts itself").At(path)
+	}
+	return s, nil
+}
+
+// corruptAt names the byte where reading ended, as exactly as the decoder knows it.
+func corruptAt(err error, path string, off int64) error {
+	var syntax *json.SyntaxError
+	var typ *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &syntax):
+		off = syntax.Offset
+	case errors.As(err, &typ):
+		off = typ.Offset
+	}
+	return fault.Wrap(fault.LedgerCorrupt, err, "the ledger is damaged").AtOff(path, off)
+}
+
+// Check says what in the state cannot be, whatever happened to the replica.
+func (s *State) Check() error {
+	if err := CheckName(s.VM); err != nil {
+		return fmt.Errorf("VM: %w", err)
+	}
+	if s.Format != Format {
+		return fmt.Errorf("format %d is unknown", s.Format)
+	}
+	if s.Replica.IsZero() {
+		return errors.New("it has no replica id")
+	}
+	seen := map[string]bool{}
+	for i := range s.Disks {
+		d := &s.Disks[i]
+		if err := CheckDisk(*d); err != nil {
+			return err
+		}
+		if key := strings.ToLower(d.Name); seen[key] {
+			return fmt.Errorf("disk %q is there twice", d.Name)
+		} else {
+			seen[key] = true
+		}
+	}
+	points := map[string]bool{}
+	for _, p := range s.Points {
+		if p.ID == "" || points[p.ID] {
+			return fmt.Errorf("recovery point %q is there twice, or has no name", p.ID)
+		}
+		points[p.ID] = true
+	}
+	return nil
+}
+
+// CheckDisk says what in the entry of a disk cannot be.
+func CheckDisk(d Disk) error {
+	if err := CheckName(d.Name); err != nil {
+		return fmt.Errorf("disk: %w", err)
+	}
+	if d.Size < 0 || d.Size > maxDiskSize || d.Size%512 != 0 {
+		return fmt.Errorf("disk %q cannot have %d bytes", d.Name, d.Size)
+	}
+	if d.BlockSize < 512 || d.BlockSize > 1<<20 || d.BlockSize&(d.BlockSize-1) != 0 {
+		return fmt.Errorf("disk %q cannot have blocks of %d bytes", d.Name, d.BlockSize)
+	}
+	if d.Seeded < 0 || d.Seeded > d.Size {
+		return fmt.Errorf("disk %q cannot be seeded up to %d of %d bytes", d.Name, d.Seeded, d.Size)
+	}
+	return nil
+}
+
+// CheckName refuses a name that could mean anything but one entry of one folder, on any system.
+func CheckName(name string) error {
+	switch {
+	case name == "":
+		return errors.New("a name is empty")
+	case len(name) > 200:
+		return errors.New("a name is longer than 200 bytes")
+	case name[0] == '.', strings.ContainsAny(name, "/\\:\x00"), strings.TrimSpace(name) != name:
+		return fmt.Errorf("%q is not a name of a file", name)
+	}
+	return nil
+}
+
+// CheckSave is the compare of a ledger's compare-and-swap: it says whether next may replace stored, with fault.Fenced
+// when another owner has taken over since next was loaded, and fault.LedgerConflict when it was changed otherwise. A next
+// with a higher Generation is how an owner takes over.
+func CheckSave(stored, next State, path string) error {
+	switch {
+	case stored.Replica != next.Replica:
+		return fault.New(fault.ReplicaForeign, "the replica was removed, and made anew, since this run began").At(path)
+	case stored.Generation > next.Generation:
+		return fault.New(fault.Fenced, "site %q, host %q, has taken over since %s (generation %d, this run has %d)",
+			stored.Owner.Site, stored.Owner.Host, stored.Owner.Since.UTC().Format(time.RFC3339),
+			stored.Generation, next.Generation).At(path)
+	case stored.Version != next.Version:
+		return fault.New(fault.LedgerConflict, "the ledger has version %d, this run has read version %d",
+			stored.Version, next.Version).At(path)
+	}
+	return nil
+}
+
+// Retain applies a retention of keep points: the oldest are dropped first, and the newest never. points is sorted,
+// oldest first; the results share its memory.
+func Retain(points []Point, keep int) (kept, dropped []Point) {
+	drop := max(len(points)-max(keep, 1), 0)
+	return points[drop:], points[:drop]
+}
