@@ -23,6 +23,7 @@ const (
 	VMUnknown        Code = "vm-unknown"
 	PrerequisiteFail Code = "prerequisite"
 	RunLocked        Code = "locked"
+	Exists           Code = "exists"
 
 	DiskMissing      Code = "disk-missing"
 	DiskFormat       Code = "disk-format"
@@ -86,6 +87,7 @@ func table() map[Code]Entry {
 		SiteInvalid:      {Usage, "The site file is wrong.", "Correct the lines named above, then run: sitrep check"},
 		VMUnknown:        {Usage, "The site file has no VM of this name.", "Run sitrep status --all to see the names."},
 		PrerequisiteFail: {Prerequisite, "The VM does not meet a prerequisite of protection.", "Do what the finding says, then run: sitrep check {vm}"},
+		Exists:           {Refused, "The file is there already.", "Give another name, or move the file away."},
 		RunLocked:        {Locked, "Another run of sitrep works on this VM.", "Wait until it ends: sitrep jobs --vm {vm}"},
 
 		DiskMissing:      {Critical, "The source disk is not where the site file says.", "Bring the disk back or correct its path, then run: sitrep resume {vm}"},

@@ -6,6 +6,7 @@
 package fault
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -146,4 +147,9 @@ func In(err error, vm, disk string) error {
 		e.Disk = disk
 	}
 	return err
+}
+
+// Cancelled says whether err comes from a run that was told to end: whatever else it is called, it is no failure.
+func Cancelled(err error) bool {
+	return err != nil && (errors.Is(err, context.Canceled) || Is(err, Interrupted))
 }
