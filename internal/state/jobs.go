@@ -1,0 +1,315 @@
+package state
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"regexp"
+	"strings"
+	"time"
+
+	"sitrep/internal/durable"
+	"sitrep/internal/fault"
+)
+
+// JobState is how a job or a step stands. The words are those of the service that people know.
+type JobState string
+
+const (
+	NotStarted  JobState = "NotStarted"
+	InProgress  JobState = "InProgress"
+	Succeeded   JobState = "Succeeded"
+	Failed      JobState = "Failed"
+	Cancelled   JobState = "Cancelled"   // by a signal; what was acknowledged is kept
+	Interrupted JobState = "Interrupted" // its process died
+)
+
+// Record is one job.
+type Record struct {
+	ID      string            `json:"id"`      // sorts by time
+	Command string            `json:"command"` // the subcommand
+	Name    string            `json:"name"`    // for people
+	VM      string            `json:"vm,omitempty"`
+	State   JobState          `json:"state"`
+	Started time.Time         `json:"started"`
+	Ended   time.Time         `json:"ended,omitzero"`
+	Bytes   int64             `json:"bytes"` // moved to the store
+	Steps   []Step            `json:"steps,omitempty"`
+	Error   *Failure          `json:"error,omitempty"`
+	Options map[string]string `json:"options,omitempty"`
+}
+
+// Step is one part of a job.
+type Step struct {
+	Name    string    `json:"name"`
+	State   JobState  `json:"state"`
+	Started time.Time `json:"started,omitzero"`
+	Ended   time.Time `json:"ended,omitzero"`
+	Bytes   int64     `json:"bytes"`
+	Note    string    `json:"note,omitempty"`
+}
+
+// Failure is an error as it is remembered. It has no secrets: errors have none.
+type Failure struct {
+	Code    fault.Code `json:"code"`
+	Message string     `json:"message"`
+	Cause   string     `json:"cause"`
+	Advice  string     `json:"advice"`
+	At      time.Time  `json:"at"`
+}
+
+// FailureOf describes an error of a VM for a record.
+func FailureOf(err error, vm string, at time.Time) *Failure {
+	e := fault.FromOS(err)
+	entry := e.Code.Lookup()
+	return &Failure{
+		Code: e.Code, Message: err.Error(), Cause: entry.Cause,
+		Advice: strings.ReplaceAll(entry.Advice, "{vm}", vm), At: at.UTC(),
+	}
+}
+
+// flushEvery is the least time between two writes of a running job's record: a step that takes milliseconds is not worth
+// two syncs of a disk. Begin and End write always.
+const flushEvery = time.Second
+
+// Job is a job of this process. Its methods are not concurrent.
+type Job struct {
+	dir     *Dir
+	rec     Record
+	lock    io.Closer
+	flushed time.Time
+}
+
+// Begin records that a job runs, and holds its lock until End. The record is durable on return.
+func (d *Dir) Begin(command, name, vm string) (*Job, error) {
+	if err := d.fs.MkdirAll(d.Path("jobs")); err != nil {
+		return nil, fault.FromOS(err)
+	}
+	now := d.now().UTC()
+	j := &Job{dir: d, rec: Record{
+		ID: newID(now), Command: command, Name: name, VM: vm, State: InProgress, Started: now,
+	}}
+	var err error
+	if j.lock, err = d.fs.Lock(d.lockFile(j.rec.ID)); err != nil { // before the record: else the job looks dead at first
+		return nil, fault.FromOS(err)
+	}
+	if err := j.flush(); err != nil {
+		return nil, errors.Join(err, j.lock.Close())
+	}
+	return j, nil
+}
+
+// newID is the time, to the millisecond, and a random part for jobs of the same one.
+func newID(at time.Time) string {
+	var b [3]byte
+	rand.Read(b[:]) // never fails (crypto/rand)
+	return strings.Replace(at.Format("20060102T150405.000Z"), ".", "-", 1) + "-" + hex.EncodeToString(b[:])
+}
+
+var idShape = regexp.MustCompile(`^\d{8}T\d{6}-\d{3}Z-[0-9a-f]{6}$`)
+
+// idTime returns when a job of this ID began; ok is false when this is no ID.
+func idTime(id string) (at time.Time, ok bool) {
+	if !idShape.MatchString(id) {
+		return time.Time{}, false
+	}
+	at, err := time.Parse("20060102T150405.000Z", id[:15]+"."+id[16:20])
+	return at, err == nil
+}
+
+// ID names the job.
+func (j *Job) ID() string { return j.rec.ID }
+
+// Record returns how the job stands.
+func (j *Job) Record() Record { return j.rec }
+
+// Step runs f as a step of the job. f returns the bytes that it moved and, for people, a remark.
+func (j *Job) Step(name string, f func() (bytes int64, note string, err error)) error {
+	j.rec.Steps = append(j.rec.Steps, Step{Name: name, State: InProgress, Started: j.dir.now().UTC()})
+	s := &j.rec.Steps[len(j.rec.Steps)-1]
+	if err := j.flushLate(); err != nil {
+		return err
+	}
+	n, note, err := f()
+	s.Bytes, s.Note, s.Ended, s.State = n, note, j.dir.now().UTC(), stateOf(err)
+	j.rec.Bytes += n
+	if err != nil {
+		return err
+	}
+	return j.flushLate()
+}
+
+func stateOf(err error) JobState {
+	switch {
+	case err == nil:
+		return Succeeded
+	case fault.Cancelled(err):
+		return Cancelled
+	}
+	return Failed
+}
+
+// End records the outcome, releases the job's lock and returns err, joined with what went wrong in recording it.
+func (j *Job) End(err error) error {
+	j.rec.State, j.rec.Ended = stateOf(err), j.dir.now().UTC()
+	if err != nil {
+		j.rec.Error = FailureOf(err, j.rec.VM, j.rec.Ended)
+	}
+	rerr := j.flush()
+	cerr := errors.Join(j.lock.Close(), durable.RemoveIfThere(j.dir.fs, j.dir.lockFile(j.rec.ID)))
+	if err != nil {
+		return err // the record is second to what happened
+	}
+	return errors.Join(rerr, cerr)
+}
+
+func (j *Job) flush() error {
+	j.flushed = j.dir.now()
+	return j.dir.save(j.dir.jobFile(j.rec.ID), j.rec)
+}
+
+func (j *Job) flushLate() error {
+	if j.dir.now().Sub(j.flushed) < flushEvery {
+		return nil
+	}
+	return j.flush()
+}
+
+func (d *Dir) jobFile(id string) string  { return d.Path("jobs", id+".json") }
+func (d *Dir) lockFile(id string) string { return d.Path("jobs", id+".lock") }
+
+// Query selects jobs.
+type Query struct {
+	VM    string // "" = all
+	Limit int    // the newest so many; 0 = all
+}
+
+// Jobs returns the jobs of the query, the newest first.
+func (d *Dir) Jobs(q Query) ([]Record, error) {
+	ids, err := d.ids()
+	if err != nil {
+		return nil, err
+	}
+	var out []Record
+	for i := len(ids) - 1; i >= 0 && (q.Limit == 0 || len(out) < q.Limit); i-- {
+		rec, ok, err := d.job(ids[i])
+		if err != nil {
+			return nil, err
+		}
+		if ok && (q.VM == "" || rec.VM == q.VM) {
+			out = append(out, rec)
+		}
+	}
+	return out, nil
+}
+
+// ids lists the jobs, the oldest first.
+func (d *Dir) ids() ([]string, error) {
+	list, err := d.fs.ReadDir(d.Path("jobs"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fault.FromOS(err)
+	}
+	var ids []string
+	for _, e := range list {
+		id, isRecord := strings.CutSuffix(e.Name, ".json")
+		if isRecord && idShape.MatchString(id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
+// Job returns the job whose ID is, or begins or ends with, id.
+func (d *Dir) Job(id string) (Record, error) {
+	ids, err := d.ids()
+	if err != nil {
+		return Record{}, err
+	}
+	var found []string
+	for _, x := range ids {
+		if x == id || strings.HasPrefix(x, id) || strings.HasSuffix(x, id) {
+			found = append(found, x)
+		}
+	}
+	if len(found) != 1 {
+		return Record{}, fault.New(fault.UsageError, "%s", notOne(id, len(found)))
+	}
+	rec, ok, err := d.job(found[0])
+	if err == nil && !ok {
+		err = fault.New(fault.UsageError, "the record of this job cannot be read").At(d.jobFile(found[0]))
+	}
+	return rec, err
+}
+
+func notOne(id string, n int) string {
+	if n == 0 {
+		return fmt.Sprintf("there is no job %q; \"sitrep jobs\" lists them", id)
+	}
+	return fmt.Sprintf("%q is the beginning or the end of %d jobs; write more of it", id, n)
+}
+
+// job reads a record and, if it says that the job runs, asks the kernel whether that is so.
+func (d *Dir) job(id string) (rec Record, ok bool, err error) {
+	ok, err = d.load(d.jobFile(id), &rec)
+	if err != nil || !ok || rec.ID != id {
+		return Record{}, false, err
+	}
+	if rec.State == InProgress && !d.alive(id) {
+		rec.State = Interrupted
+		for i := range rec.Steps {
+			if rec.Steps[i].State == InProgress {
+				rec.Steps[i].State = Interrupted
+			}
+		}
+	}
+	return rec, true, nil
+}
+
+// alive says whether a job's process holds its lock.
+func (d *Dir) alive(id string) bool {
+	if _, err := d.fs.Stat(d.lockFile(id)); err != nil {
+		return false // looking must not create it
+	}
+	c, err := d.fs.Lock(d.lockFile(id))
+	if err != nil {
+		return errors.Is(err, durable.ErrLocked)
+	}
+	c.Close()
+	return false
+}
+
+// pruneEvery is how often the list of jobs is looked through for old ones.
+const pruneEvery = time.Hour
+
+// Prune removes the records of jobs that began longer ago than keep and do not run. It looks at most once an hour.
+func (d *Dir) Prune(keep time.Duration) error {
+	mark := d.Path("jobs", "pruned")
+	now := d.now()
+	if s, err := d.fs.Stat(mark); err == nil && now.Sub(time.Unix(0, s.ModTime)).Abs() < pruneEvery {
+		return nil
+	}
+	ids, err := d.ids()
+	if err != nil || len(ids) == 0 {
+		return err
+	}
+	for _, id := range ids {
+		at, ok := idTime(id)
+		if !ok || now.Sub(at) <= keep || d.alive(id) {
+			continue
+		}
+		if err := errors.Join(
+			durable.RemoveIfThere(d.fs, d.jobFile(id)), durable.RemoveIfThere(d.fs, d.lockFile(id))); err != nil {
+			return fault.FromOS(err)
+		}
+	}
+	if err := durable.WriteFile(d.fs, mark, nil); err != nil {
+		return fault.FromOS(err)
+	}
+	return nil
+}

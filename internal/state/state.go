@@ -1,0 +1,160 @@
+// Package state is what this site remembers between runs: which jobs ran and how they ended, which store it replicates
+// to, which VMs it has protected, and who works on a VM at this moment.
+//
+// It is never the truth about a replica: that is the ledger, beside the replica. Everything here may be deleted by the
+// operator at any time; what is lost is the history of jobs and the ability to tell a store that is not mounted from one
+// that was never used. Therefore nothing of it is needed to read what lies in the store.
+//
+// The folder (".sitrep" beside the site file, unless told otherwise) holds
+//
+//	store.json        the identity of the store, as of the last successful look at it
+//	vms/VM.json       that a VM was protected, as which replica, and what stopped it
+//	jobs/ID.json      one record for each job
+//	jobs/ID.lock      locked by the kernel while the job's process lives
+//	locks/VM.lock     locked by the kernel while a run works on the VM
+//
+// Opening a folder does not create it; only what writes does, so that a run that changes nothing leaves no trace.
+package state
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"time"
+
+	"sitrep/internal/durable"
+	"sitrep/internal/fault"
+	"sitrep/internal/hrl"
+)
+
+// maxRecord is the longest file of this package in bytes, far above what it writes.
+const maxRecord = 1 << 20
+
+// Dir is the folder of a site's memory. Its methods may be called concurrently, by several processes too.
+type Dir struct {
+	fs   durable.FS
+	path string
+	now  func() time.Time
+}
+
+// Open returns the memory that lies, or will lie, in the folder path. It reads and creates nothing.
+func Open(fsys durable.FS, path string, now func() time.Time) *Dir {
+	return &Dir{fs: fsys, path: path, now: now}
+}
+
+// Path returns the path of a file or folder of the memory.
+func (d *Dir) Path(elem ...string) string {
+	return filepath.Join(append([]string{d.path}, elem...)...)
+}
+
+// Store is what is remembered of the store.
+type Store struct {
+	ID    hrl.ID    `json:"id"`
+	Where string    `json:"where"` // as the store describes itself: no secrets
+	Seen  time.Time `json:"seen"`
+}
+
+// Store returns what is remembered of the store; ok is false when nothing is.
+func (d *Dir) Store() (s Store, ok bool, err error) {
+	ok, err = d.load(d.Path("store.json"), &s)
+	return s, ok, err
+}
+
+// RememberStore keeps the store's identity. It is durable on return.
+func (d *Dir) RememberStore(id hrl.ID, where string) error {
+	old, ok, err := d.Store()
+	if err != nil || ok && old.ID == id && old.Where == where {
+		return err
+	}
+	return d.save(d.Path("store.json"), Store{ID: id, Where: where, Seen: d.now().UTC()})
+}
+
+// VM is what is remembered of a protected VM.
+type VM struct {
+	VM        string    `json:"vm"`
+	Replica   hrl.ID    `json:"replica"`
+	Store     hrl.ID    `json:"store"`
+	Protected time.Time `json:"protected"`
+	// Critical is the error that an administrator has to mend before the VM is healthy again.
+	Critical *Failure `json:"critical,omitempty"`
+	// Failed is the last error of another class, cleared by the next success.
+	Failed *Failure `json:"failed,omitempty"`
+	// Rates are the last measured bytes per second, by kind of work.
+	Rates map[string]float64 `json:"rates,omitempty"`
+}
+
+// VM returns what is remembered of a VM; ok is false when nothing is.
+func (d *Dir) VM(name string) (vm VM, ok bool, err error) {
+	ok, err = d.load(d.vmFile(name), &vm)
+	return vm, ok, err
+}
+
+// RememberVM keeps vm. It is durable on return.
+func (d *Dir) RememberVM(vm VM) error { return d.save(d.vmFile(vm.VM), vm) }
+
+// ForgetVM removes what is remembered of a VM.
+func (d *Dir) ForgetVM(name string) error {
+	err := durable.RemoveIfThere(d.fs, d.vmFile(name))
+	if err != nil {
+		return fault.FromOS(err)
+	}
+	return nil
+}
+
+// vmFile cannot leave the folder: a site file has no VM names with separators in them.
+func (d *Dir) vmFile(name string) string { return d.Path("vms", name+".json") }
+
+// Lock says that this run works on the VM until Close. When another run does, it fails with fault.RunLocked.
+func (d *Dir) Lock(vm string) (io.Closer, error) {
+	if err := d.fs.MkdirAll(d.Path("locks")); err != nil {
+		return nil, fault.FromOS(err)
+	}
+	c, err := d.fs.Lock(d.Path("locks", vm+".lock"))
+	if errors.Is(err, durable.ErrLocked) {
+		return nil, fault.New(fault.RunLocked, "another run works on this VM%s", d.runner(vm)).Of(vm, "")
+	}
+	if err != nil {
+		return nil, fault.FromOS(err)
+	}
+	return c, nil
+}
+
+// runner names the job that works on the VM, when one does.
+func (d *Dir) runner(vm string) string {
+	jobs, err := d.Jobs(Query{VM: vm, Limit: 1})
+	if err != nil || len(jobs) == 0 || jobs[0].State != InProgress {
+		return ""
+	}
+	return " (job " + jobs[0].ID + ", " + jobs[0].Command + ")"
+}
+
+// load reads a record; ok is false when there is none. A record that cannot be understood counts as none: everything
+// here can be missing, and a damaged memory must not stop the protection of a VM.
+func (d *Dir) load(name string, into any) (ok bool, err error) {
+	data, err := durable.ReadFile(d.fs, name, maxRecord)
+	var large *durable.TooLargeError
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.As(err, &large):
+		return false, nil
+	case err != nil:
+		return false, fault.FromOS(err)
+	}
+	return json.Unmarshal(data, into) == nil, nil
+}
+
+// save writes a record in one step. It is durable on return.
+func (d *Dir) save(name string, record any) error {
+	data, err := json.MarshalIndent(record, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := d.fs.MkdirAll(filepath.Dir(name)); err != nil {
+		return fault.FromOS(err)
+	}
+	if err := durable.WriteFile(d.fs, name, append(data, '\n')); err != nil {
+		return fault.FromOS(err)
+	}
+	return nil
+}
