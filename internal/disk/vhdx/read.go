@@ -68,9 +68,9 @@ func whereIs(e batEntry) where {
 
 // extend adds the blocks after b that go on where the piece ends, up to n bytes.
 func (m *Image) extend(p piece, e batEntry, b, n int64) (piece, error) {
-	var step batEntry
+	var apart batEntry // of two entries whose blocks are neighbours in the file
 	if p.where == inFile {
-		step = batEntry(m.geo.blockSize)
+		apart = batEntry(m.geo.blockSize)
 	}
 	for p.n < n {
 		b++
@@ -80,7 +80,7 @@ func (m *Image) extend(p piece, e batEntry, b, n int64) (piece, error) {
 		}
 		for ; len(entries) > 0 && p.n < n; entries = entries[8:] {
 			next := entryOf(entries)
-			if !m.goesOn(p.where, e, next, step, b) {
+			if !m.goesOn(p.where, e, next, apart, b) {
 				return p, nil
 			}
 			e = next
@@ -93,11 +93,11 @@ func (m *Image) extend(p piece, e batEntry, b, n int64) (piece, error) {
 }
 
 // goesOn says whether block b, with the entry next, continues a piece whose last block has the entry e.
-func (m *Image) goesOn(w where, e, next, step batEntry, b int64) bool {
+func (m *Image) goesOn(w where, e, next, apart batEntry, b int64) bool {
 	if w != inFile {
 		return whereIs(next) == w && next.state() < 4
 	}
-	return next == e+step && m.checkPayload(next, b) == nil
+	return next == e+apart && m.checkPayload(next, b) == nil
 }
 
 // ReadAt reads guest bytes. Memory and offsets are passed on to the file as they are: aligned memory is read into

@@ -9,6 +9,9 @@ import (
 	"sitrep/internal/fault"
 )
 
+// step bounds how much of the disk is looked at for one part of a write.
+const step = 64 * mib
+
 // commitAt is how many changed table sectors are collected before they are committed without being asked for.
 const commitAt = maxLogged - 2*pageSize/sectorSize - 2
 
@@ -29,19 +32,38 @@ func (w *Writer) ZeroAt(off, n int64) error {
 	if !(block.Range{Off: off, Len: n}).Within(w.m.geo.size) {
 		return w.outside(off, n)
 	}
-	_, err := w.eachPart(n, off, func(_, n, off int64) error { return w.zeroPart(off, n) })
-	return err
+	for n > 0 {
+		pc, err := w.m.piece(off, min(n, lookahead))
+		if err != nil {
+			return err
+		}
+		if !w.readsZero(pc) {
+			if _, err := w.eachPart(pc.n, off, func(_, n, off int64) error { return w.zeroPart(off, n) }); err != nil {
+				return err
+			}
+		}
+		off, n = off+pc.n, n-pc.n
+	}
+	return nil
+}
+
+// readsZero says whether a run is zero already, whatever the file and the parents hold.
+func (w *Writer) readsZero(pc piece) bool {
+	return pc.where == isZero || (pc.where == absent && w.m.parent == nil)
 }
 
 // eachPart cuts a range into parts that do is called with, and commits between them when it is time: a part lies in
 // one block, or in blocks that are treated alike, and on a differencing disk consists of whole sectors or lies in one.
 func (w *Writer) eachPart(n, off int64, do func(from, n, off int64) error) (int, error) {
+	if n == 0 {
+		return 0, nil
+	}
 	if err := w.begin(); err != nil {
 		return 0, err
 	}
 	done := int64(0)
 	for done < n {
-		pc, err := w.m.piece(off+done, n-done)
+		pc, err := w.m.piece(off+done, min(n-done, step))
 		if err != nil {
 			return int(done), err
 		}
@@ -196,17 +218,8 @@ func (w *Writer) zeroPart(off, n int64) error {
 	if g.kind != Fixed && e.state() == fullyPresent {
 		return w.zeroPresent(off, n)
 	}
-	switch whereIs(e) {
-	case inFile:
-		if e.state() == fullyPresent {
-			return w.m.v.f.ZeroAt(int64(e.mb())*mib+inBlock, n)
-		}
-	case absent:
-		if w.m.parent == nil {
-			return nil
-		}
-	default:
-		return nil
+	if e.state() == fullyPresent {
+		return w.m.v.f.ZeroAt(int64(e.mb())*mib+inBlock, n)
 	}
 	if n == g.visible(b) {
 		return w.dropBlock(b, e)
