@@ -65,9 +65,9 @@ func parseClock(s string) (Clock, bool) {
 	if m == nil {
 		return 0, false
 	}
-	h, _ := strconv.Atoi(m[1])
-	min, _ := strconv.Atoi(m[2])
-	return Clock(h*60 + min), true
+	hour, _ := strconv.Atoi(m[1]) // two digits each: the pattern has seen to it
+	minute, _ := strconv.Atoi(m[2])
+	return Clock(hour*60 + minute), true
 }
 
 // Window is a time of every day, from From on and before To. When From is later than To it goes over midnight.
