@@ -16,7 +16,8 @@ import (
 )
 
 // Apply brings the pages from the applied position to the received one, cut after cut, from the shelf alone. It returns
-// how many cuts were applied. An error of class Resync marks the VM before it is returned.
+// how many cuts were applied. A VM that is paused or marked for resynchronization may have logs on the shelf that still
+// lead on: they are applied. An error of class Resync marks the VM before it is returned.
 func (j *Job) Apply(ctx context.Context) (int, error) {
 	n, err := j.apply(ctx)
 	return n, j.mark(ctx, err)
@@ -26,6 +27,9 @@ func (j *Job) apply(ctx context.Context) (int, error) {
 	st, err := j.Replica.Ledger().Load(ctx)
 	if err != nil {
 		return 0, err
+	}
+	if st.Phase == replica.Retired {
+		return 0, retired(st)
 	}
 	if st.Applied.IsZero() {
 		return 0, fault.New(fault.WrongState, "the initial replication is not complete").Of(j.VM, "")

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"sitrep/internal/fault"
-	"sitrep/internal/hrl"
 	"sitrep/internal/replica"
 	"sitrep/internal/sums"
 	"sitrep/internal/track"
@@ -132,9 +131,11 @@ func replicating(st replica.State, verb string) error {
 	switch st.Phase {
 	case replica.Replicating:
 		return nil
+	case replica.Retired:
+		return retired(st)
 	case replica.ResyncRequired:
 		return fault.New(fault.ResyncRequired, "resynchronization is required since %s: %s",
-			st.PhaseSince.UTC().Format("2006-01-02T15:04:05Z"), st.Reason).Of(st.VM, "")
+			st.PhaseSince.UTC().Format(time.RFC3339), st.Reason).Of(st.VM, "")
 	}
 	return wrongState(st, verb)
 }
@@ -147,19 +148,18 @@ func wrongState(st replica.State, verb string) error {
 		replica.Paused:         "resume, apply, verify, points, status, unprotect",
 		replica.ResyncRequired: "resync, verify, points, status, unprotect",
 	}[st.Phase]
+	if st.Phase == replica.Retired {
+		return retired(st)
+	}
 	reason := ""
 	if st.Reason != "" {
 		reason = " (" + st.Reason + ")"
 	}
 	return fault.New(fault.WrongState, "%s is not possible: the VM is in state %s since %s%s; possible now: %s",
-		verb, st.Phase, st.PhaseSince.UTC().Format("2006-01-02T15:04:05Z"), reason, allowed).Of(st.VM, "")
+		verb, st.Phase, st.PhaseSince.UTC().Format(time.RFC3339), reason, allowed).Of(st.VM, "")
 }
 
-// logNames are the names of the logs of one cut on the shelf, by disk.
-func logNames(disks []replica.Disk, to hrl.Pos) map[string]string {
-	names := make(map[string]string, len(disks))
-	for _, d := range disks {
-		names[d.Name] = hrl.ShelfName(d.Name, to)
-	}
-	return names
+func retired(st replica.State) error {
+	return fault.New(fault.NotProtected, "protection was disabled at %s; the replica that was kept is for reading only",
+		st.PhaseSince.UTC().Format(time.RFC3339)).Of(st.VM, "")
 }

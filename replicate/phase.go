@@ -3,6 +3,7 @@ package replicate
 import (
 	"context"
 
+	"sitrep/internal/fault"
 	"sitrep/internal/replica"
 )
 
@@ -12,7 +13,7 @@ func (j *Job) Pause(ctx context.Context, reason string) error {
 	if err != nil {
 		return err
 	}
-	if st.Phase == replica.Paused {
+	if st.Phase == replica.Paused || st.Phase == replica.Retired {
 		return wrongState(st, "pause")
 	}
 	st.PausedFrom, st.Phase, st.PhaseSince = st.Phase, replica.Paused, j.Now()
@@ -34,4 +35,28 @@ func (j *Job) Resume(ctx context.Context) (replica.Phase, error) {
 	st.Reason, st.PausedReason = st.PausedReason, ""
 	_, err = j.Replica.Ledger().Save(ctx, st)
 	return st.Phase, err
+}
+
+// Retire ends the protection and keeps the replica: pages and recovery points stay readable, every verb that would
+// change them is refused from then on.
+func (j *Job) Retire(ctx context.Context, reason string) error {
+	st, err := j.Replica.Ledger().Load(ctx)
+	if err != nil {
+		return err
+	}
+	if st.Phase == replica.Retired {
+		return nil
+	}
+	st.Phase, st.PhaseSince, st.Reason, st.ReasonCode = replica.Retired, j.Now(), reason, ""
+	_, err = j.Replica.Ledger().Save(ctx, st)
+	return err
+}
+
+// Forget removes what this site keeps for the relationship: the change logs beside the disks and the tracker's memory.
+// The replica is not touched, and need not be there.
+func (j *Job) Forget() error {
+	if err := j.dropLogs(func(localLog) bool { return true }); err != nil {
+		return err
+	}
+	return fault.In(j.Tracker.Forget(), j.VM, "")
 }

@@ -19,6 +19,13 @@ type step struct {
 // Ship puts the sealed logs that wait beside the disks on the shelf and records them as received, cut after cut. It
 // returns how many cuts were shipped.
 func (j *Job) Ship(ctx context.Context) (int, error) {
+	st, err := j.Replica.Ledger().Load(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if err := replicating(st, "ship"); err != nil {
+		return 0, err
+	}
 	n, err := j.ship(ctx)
 	return n, j.mark(ctx, err)
 }

@@ -61,6 +61,7 @@ type Cut interface {
 	Advance(ctx context.Context, to hrl.Pos) error
 	// Confirm is called instead of Advance when all disks were scanned and nothing changed: the disks are still what they
 	// were at From. The position stays; what lets the next cut know it without reading is remembered, durable on return.
+	// After a cut since the zero position it is called when the tracker was rebased to exactly what the cut has read.
 	Confirm(ctx context.Context) error
 	Close() error
 }
