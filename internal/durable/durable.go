@@ -119,6 +119,11 @@ func IsTemp(name string) bool {
 	return strings.HasPrefix(base, ".") && strings.Contains(base, tempMark)
 }
 
+// IsTempOf says whether TempName made tmp for a file of this name (without its folder).
+func IsTempOf(tmp, name string) bool {
+	return IsTemp(tmp) && strings.HasPrefix(filepath.Base(tmp), "."+name+tempMark)
+}
+
 // WriteFile puts data into the file called name, in one step: after a crash at any time the file has its old content
 // or the new one. It is durable on return.
 func WriteFile(fs FS, name string, data []byte) error {

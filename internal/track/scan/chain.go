@@ -20,28 +20,20 @@ type stamp struct {
 	Written uint64 `json:"sectors_written,omitempty"`
 }
 
-// changed is when the file was last changed by the clock of its filesystem.
-func (s stamp) changed() time.Time { return time.Unix(0, max(s.ModTime, s.ChangeTime)) }
-
-// grain is how far the clock of a filesystem may stand still, judged by a time that it gave: FAT and old network
-// filesystems count in seconds, all others in the ticks of the kernel, 10 ms or less, or finer.
-func (s stamp) grain() time.Duration {
-	const fine = 10 * time.Millisecond
-	if s.ModTime%int64(fine) == 0 || s.ChangeTime%int64(fine) == 0 {
-		return coarseGrain
+// changed is when the file was last changed, in nanoseconds by the clock of its filesystem.
+func (s stamp) changed() int64 {
+	if s.ChangeTime != 0 {
+		return s.ChangeTime
 	}
-	return 5 * fine
+	return s.ModTime
 }
-
-// coarseGrain is the largest grain of a filesystem in use: 2 s, of FAT.
-const coarseGrain = 2 * time.Second
 
 // chain is the files of one disk at one moment, the image itself first and then its parents.
 //
-// Two equal chains mean that nothing was written in between, if the times of the first one were settled: if the clock of
-// the filesystem had moved on since the last write by more than its grain. Else a write within the same tick would
-// leave the same time. What clock that is, only a file made on the same filesystem tells: the one of a file server
-// need not be ours.
+// Two equal chains mean that nothing was written in between, if the first one was settled: if, before it was looked at, the
+// clock of the filesystem had gone past the last change. Any write after that gets a later time. Else a write within the
+// same tick would leave the same time; ticks are 10 ms or less on most filesystems, and 2 s on FAT. What clock that is, and
+// how it ticks, only a file made beside the disk tells: the one of a file server need not be ours.
 type chain struct {
 	files  []string
 	stamps []stamp
@@ -86,16 +78,16 @@ func stampOf(fsys durable.FS, name string) (s stamp, synced bool, err error) {
 	return s, synced, err
 }
 
-// clocks is the time on the filesystems of a chain, one for each of its files. It has to be asked before the stamps are
-// taken that it is compared with.
-type clocks []time.Time
+// clock is the time on a filesystem. It has to be asked before the stamps are taken that it is compared with.
+type clock struct {
+	now   int64 // nanoseconds since 1970
+	asked bool  // else it is our own, because the filesystem cannot be asked
+}
 
-// unaskedClock is how far a clock that cannot be asked may be from ours.
-const unaskedClock = 24 * time.Hour
-
-func (t *Tracker) clocks(files []string) clocks {
-	folders := map[string]time.Time{}
-	out := make(clocks, len(files))
+// clocks asks the clocks of the folders of files.
+func (t *Tracker) clocks(files []string) []clock {
+	folders := map[string]clock{}
+	out := make([]clock, len(files))
 	for i, name := range files {
 		dir := filepath.Dir(name)
 		if _, ok := folders[dir]; !ok {
@@ -107,31 +99,43 @@ func (t *Tracker) clocks(files []string) clocks {
 }
 
 // clock makes a file beside name, to see what time it gets.
-func (t *Tracker) clock(name string) time.Time {
-	unasked := t.c.Now().Add(-unaskedClock)
+func (t *Tracker) clock(name string) clock {
+	ours := clock{now: t.c.Now().UnixNano()}
 	probe := durable.TempName(name)
 	f, err := t.fs.Create(probe)
 	if err != nil {
-		return unasked
+		return ours // a folder that cannot be written to
 	}
 	s, serr := f.Stamp()
 	if err := errors.Join(serr, f.Close(), t.fs.Remove(probe)); err != nil {
-		return unasked
+		return ours
 	}
-	return stamp{Stamp: s}.changed()
+	return clock{now: stamp{Stamp: s}.changed(), asked: true}
 }
 
-// settled says whether all times of the chain are further back than margin and than the clock's grain.
-func (c chain) settled(now clocks, margin time.Duration) bool {
+// settled says whether the clocks had gone past all changes of the chain by more than margin, or, where our own clock
+// stands for one that could not be asked, by more than unasked.
+func (c chain) settled(now []clock, margin, unasked time.Duration) bool {
 	for i, s := range c.stamps {
-		if !s.Device && now[i].Sub(s.changed()) <= max(margin, s.grain()) {
+		m := margin
+		if !now[i].asked {
+			m = unasked
+		}
+		if !s.Device && time.Duration(now[i].now-s.changed()) <= m {
 			return false
 		}
 	}
 	return true
 }
 
-// certain says whether a chain that is equal to c, at any later time, means that nothing was written to the disk.
-func (c chain) certain(now clocks) bool {
-	return c.synced && !c.device() && c.settled(now, coarseGrain)
+// still says whether equal stamps, during this cut, mean that nothing was written.
+func (c chain) still(now []clock) bool { return c.settled(now, 0, coarseTick) }
+
+// coarseTick is the longest tick of a filesystem in use: 2 s, of FAT.
+const coarseTick = 2 * time.Second
+
+// certain says whether a chain that is equal to c, at any later time, means that nothing was written to the disk. Clocks
+// are corrected now and then: that is what the margins are for.
+func (c chain) certain(now []clock) bool {
+	return c.synced && !c.device() && c.settled(now, coarseTick, 24*time.Hour)
 }

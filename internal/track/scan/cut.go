@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strings"
+	"slices"
 	"time"
 
+	"sitrep/internal/disk"
+	"sitrep/internal/disk/vhdx"
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
@@ -32,7 +34,7 @@ type cutDisk struct {
 	cut  *cut
 	d    track.Disk
 	prev *diskRecord // nil when since is zero
-	view view
+	view *disk.Disk
 	temp string // the clone that view reads; "" when it reads the disk itself
 
 	chain     chain // of the disk itself, when the view was taken
@@ -102,8 +104,7 @@ func sweepClones(fsys durable.FS, path string) error {
 		return nil // that the disk cannot be found is said better by opening it
 	}
 	for _, e := range entries {
-		if e.Dir || !durable.IsTemp(e.Name) || !strings.HasPrefix(e.Name, "."+base+".") ||
-			filepath.Base(durable.TempName(path))[:len(base)+2] != e.Name[:len(base)+2] {
+		if e.Dir || !durable.IsTempOf(e.Name, base) {
 			continue
 		}
 		if err := durable.RemoveIfThere(fsys, filepath.Join(dir, e.Name)); err != nil {
@@ -113,10 +114,11 @@ func sweepClones(fsys durable.FS, path string) error {
 	return nil
 }
 
-// Attempts at a view of all disks at one moment, and the pause after the first one; it doubles.
+// Attempts at a view of all disks at one moment, and the pause after the first one; it doubles. Together the pauses are
+// longer than the longest tick.
 const (
-	freezeTries = 6
-	freezePause = 60 * time.Millisecond
+	freezeTries = 10
+	freezePause = 5 * time.Millisecond
 )
 
 // freeze takes a view of all disks at one moment.
@@ -177,7 +179,7 @@ func (c *cut) tryFreeze(ctx context.Context) error {
 
 // look opens the disk and compares its stamps with those of the last cut.
 func (d *cutDisk) look() (err error) {
-	if d.view, err = openView(d.cut.t.fs, d.d.Path, d.d.Format); err != nil {
+	if d.view, err = disk.Open(d.cut.t.fs, d.d.Path, d.d.Format); err != nil {
 		return err
 	}
 	if d.chain, err = lookAt(d.cut.t.fs, d.view.Files()); err != nil {
@@ -210,10 +212,10 @@ func (d *cutDisk) take() (err error) {
 	if d.temp != "" {
 		path = d.temp
 	}
-	if d.view, err = openView(t.fs, path, d.d.Format); err != nil {
+	if d.view, err = disk.Open(t.fs, path, d.d.Format); err != nil {
 		return err
 	}
-	if d.mustStandStill() && !d.chain.settled(now, 0) {
+	if d.mustStandStill() && !d.chain.still(now) {
 		return d.modified("the disk was written to just now")
 	}
 	return nil
@@ -353,6 +355,9 @@ func (c *cut) Advance(ctx context.Context, to hrl.Pos) error {
 
 // Confirm remembers that nothing changed.
 func (c *cut) Confirm(ctx context.Context) error {
+	if c.since.IsZero() {
+		return c.confirmRebased(ctx)
+	}
 	rec, err := c.outcome(ctx)
 	if err != nil {
 		return err
@@ -368,6 +373,25 @@ func (c *cut) Confirm(ctx context.Context) error {
 		return nil
 	}
 	return c.t.commit(rec)
+}
+
+// confirmRebased remembers what the disks looked like when everything was read, for the position that it became.
+func (c *cut) confirmRebased(ctx context.Context) error {
+	if c.ended || c.t.rec == nil {
+		return errors.New("a cut since the beginning is confirmed after Rebase, while it is open")
+	}
+	if err := c.Check(ctx); err != nil {
+		return err
+	}
+	rec := *c.t.rec
+	rec.Disks = slices.Clone(rec.Disks)
+	for i, d := range c.disks {
+		if rec.Disks[i].Size != d.Size() {
+			return fmt.Errorf("disk %s has %d bytes, the position has %d", d.d.Name, d.Size(), rec.Disks[i].Size)
+		}
+		rec.Disks[i].Stamps, rec.Disks[i].Certain = d.chain.stamps, d.certain
+	}
+	return c.t.commit(&rec)
 }
 
 // outcome is a copy of the tracker's record in which the disks look like what the cut has read.
@@ -419,4 +443,10 @@ func (d *cutDisk) SizeBefore() int64 {
 	return d.prev.Size
 }
 
-func (d *cutDisk) DataWriteGUID() [16]byte { return [16]byte{} }
+// DataWriteGUID is that of the image file itself, not of its parents.
+func (d *cutDisk) DataWriteGUID() [16]byte {
+	if m, ok := d.view.Image.(interface{ DataWriteGUID() vhdx.GUID }); ok {
+		return m.DataWriteGUID()
+	}
+	return [16]byte{}
+}

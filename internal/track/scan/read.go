@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"sitrep/internal/block"
+	"sitrep/internal/disk"
 	"sitrep/internal/durable"
 	"sitrep/internal/sums"
 	"sitrep/internal/track"
@@ -16,6 +17,10 @@ import (
 
 // defaultUnit is how much is read at once, in bytes.
 const defaultUnit = 1 << 20
+
+// defaultTasks is the number of readers: more than processors, because some wait for the disk while others sum, and not
+// so many that their buffers matter.
+func defaultTasks() int { return min(max(4, 2*runtime.NumCPU()), 16) }
 
 // Scan reads the disk from o.From to its end, once, and emits the blocks that differ.
 func (d *cutDisk) Scan(ctx context.Context, o track.Options, emit func(track.Change) error) (track.Stats, error) {
@@ -108,7 +113,7 @@ func (d *cutDisk) newScan(o track.Options, emit func(track.Change) error) *scan 
 // run reads with several workers until the end, the first error, or the end of ctx.
 func (s *scan) run(ctx context.Context, tasks int) error {
 	if tasks <= 0 {
-		tasks = max(2, runtime.NumCPU())
+		tasks = defaultTasks()
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -128,7 +133,7 @@ func (s *scan) run(ctx context.Context, tasks int) error {
 
 // walk goes over a disk from unit to unit, jumping over what is zero and was zero. next may be called concurrently.
 type walk struct {
-	img       view
+	img       disk.Image
 	size      int64 // guest bytes
 	blockSize int64
 	unit      int64
