@@ -90,10 +90,14 @@
 // an adversary:
 //
 //   - the sum of a block proves its data;
-//   - the digest of a batch covers UniqueId (16), the metadata block's offset in the file (8), the digest of the batch
-//     before it (16, zero for the first) and the metadata block, digest and Checksum zeroed: with it entries and sums.
-//     Each batch can be verified on its own, several at a time, and none can be replaced, moved or left out;
-//   - the digest of the header covers the header, digest and Checksum zeroed, and the digest of the last batch.
+//   - the digest of a batch is taken over UniqueId (16), the metadata block's offset in the file (8), the digest of the
+//     batch before it (16, zero for the first), bytes 0 to 11 of the metadata block, and the xxh3-128 of its bytes from 32
+//     on: all entries and sums. Each batch can be verified on its own, several at a time, and none can be replaced, moved
+//     or left out;
+//   - the digest of the header is taken over the digest of the last batch (16), the header's bytes 0 to 39 and 44 to 135, and
+//     the xxh3-128 of its bytes from 152 on.
+//
+// An xxh3-128 is written as xxh3 prints it, most significant byte first.
 //
 // # Commit and seal
 //

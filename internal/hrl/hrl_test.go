@@ -3,6 +3,7 @@ package hrl_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"math/rand/v2"
 	"path/filepath"
 	"testing"
@@ -34,13 +35,13 @@ func create(t testing.TB, fs durable.FS, name string, id hrl.Identity) *hrl.Writ
 	return w
 }
 
-// noise is n bytes without a block of zeros.
+// noise is n bytes, none of them zero.
 func noise(r *rand.Rand, n int64) []byte {
-	p := make([]byte, n)
-	for i := range p {
-		p[i] = byte(1 + r.IntN(255))
+	p := make([]byte, n+7)
+	for i := 0; i < int(n); i += 8 {
+		binary.LittleEndian.PutUint64(p[i:], r.Uint64()|0x0101010101010101)
 	}
-	return p
+	return p[:n]
 }
 
 // replay verifies a log and writes it over disk.

@@ -221,25 +221,26 @@ func (o *ours) put(p []byte) {
 // headerDigest covers the header, without its digest and its checksum, and the digest of the last metadata block, which
 // covers all that comes before it.
 func headerDigest(p []byte, last digest) digest {
-	var b [headerSize + len(last)]byte
-	copy(b[:], p[:headerSize])
-	clear(b[xDigest : xDigest+len(last)])
-	clear(b[hChecksum : hChecksum+4])
-	copy(b[headerSize:], last[:])
-	return xxh3.Hash128(b[:]).Bytes()
+	rest := xxh3.Hash128(p[xDataBytes:headerSize]).Bytes()
+	b := make([]byte, 0, 256)
+	b = append(b, last[:]...)
+	b = append(b, p[:hChecksum]...)
+	b = append(b, p[hEOL:xDigest]...)
+	b = append(b, rest[:]...)
+	return xxh3.Hash128(b).Bytes()
 }
 
 // blockDigest covers a metadata block at offset loc, without its digest and its checksum, the log it belongs to and the
 // digest of the block before it.
 func blockDigest(log ID, loc int64, previous digest, p []byte) digest {
-	var b [16 + 8 + 16 + metadataSize]byte
-	copy(b[0:], log[:])
-	le.PutUint64(b[16:], uint64(loc))
-	copy(b[24:], previous[:])
-	own := b[40:]
-	copy(own, p)
-	clear(own[mChecksum : mDigest+16])
-	return xxh3.Hash128(b[:]).Bytes()
+	rest := xxh3.Hash128(p[metaHeaderSize:metadataSize]).Bytes()
+	b := make([]byte, 0, 128)
+	b = append(b, log[:]...)
+	b = le.AppendUint64(b, uint64(loc))
+	b = append(b, previous[:]...)
+	b = append(b, p[:mChecksum]...)
+	b = append(b, rest[:]...)
+	return xxh3.Hash128(b).Bytes()
 }
 
 // decodeHeader reads the first bytes of a log, as many as it has up to headerSize. What version it is is told before any

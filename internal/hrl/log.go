@@ -215,7 +215,7 @@ func (l *Log) decodeBatch(p []byte, start, loc int64, previous digest) ([]Record
 	if int64(n) > int64(len(p)-metaHeaderSize)/entrySize {
 		return nil, l.corrupt(loc, "%d entries do not fit into the metadata", n)
 	}
-	tail := p[metaHeaderSize+int(n)*entrySize:]
+	known := l.sumsIn(p[metaHeaderSize+int(n)*entrySize:])
 	list := make([]Record, 0, n)
 	at := start
 	for i := range int(n) {
@@ -228,7 +228,7 @@ func (l *Log) decodeBatch(p []byte, start, loc int64, previous digest) ([]Record
 			return nil, l.corrupt(loc+int64(off), "the data of the entry does not fit before its metadata")
 		}
 		at += r.Len
-		if tail, err = l.decodeSums(&r, tail, loc); err != nil {
+		if known, err = l.takeSums(&r, known, loc); err != nil {
 			return nil, err
 		}
 		if !r.Empty() {
@@ -268,20 +268,30 @@ func (l *Log) decodeEntry(p []byte, off, at int64) (Record, error) {
 	return r, nil
 }
 
-// decodeSums takes the sums of a data record of ours from the tail of its metadata block, and returns the rest.
-func (l *Log) decodeSums(r *Record, tail []byte, loc int64) ([]byte, error) {
+// sumsIn decodes all sums that the tail of a metadata block of ours has room for.
+func (l *Log) sumsIn(tail []byte) []sums.Sum {
+	if l.h.ours == nil {
+		return nil
+	}
+	all := make([]sums.Sum, len(tail)/sums.Size)
+	for i := range all {
+		all[i] = sums.Sum(tail[i*sums.Size:])
+	}
+	return all
+}
+
+// takeSums gives a data record of ours its sums, the first of known, and returns the others.
+func (l *Log) takeSums(r *Record, known []sums.Sum, loc int64) ([]sums.Sum, error) {
 	if l.h.ours == nil || r.Zero {
-		return tail, nil
+		return known, nil
 	}
 	n := block.Count(r.Len, l.h.ours.id.BlockSize)
-	if r.Len > MaxRecord || n > int64(len(tail)/sums.Size) {
+	if r.Len > MaxRecord || n > int64(len(known)) {
 		return nil, l.corrupt(loc, "the sums of a record do not fit into the metadata")
 	}
-	r.Sums = make([]sums.Sum, n)
-	for i := range r.Sums {
-		if r.Sums[i] = sums.Sum(tail[i*sums.Size:]); r.Sums[i].IsZero() {
-			return nil, l.corrupt(loc, "a block of zeros is recorded as data")
-		}
+	r.Sums = known[:n:n]
+	if slices.Contains(r.Sums, sums.Sum{}) {
+		return nil, l.corrupt(loc, "a block of zeros is recorded as data")
 	}
-	return tail[n*sums.Size:], nil
+	return known[n:], nil
 }

@@ -12,7 +12,7 @@ import (
 
 const (
 	verifiers    = 2       // batches verified at a time
-	verifyBuffer = 2 << 20 // bytes that each reads at once
+	verifyBuffer = 2 << 20 // bytes that each reads at once, at least MaxRecord
 )
 
 // Verify checks the whole content: of our logs every byte up to Info().End, each metadata block by its digest and each
@@ -54,7 +54,8 @@ type verification struct {
 // work verifies batches until there are no more, or one has failed. Batches are taken in order, so that all before a
 // failed one are verified too and the first error is the same every time.
 func (v *verification) work(ctx context.Context) {
-	buf := make([]byte, verifyBuffer)
+	// No record is longer than what lies between the header and the end.
+	buf := make([]byte, min(verifyBuffer, v.l.Info().End-headerSize))
 	for !v.stop.Load() {
 		i := v.next.Add(1) - 1
 		if i >= int64(len(v.locs)) {
