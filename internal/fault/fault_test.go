@@ -1,0 +1,166 @@
+package fault_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"sitrep/internal/fault"
+)
+
+// codes reads the constants of type Code from the source: one that has no row in the table must not be forgotten.
+func codes(t *testing.T) []fault.Code {
+	t.Helper()
+	file, err := parser.ParseFile(token.NewFileSet(), "codes.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []fault.Code
+	ast.Inspect(file, func(n ast.Node) bool {
+		spec, ok := n.(*ast.ValueSpec)
+		if !ok {
+			return true
+		}
+		if name, ok := spec.Type.(*ast.Ident); ok && name.Name == "Code" {
+			for _, v := range spec.Values {
+				s, err := strconv.Unquote(v.(*ast.BasicLit).Value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				out = append(out, fault.Code(s))
+			}
+		}
+		return true
+	})
+	return out
+}
+
+func TestEveryCodeHasARow(t *testing.T) {
+	all := codes(t)
+	if len(all) < 40 {
+		t.Fatalf("only %d codes found in the source", len(all))
+	}
+	unknown := fault.Code("no such code").Lookup()
+	for i, c := range all {
+		e := c.Lookup()
+		if c != fault.IO && e == unknown {
+			t.Errorf("%s has no row in the table", c)
+		}
+		if !strings.HasSuffix(e.Cause, ".") || e.Advice == "" || e.Class > fault.Locked {
+			t.Errorf("%s: %+v", c, e)
+		}
+		if strings.Trim(string(c), "abcdefghijklmnopqrstuvwxyz-") != "" {
+			t.Errorf("%q is not a word of small letters", c)
+		}
+		if slices.Contains(all[:i], c) {
+			t.Errorf("%s is there twice", c)
+		}
+		if rest := strings.ReplaceAll(e.Advice, "{vm}", ""); strings.ContainsAny(rest, "{}") {
+			t.Errorf("%s: advice %q has another placeholder than {vm}", c, e.Advice)
+		}
+	}
+}
+
+func TestUnknownCodeIsRecoverable(t *testing.T) {
+	if c := fault.Code("new").Class(); c != fault.Recoverable {
+		t.Error(c)
+	}
+}
+
+func TestMessage(t *testing.T) {
+	cause := errors.New("cause")
+	for _, tt := range []struct {
+		err  *fault.Error
+		want string
+	}{
+		{&fault.Error{}, ""},
+		{fault.New(fault.IO, "a %d", 1), "a 1"},
+		{fault.Wrap(fault.IO, cause, "a"), "a: cause"},
+		{fault.Wrap(fault.IO, cause, ""), "cause"},
+		{fault.New(fault.IO, "a").At("/p"), "/p: a"},
+		{fault.New(fault.IO, "a").AtOff("/p", 0), "/p at offset 0: a"},
+		{fault.New(fault.IO, "a").AtOff("/p", 4096).Of("vm", "disk"), "VM vm: disk disk: /p at offset 4096: a"},
+		{fault.Wrap(fault.IO, cause, "a").At("/p").Of("vm", ""), "VM vm: /p: a: cause"},
+	} {
+		if got := tt.err.Error(); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}
+
+func TestFindAndIs(t *testing.T) {
+	inner := fault.New(fault.NoSpace, "inner")
+	outer := fault.Wrap(fault.LedgerCorrupt, fmt.Errorf("between: %w", inner), "outer")
+	wrapped := fmt.Errorf("around: %w", outer)
+	joined := errors.Join(io.EOF, fault.New(fault.Busy, "one"), wrapped)
+	if fault.Find(wrapped) != outer || fault.Find(nil) != nil || fault.Find(io.EOF) != nil {
+		t.Error("Find")
+	}
+	for _, tt := range []struct {
+		err  error
+		code fault.Code
+		want bool
+	}{
+		{wrapped, fault.LedgerCorrupt, true}, {wrapped, fault.NoSpace, true}, {wrapped, fault.IO, false},
+		{joined, fault.Busy, true}, {joined, fault.LedgerCorrupt, true}, {joined, fault.NoSpace, true},
+		{joined, fault.Fenced, false}, {nil, fault.IO, false}, {io.EOF, fault.IO, false},
+	} {
+		if fault.Is(tt.err, tt.code) != tt.want {
+			t.Errorf("Is(%v, %s) = %v", tt.err, tt.code, !tt.want)
+		}
+	}
+	if !errors.Is(fault.Wrap(fault.IO, io.EOF, "x"), io.EOF) || outer.Class() != fault.Critical {
+		t.Error("Unwrap, Class")
+	}
+}
+
+func TestIn(t *testing.T) {
+	if fault.In(nil, "vm", "disk") != nil {
+		t.Error("an error out of nothing")
+	}
+	e := fault.New(fault.Busy, "x").Of("", "d0")
+	if err := fault.In(fmt.Errorf("around: %w", e), "vm", "d1"); e.VM != "vm" || e.Disk != "d0" || !strings.HasPrefix(err.Error(), "around: ") {
+		t.Errorf("%v, %+v", err, e)
+	}
+	err := fault.In(io.ErrUnexpectedEOF, "vm", "d")
+	if f := fault.Find(err); f == nil || f.Code != fault.IO || f.VM != "vm" || f.Disk != "d" || !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestFromOS(t *testing.T) {
+	_, missing := os.Open(filepath.Join(t.TempDir(), "x"))
+	classified := fault.New(fault.Fenced, "x")
+	for _, tt := range []struct {
+		err  error
+		want fault.Code
+	}{
+		{io.EOF, fault.IO}, {missing, fault.NotFound}, {fmt.Errorf("a: %w", fs.ErrPermission), fault.Permission},
+		{fmt.Errorf("a: %w", context.Canceled), fault.Interrupted}, {fmt.Errorf("a: %w", classified), fault.Fenced},
+		{&os.LinkError{Op: "rename", Old: "a", New: "b", Err: fs.ErrNotExist}, fault.NotFound},
+	} {
+		got := fault.FromOS(tt.err)
+		if got.Code != tt.want || got != classified && !errors.Is(got, tt.err) && tt.err != missing {
+			t.Errorf("FromOS(%v) = %s, %v", tt.err, got.Code, got)
+		}
+	}
+	pe := fault.FromOS(missing)
+	if pe.Path == "" || pe.Msg != "open" || strings.Count(pe.Error(), pe.Path) != 1 || !errors.Is(pe, fs.ErrNotExist) {
+		t.Errorf("%+v", pe)
+	}
+	around := fault.FromOS(fmt.Errorf("reading the ledger: %w", missing))
+	if !strings.Contains(around.Error(), "reading the ledger") || strings.Count(around.Error(), pe.Path) != 1 {
+		t.Errorf("%v", around)
+	}
+}
