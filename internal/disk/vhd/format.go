@@ -156,7 +156,7 @@ func (f Footer) bytes() []byte {
 	copy(b, footerCookie)
 	be.PutUint32(b[8:], f.Features)
 	be.PutUint32(b[12:], f.Version)
-	be.PutUint64(b[16:], f.DataOffset)
+	be.PutUint64(b[footerOffsetAt:], f.DataOffset)
 	be.PutUint32(b[24:], f.TimeStamp)
 	copy(b[28:], f.CreatorApp[:])
 	be.PutUint32(b[32:], f.CreatorVersion)
@@ -183,7 +183,7 @@ func (f *Footer) UnmarshalBinary(b []byte) error {
 		return fault.New(fault.DiskCorrupt, "the checksum of the VHD footer is %08x and should be %08x", want, got)
 	}
 	*f = Footer{
-		Features: be.Uint32(b[8:]), Version: be.Uint32(b[12:]), DataOffset: be.Uint64(b[16:]),
+		Features: be.Uint32(b[8:]), Version: be.Uint32(b[12:]), DataOffset: be.Uint64(b[footerOffsetAt:]),
 		TimeStamp: be.Uint32(b[24:]), CreatorApp: [4]byte(b[28:32]), CreatorVersion: be.Uint32(b[32:]),
 		CreatorHost: [4]byte(b[36:40]), OriginalSize: be.Uint64(b[40:]), CurrentSize: be.Uint64(b[48:]),
 		Geometry: Geometry{be.Uint16(b[56:]), b[58], b[59]},
@@ -201,8 +201,11 @@ func (f *Footer) UnmarshalBinary(b []byte) error {
 // Created is the time of the footer's time stamp.
 func (f Footer) Created() time.Time { return epoch.Add(time.Duration(f.TimeStamp) * time.Second) }
 
-// footerTypeAt is where in a footer the type lies.
-const footerTypeAt = 60
+// Where in a footer two of its fields lie.
+const (
+	footerOffsetAt = 16
+	footerTypeAt   = 60
+)
 
 // IsFooter says whether the 512 bytes are a footer by cookie and checksum.
 func IsFooter(b []byte) bool {

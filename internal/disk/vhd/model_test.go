@@ -2,7 +2,6 @@ package vhd_test
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"math/rand/v2"
 	"os"
@@ -10,10 +9,10 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unicode/utf16"
 
 	"sitrep/internal/block"
 	"sitrep/internal/disk/vhd"
+	"sitrep/internal/disk/vhd/vhdtest"
 	"sitrep/internal/durable"
 	"sitrep/internal/durable/crashfs"
 	"sitrep/internal/fault"
@@ -27,105 +26,6 @@ func newRand(t testing.TB) *rand.Rand {
 	}
 	t.Logf("SEED=%d", seed)
 	return rand.New(rand.NewPCG(seed, 0))
-}
-
-// fixture describes a file that is put together here byte by byte, after the specification and not by the product.
-type fixture struct {
-	typ       uint32
-	id        vhd.UUID
-	size      int64
-	blockSize int64
-	parent    vhd.UUID
-	name      string            // Parent Unicode Name
-	locators  map[string]string // by platform code
-	blocks    map[int]hand      // in the file in the order of places
-	order     []int             // the order of the blocks in the file
-	more      int               // table entries that the disk does not need
-}
-
-// hand is a block: the sectors whose bit is set, and the guest's bytes, all of them.
-type hand struct {
-	set  []int
-	data []byte
-}
-
-func (x fixture) footer() []byte {
-	b := make([]byte, 512)
-	copy(b, "conectix\x00\x00\x00\x02\x00\x01\x00\x00")
-	binary.BigEndian.PutUint64(b[16:], 512)
-	copy(b[28:], "vpc \x00\x05\x00\x03Wi2k")
-	binary.BigEndian.PutUint64(b[40:], uint64(x.size))
-	binary.BigEndian.PutUint64(b[48:], uint64(x.size))
-	copy(b[56:], "\x00\x01\x04\x11") // a geometry that says much less
-	binary.BigEndian.PutUint32(b[60:], x.typ)
-	copy(b[68:], x.id[:])
-	seal(b, 64)
-	return b
-}
-
-// seal writes the checksum of b into the field at off.
-func seal(b []byte, off int) {
-	clear(b[off : off+4])
-	var n uint32
-	for _, c := range b {
-		n += uint32(c)
-	}
-	binary.BigEndian.PutUint32(b[off:], ^n)
-}
-
-func units(s string, order binary.AppendByteOrder) (out []byte) {
-	for _, u := range utf16.Encode([]rune(s)) {
-		out = order.AppendUint16(out, u)
-	}
-	return out
-}
-
-// bytes lays the file out: copy, header, names of the parent, table, blocks, footer.
-func (x fixture) bytes() []byte {
-	head := make([]byte, 1024)
-	be := binary.BigEndian
-	copy(head, "cxsparse\xff\xff\xff\xff\xff\xff\xff\xff")
-	blocks := int((x.size + x.blockSize - 1) / x.blockSize)
-	copy(head[24:], "\x00\x01\x00\x00")
-	be.PutUint32(head[28:], uint32(blocks+x.more))
-	be.PutUint32(head[32:], uint32(x.blockSize))
-	copy(head[40:], x.parent[:])
-	copy(head[64:], units(x.name, binary.BigEndian))
-	var names []byte
-	k := 0
-	for _, code := range []string{"W2ku", "W2ru", "MacX", "Wi2r"} {
-		path, ok := x.locators[code]
-		if !ok {
-			continue
-		}
-		text := units(path, binary.LittleEndian)
-		if code == "MacX" {
-			text = []byte(path)
-		}
-		l := head[576+24*k:]
-		copy(l, code)
-		be.PutUint32(l[4:], 1) // sectors, where Windows writes bytes
-		be.PutUint32(l[8:], uint32(len(text)))
-		be.PutUint64(l[16:], uint64(1536+len(names)))
-		names = append(names, text...)
-		names = append(names, make([]byte, 512-len(text)%512)...)
-		k++
-	}
-	table := bytes.Repeat([]byte{0xff}, (4*(blocks+x.more)+511)/512*512)
-	be.PutUint64(head[16:], uint64(1536+len(names)))
-	var body []byte
-	at := 1536 + len(names) + len(table)
-	for _, i := range x.order {
-		be.PutUint32(table[4*i:], uint32((at+len(body))/512))
-		bits := make([]byte, (x.blockSize/512/8+511)/512*512)
-		for _, s := range x.blocks[i].set {
-			bits[s/8] |= 1 << (7 - s%8)
-		}
-		body = append(append(body, bits...), x.blocks[i].data...)
-	}
-	seal(head, 36)
-	f := x.footer()
-	return bytes.Join([][]byte{f, head, names, table, body, f}, nil)
 }
 
 func put(t testing.TB, fs durable.FS, path string, data []byte) {
@@ -155,36 +55,36 @@ func TestDifferencing(t *testing.T) {
 	sizes := []int64{10*bs + 512, 10*bs + 512, 12*bs + 1024} // the last one was enlarged
 	own := make([]*block.Set, 3)
 	for level := range ids {
-		x := fixture{typ: 4, id: ids[level], size: sizes[level], blockSize: bs, blocks: map[int]hand{}, more: level * 200}
+		x := vhdtest.File{Type: 4, ID: ids[level], Size: sizes[level], BlockSize: bs, Blocks: map[int]vhdtest.Block{}, More: level * 200}
 		if level == 0 {
-			x.typ = 3
+			x.Type = 3
 		} else {
-			x.parent, x.name = ids[level-1], `C:\disks\Parent.vhd`
-			x.locators = map[string]string{"W2ru": `.\parent.vhd`, "W2ku": `C:\disks\parent.vhd`, "MacX": "file://localhost/parent.vhd", "Wi2r": "junk"}
+			x.Parent, x.Name = ids[level-1], `C:\disks\Parent.vhd`
+			x.Locators = map[string]string{"W2ru": `.\parent.vhd`, "W2ku": `C:\disks\parent.vhd`, "MacX": "file://localhost/parent.vhd", "Wi2r": "junk"}
 		}
 		want = append(want, make([]byte, sizes[level]-int64(len(want)))...)
 		own[level] = block.NewSet()
-		blocks := int((x.size + bs - 1) / bs)
+		blocks := int((x.Size + bs - 1) / bs)
 		for _, i := range rng.Perm(blocks)[:blocks/2] {
-			h := hand{data: fill(bs, rng)} // sectors whose bit is clear hold rubbish
+			h := vhdtest.Block{Data: fill(bs, rng)} // sectors whose bit is clear hold rubbish
 			for s := range bs / 512 {
 				off := int64(i)*bs + int64(s)*512
-				if off >= x.size || level > 0 && rng.IntN(2) == 0 {
+				if off >= x.Size || level > 0 && rng.IntN(2) == 0 {
 					continue
 				}
 				if level > 0 || rng.IntN(2) == 0 { // in a dynamic disk the bits mean nothing
-					h.set = append(h.set, s)
+					h.Set = append(h.Set, s)
 				}
 				if rng.IntN(4) == 0 {
-					clear(h.data[s*512:][:512]) // zeros over something
+					clear(h.Data[s*512:][:512]) // zeros over something
 				}
-				copy(want[off:off+512], h.data[s*512:])
+				copy(want[off:off+512], h.Data[s*512:])
 				own[level].Add(block.Range{Off: off, Len: 512})
 			}
-			x.blocks[i] = h
-			x.order = append(x.order, i)
+			x.Blocks[i] = h
+			x.Order = append(x.Order, i)
 		}
-		put(t, fs, "/"+strconv.Itoa(level), x.bytes())
+		put(t, fs, "/"+strconv.Itoa(level), x.Bytes())
 	}
 	m := must(openChain(t, fs, 2))(t)
 	defer m.Close()
@@ -238,7 +138,7 @@ func openChain(t testing.TB, fs durable.FS, n int) (*vhd.Image, error) {
 func chainOptions(t testing.TB, fs durable.FS, n int) vhd.Options {
 	return vhd.Options{OpenParent: func(l vhd.ParentLocator) (*vhd.Image, error) {
 		if got := strings.Join(l.Paths, "|"); got != `.\parent.vhd|/parent.vhd|C:\disks\parent.vhd|C:\disks\Parent.vhd` && n > 0 {
-			t.Errorf("names of the parent: %s", got)
+			t.Errorf("names of the Parent: %s", got)
 		}
 		return openChain(t, fs, n-1)
 	}}
@@ -246,9 +146,9 @@ func chainOptions(t testing.TB, fs durable.FS, n int) vhd.Options {
 
 func TestParentRefused(t *testing.T) {
 	fs := crashfs.New()
-	put(t, fs, "/0", fixture{typ: 3, id: vhd.UUID{9}, size: 1 << 20, blockSize: 64 << 10}.bytes())
-	child := fixture{typ: 4, size: 1 << 20, blockSize: 64 << 10, parent: vhd.UUID{1}}
-	put(t, fs, "/1", child.bytes())
+	put(t, fs, "/0", vhdtest.File{Type: 3, ID: vhd.UUID{9}, Size: 1 << 20, BlockSize: 64 << 10}.Bytes())
+	child := vhdtest.File{Type: 4, Size: 1 << 20, BlockSize: 64 << 10, Parent: vhd.UUID{1}}
+	put(t, fs, "/1", child.Bytes())
 	_, err := vhd.Open(openFile(t, fs, "/1"), vhd.Options{})
 	wantCode(t, err, fault.ChainBroken)
 	parent := func(vhd.ParentLocator) (*vhd.Image, error) { return vhd.Open(openFile(t, fs, "/0"), vhd.Options{}) }
@@ -259,9 +159,9 @@ func TestParentRefused(t *testing.T) {
 	deeper = func(vhd.ParentLocator) (*vhd.Image, error) { // a disk that is its own parent
 		n++
 		self := child
-		self.id = child.parent
+		self.ID = child.Parent
 		path := "/self" + strconv.Itoa(n)
-		put(t, fs, path, self.bytes())
+		put(t, fs, path, self.Bytes())
 		if n > 300 {
 			return vhd.Open(openFile(t, fs, "/0"), vhd.Options{})
 		}
@@ -326,15 +226,15 @@ func kinds(rng *rand.Rand) map[string]func(t testing.TB, fs durable.FS) (open fu
 		}
 	}
 	child := func(t testing.TB, fs durable.FS) (func(fs durable.FS) (*vhd.Writer, error), []byte) {
-		parent := fixture{typ: 3, id: vhd.UUID{7}, size: size, blockSize: bs, blocks: map[int]hand{}}
+		parent := vhdtest.File{Type: 3, ID: vhd.UUID{7}, Size: size, BlockSize: bs, Blocks: map[int]vhdtest.Block{}}
 		base := make([]byte, size)
 		for _, i := range []int{0, 3, 4, 9, 18} {
-			h := hand{data: fill(bs, rng)}
-			copy(base[i*bs:], h.data)
-			parent.blocks[i], parent.order = h, append(parent.order, i)
+			h := vhdtest.Block{Data: fill(bs, rng)}
+			copy(base[i*bs:], h.Data)
+			parent.Blocks[i], parent.Order = h, append(parent.Order, i)
 		}
-		put(t, fs, "/p", parent.bytes())
-		put(t, fs, "/d", fixture{typ: 4, size: size, blockSize: bs, parent: parent.id}.bytes())
+		put(t, fs, "/p", parent.Bytes())
+		put(t, fs, "/d", vhdtest.File{Type: 4, Size: size, BlockSize: bs, Parent: parent.ID}.Bytes())
 		if err := fs.SyncDir("/"); err != nil {
 			t.Fatal(err)
 		}

@@ -135,7 +135,7 @@ func (m *Image) readFooter() error {
 		m.footerPos = pos
 		return nil
 	}
-	if HasCookie(end) && Type(binary.BigEndian.Uint32(end[footerTypeAt:])) == Fixed {
+	if HasCookie(end) && saysFixed(end) {
 		return fault.Find(endErr).AtOff(m.file.Name(), pos) // what lies at offset 0 is the guest's
 	}
 	head := make([]byte, FooterSize)
@@ -153,6 +153,12 @@ func (m *Image) readFooter() error {
 		return fault.Find(headErr).AtOff(m.file.Name(), 0)
 	}
 	return fault.Find(endErr).AtOff(m.file.Name(), pos)
+}
+
+// saysFixed says whether a damaged footer was one of a fixed disk, by two of its fields.
+func saysFixed(b []byte) bool {
+	be := binary.BigEndian
+	return Type(be.Uint32(b[footerTypeAt:])) == Fixed && be.Uint64(b[footerOffsetAt:]) == noOffset
 }
 
 func (m *Image) checkFixed() error {
