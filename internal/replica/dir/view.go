@@ -25,6 +25,9 @@ type pointView struct {
 
 // Open opens a recovery point; see replica.Points. Every log that it is seen through is verified as a whole.
 func (p *points) Open(ctx context.Context, s replica.State, id string) (replica.PointView, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fault.In(err, p.r.vm, "")
+	}
 	point := s.Point(id)
 	if point == nil {
 		return nil, fault.New(fault.PointMissing, "the ledger has no recovery point %q", id).Of(p.r.vm, "")
