@@ -166,6 +166,12 @@ func TestWhatACrashLeaves(t *testing.T) {
 		{"made longer", func(t *testing.T, fs *crashfs.FS) {
 			must(t, durableFile(t, fs, "/a", "AA").Truncate(4))
 		}, "/a=A2", "/a=A2.2", []string{"/a=A2", "/a=A2.2"}},
+		{"cut short and synced, then overwritten: the old size is past", func(t *testing.T, fs *crashfs.FS) {
+			f := durableFile(t, fs, "/a", "AAAA")
+			must(t, f.Truncate(2))
+			must(t, f.Sync())
+			write(t, f, "B", 0)
+		}, "/a=A2", "/a=BA", []string{"/a=A2", "/a=BA"}},
 		{"zeroed", func(t *testing.T, fs *crashfs.FS) {
 			must(t, durableFile(t, fs, "/a", a512+a512).ZeroAt(0, 1024))
 		}, "/a=A1024", "/a=.1024", []string{"/a=.1024", "/a=.512A512", "/a=A1024", "/a=A512.512"}},
@@ -410,6 +416,27 @@ func onlyTemps(t *testing.T, fs durable.FS) {
 	for _, e := range list {
 		if e.Name != "a" && !durable.IsTemp(e.Name) {
 			t.Fatalf("%s was left behind", e.Name)
+		}
+	}
+}
+
+// What was written after the end that a crash left does not come back when the file grows again.
+func TestNothingAfterTheEnd(t *testing.T) {
+	fs := crashfs.New()
+	f := durableFile(t, fs, "/a", "A")
+	write(t, f, strings.Repeat("B", 9000), 0)
+	for seed := range uint64(50) {
+		after := fs.AfterCrash(crashfs.Torn, seed)
+		f := openRW(t, after, "/a")
+		size, err := f.Size()
+		must(t, err)
+		must(t, f.Truncate(9000))
+		tail := make([]byte, 9000-size)
+		if _, err := f.ReadAt(tail, size); err != nil || !block.IsZero(tail) {
+			t.Fatalf("seed %d: after byte %d comes %s, %v", seed, size, short(tail), err)
+		}
+		if size == 1 && after.Allocated() > 4096 {
+			t.Fatalf("seed %d: %d bytes are allocated for one", seed, after.Allocated())
 		}
 	}
 }
