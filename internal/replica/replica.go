@@ -122,6 +122,9 @@ type Points interface {
 	// ranges. It is called again after a crash, possibly when some pages were already overwritten (redo is then true): it
 	// must then keep what the first call preserved.
 	Preserve(ctx context.Context, s State, to hrl.Pos, overwritten map[string]*block.Set, redo bool) error
+	// Preserved says what the step from s.Applied to the position to has preserved: the ranges of each disk, or, when all is
+	// true, everything. Whatever else is overwritten before the next Preserve is lost to the points.
+	Preserved(ctx context.Context, s State, to hrl.Pos) (ranges map[string]*block.Set, all bool, err error)
 	// Open gives a read-only view of the VM's disks as of a point of the ledger, without copying them.
 	Open(ctx context.Context, s State, id string) (PointView, error)
 	// Sweep removes what no point of s needs any more: after retention, and after crashes.

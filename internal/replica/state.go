@@ -17,11 +17,12 @@ type Phase string
 
 // The phases. The command line shows them as the VM's state.
 const (
-	Seeding        Phase = "initial-replication"        // the initial copy is not complete
-	Replicating    Phase = "replicating"                // deltas are taken and applied
-	Paused         Phase = "paused"                     // by the administrator
-	ResyncRequired Phase = "resynchronization-required" // change logs no longer lead on
-	Retired        Phase = "unprotected"                // protection was disabled and the replica kept: for reading only
+	Seeding         Phase = "initial-replication"        // the initial copy is not complete
+	Replicating     Phase = "replicating"                // deltas are taken and applied
+	Paused          Phase = "paused"                     // by the administrator
+	ResyncRequired  Phase = "resynchronization-required" // change logs no longer lead on
+	Resynchronizing Phase = "resynchronizing"            // source and replica are being compared
+	Retired         Phase = "unprotected"                // protection was disabled and the replica kept: for reading only
 )
 
 // State is the ledger: all that is true of a replica, in one record. The zero value of every field means "never".
@@ -63,6 +64,9 @@ type State struct {
 
 	Points []Point `json:"points,omitempty"` // oldest first
 
+	// Resync is set while Phase is Resynchronizing.
+	Resync *Resync `json:"resync,omitempty"`
+
 	// Definition is what is needed to make the VM at the recovery site, as recorded by finalize protection.
 	Definition json.RawMessage `json:"definition,omitempty"`
 }
@@ -102,6 +106,27 @@ type Disk struct {
 	VerifyStarted time.Time `json:"verify_started,omitzero"`
 	// VerifyStamp is the pages' stamp that the verification in progress is about; it begins anew when they change.
 	VerifyStamp string `json:"verify_stamp,omitempty"`
+}
+
+// Resync is a resynchronization in progress. It goes through the disks in slices; each finished one is a position of
+// its own, at which the disks are of no one moment.
+type Resync struct {
+	Started time.Time `json:"started"`
+	// Deep says that the replica's bytes are read, because its block sums are not proven.
+	Deep bool `json:"deep"`
+	// Cursors is how far each disk is compared and repaired, in guest bytes.
+	Cursors map[string]int64 `json:"cursors"`
+	// Slice is what is being repaired while the ledger says Applying.
+	Slice *Slice `json:"slice,omitempty"`
+	// Sent is the bytes that were sent so far.
+	Sent int64 `json:"bytes_sent"`
+}
+
+// Slice is a part of one disk, in guest bytes.
+type Slice struct {
+	Disk string `json:"disk"`
+	Off  int64  `json:"off"`
+	Len  int64  `json:"len"`
 }
 
 // Segment is one cut on the shelf: a log for each disk.

@@ -78,6 +78,8 @@ type CutDisk interface {
 	DataWriteGUID() [16]byte
 	// Frozen says that the view is a snapshot, that goes on to be right while the disk is being written to.
 	Frozen() bool
+	// Image is the view itself, for reading what changed or not. It is right until the cut is closed.
+	Image() disk.Image
 	// Scan reads the disk from an offset (a multiple of the block size) to its end, once, and calls emit for the blocks
 	// that differ from From. Calls come from several goroutines, in no order; the first error ends the scan.
 	Scan(ctx context.Context, o Options, emit func(Change) error) (Stats, error)

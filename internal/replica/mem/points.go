@@ -130,3 +130,8 @@ func (d *pointDisk) Extent(off, n int64) (block.Extent, error) {
 	}
 	return d.content.extent(off, n), nil
 }
+
+// Preserved is everything: points are copies of whole disks.
+func (p *points) Preserved(ctx context.Context, _ replica.State, _ hrl.Pos) (map[string]*block.Set, bool, error) {
+	return nil, true, ctx.Err()
+}

@@ -52,6 +52,15 @@ func NewHistory(vm string, seed uint64, newLog func(string, []byte) (durable.Fil
 	}
 }
 
+// Fork returns a history that has come as far as h and goes its own way from here, at another place.
+func (h *History) Fork(seed uint64, newLog func(string, []byte) (durable.File, error)) *History {
+	c := *h
+	c.rng, c.NewLog, c.rep = rand.New(rand.NewPCG(seed, 2)), newLog, nil
+	c.content, c.changed = maps.Clone(h.content), maps.Clone(h.changed)
+	c.shelf, c.putting = maps.Clone(h.shelf), maps.Clone(h.putting)
+	return &c
+}
+
 // clock is a moment for each position.
 func clock(seq uint64) time.Time {
 	return time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC).Add(time.Duration(seq) * time.Minute)

@@ -430,11 +430,12 @@ func (c *cut) Close() error {
 	return fault.In(c.release(), c.t.c.VM, "")
 }
 
-func (d *cutDisk) Name() string     { return d.d.Name }
-func (d *cutDisk) Size() int64      { return d.view.Size() }
-func (d *cutDisk) BlockSize() int64 { return d.d.BlockSize }
-func (d *cutDisk) Untouched() bool  { return d.untouched }
-func (d *cutDisk) Frozen() bool     { return d.temp != "" }
+func (d *cutDisk) Name() string      { return d.d.Name }
+func (d *cutDisk) Image() disk.Image { return d.view }
+func (d *cutDisk) Size() int64       { return d.view.Size() }
+func (d *cutDisk) BlockSize() int64  { return d.d.BlockSize }
+func (d *cutDisk) Untouched() bool   { return d.untouched }
+func (d *cutDisk) Frozen() bool      { return d.temp != "" }
 
 func (d *cutDisk) SizeBefore() int64 {
 	if d.prev == nil {
