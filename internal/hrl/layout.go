@@ -160,6 +160,7 @@ type ours struct {
 
 // newHeader returns the header of a log that was just begun.
 func newHeader(id Identity) *header {
+	id.CutAt = time.Unix(0, id.CutAt.UnixNano()).UTC() // as a reader gets it: no zone, no monotonic clock
 	h := &header{
 		version: version2, created: stamp(id.CutAt), modified: stamp(id.CutAt),
 		originalSize: headerSize + metadataSize, metadataSize: metadataSize,

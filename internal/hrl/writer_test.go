@@ -237,3 +237,39 @@ func TestNames(t *testing.T) {
 		t.Error("the log of another disk")
 	}
 }
+
+// TestInterrupted stops reading when the caller does not want it any more.
+func TestInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	l, err := hrl.Open(&memFile{p: smallLog(t).sealed})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Verify(ctx); !fault.Is(err, fault.Interrupted) {
+		t.Fatal(err)
+	}
+	for _, err := range l.Records(ctx) {
+		if !fault.Is(err, fault.Interrupted) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestCutAtLocal has the writer say of its log what a reader will.
+func TestCutAtLocal(t *testing.T) {
+	id := identity(1<<20, 4096)
+	id.CutAt = time.Now()
+	mem := crashfs.New()
+	info, err := create(t, mem, "/x", id).Seal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := mem.Open("/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l, err := hrl.Open(f); err != nil || *l.Info().Identity != *info.Identity || !info.Identity.CutAt.Equal(id.CutAt) {
+		t.Fatalf("%v: %v, %v", err, info.Identity.CutAt, id.CutAt)
+	}
+}
