@@ -77,12 +77,21 @@ type VM struct {
 	Replica   hrl.ID    `json:"replica"`
 	Store     hrl.ID    `json:"store"`
 	Protected time.Time `json:"protected"`
+	// Disks is what change logs can be taken with while the store is out of reach.
+	Disks []Disk `json:"disks"`
 	// Critical is the error that an administrator has to mend before the VM is healthy again.
 	Critical *Failure `json:"critical,omitempty"`
 	// Failed is the last error of another class, cleared by the next success.
 	Failed *Failure `json:"failed,omitempty"`
 	// Rates are the last measured bytes per second, by kind of work.
 	Rates map[string]float64 `json:"rates,omitempty"`
+}
+
+// Disk is how a disk is read: fixed when protection is enabled.
+type Disk struct {
+	Name      string `json:"name"`
+	Format    string `json:"format"`
+	BlockSize int64  `json:"block_size"` // bytes
 }
 
 // VM returns what is remembered of a VM; ok is false when nothing is.

@@ -1,0 +1,256 @@
+package cmd
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"sitrep/internal/disk"
+	"sitrep/internal/fault"
+	"sitrep/internal/replica"
+	"sitrep/internal/site"
+	"sitrep/internal/support"
+)
+
+// finding is something that stands in the way of protection, or that one should know before.
+type finding = support.Finding
+
+// checkObject is what check says of a VM.
+type checkObject struct {
+	vmHead
+	Findings []finding        `json:"findings"`
+	Disks    []diskFactObject `json:"disks"`
+}
+
+type diskFactObject struct {
+	Name       string `json:"name"`
+	Path       string `json:"path"`
+	Format     string `json:"format"`
+	Kind       string `json:"kind"`
+	Size       int64  `json:"size"`
+	Data       int64  `json:"data_bytes"`
+	SectorSize int    `json:"sector_size"`
+}
+
+func (p *program) checkCommand() *cli.Command {
+	return &cli.Command{
+		Name: "check", Usage: "validate the site file, and each VM against the support matrix; changes nothing",
+		ArgsUsage: "[VM...]", Flags: vmFlags(),
+		Action: p.vmCommand("check", noneIsAll, func(w *world, _ *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
+			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
+				o := &checkObject{}
+				return o, w.check(ctx, vm, o)
+			}
+		}),
+	}
+}
+
+func (w *world) check(ctx context.Context, vm *site.VM, o *checkObject) error {
+	facts, findings := w.examine(ctx, vm)
+	for _, f := range facts {
+		o.Disks = append(o.Disks, diskFactObject{f.disk.Name, f.disk.Path, string(f.format), string(f.kind), f.size, f.data, f.sector})
+	}
+	st, storeFindings := w.examineStore(ctx, vm)
+	if st != nil {
+		w.describe(vm, *st, &o.vmHead)
+	} else if len(storeFindings) == 0 {
+		o.State = notProtected
+	}
+	o.Findings = append(append([]finding{}, findings...), storeFindings...)
+	if err := w.show(checkText(vm, o)); err != nil {
+		return err
+	}
+	return refusal(vm, o.Findings)
+}
+
+func checkText(vm *site.VM, o *checkObject) string {
+	var b strings.Builder
+	for _, f := range o.Findings {
+		fmt.Fprintln(&b, f.String())
+	}
+	if len(o.Findings) == 0 {
+		fmt.Fprintf(&b, "VM %s: ready: %s\n", vm.Name, diskSummary(o.Disks))
+	}
+	return b.String()
+}
+
+func diskSummary(disks []diskFactObject) string {
+	var parts []string
+	for _, d := range disks {
+		parts = append(parts, fmt.Sprintf("%s (%s %s, %s)", d.Name, d.Kind, d.Format, size(d.Size)))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// diskFacts is what opening a disk tells.
+type diskFacts struct {
+	disk   *site.Disk
+	format disk.Format
+	kind   disk.Kind
+	size   int64 // guest bytes
+	data   int64 // of them not known to be zero
+	sector int
+}
+
+// examine opens the VM's disks and looks up what is found in the support matrix.
+func (w *world) examine(ctx context.Context, vm *site.VM) ([]diskFacts, []finding) {
+	var facts []diskFacts
+	var findings []finding
+	for _, d := range vm.Disks {
+		f, err := w.look(vm, d)
+		if err != nil {
+			findings = append(findings, opensNot(vm, d, err))
+			continue
+		}
+		facts = append(facts, f)
+	}
+	return facts, append(findings, append(
+		support.Check(w.subject(ctx, vm, facts), w.others(ctx, vm)), w.limits(vm, facts)...)...)
+}
+
+func (w *world) look(vm *site.VM, d *site.Disk) (f diskFacts, err error) {
+	img, err := w.openDisk(vm, d)
+	if err != nil {
+		return f, err
+	}
+	defer func() { joined(&err, img.Close()) }()
+	n, err := dataBytes(img, 0)
+	return diskFacts{disk: d, format: img.Format(), kind: img.Kind(), size: img.Size(), data: n, sector: img.SectorSize()}, err
+}
+
+// opensNot is the finding that a disk cannot be read.
+func opensNot(vm *site.VM, d *site.Disk, err error) finding {
+	e := fault.FromOS(err)
+	bare := *e
+	bare.VM, bare.Disk = "", ""
+	return finding{VM: vm.Name, Disk: d.Name, Rule: string(e.Code), Severity: support.Error,
+		Message: "the disk cannot be read: " + bare.Error(), Advice: strings.ReplaceAll(e.Code.Lookup().Cause, "{vm}", vm.Name)}
+}
+
+// subject is the VM as the support matrix sees it.
+func (w *world) subject(ctx context.Context, vm *site.VM, facts []diskFacts) support.VM {
+	s := support.VM{Name: vm.Name, Generation: vm.Generation, OS: string(vm.OS), Azure: w.site.InAzure()}
+	for _, d := range vm.Disks {
+		sd := support.Disk{Name: d.Name, ID: w.fileID(d.Path), OS: d.OS}
+		for _, f := range facts {
+			if f.disk == d {
+				sd.Size, sd.SectorSize, sd.Format = f.size, f.sector, string(f.format)
+			}
+		}
+		s.Disks = append(s.Disks, sd)
+	}
+	for _, n := range vm.NICs {
+		s.NICs = append(s.NICs, support.NIC{Network: n.Network, IP: n.IP})
+	}
+	if w.store != nil {
+		if st, err := w.existing(ctx, vm); err == nil && st != nil {
+			for _, d := range st.Disks {
+				s.Protected = append(s.Protected, d.Name)
+			}
+		}
+	}
+	return s
+}
+
+// others are the other VMs of the site, as far as shared disks go.
+func (w *world) others(_ context.Context, vm *site.VM) []support.VM {
+	var out []support.VM
+	for _, o := range w.site.VMs() {
+		if o == vm {
+			continue
+		}
+		s := support.VM{Name: o.Name}
+		for _, d := range o.Disks {
+			s.Disks = append(s.Disks, support.Disk{Name: d.Name, ID: w.fileID(d.Path)})
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// fileID tells one file from another, however its path is written; "" when it cannot be told.
+func (w *world) fileID(path string) string {
+	s, err := w.fs.Stat(path)
+	if err != nil || s.Inode == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d:%d", s.Device, s.Inode)
+}
+
+// limits are findings about the machine that sitrep runs on, and about settings that this version does not act on.
+func (w *world) limits(vm *site.VM, facts []diskFacts) (out []finding) {
+	warn := func(disk, rule, advice, format string, args ...any) {
+		out = append(out, finding{VM: vm.Name, Disk: disk, Rule: rule, Severity: support.Warning,
+			Message: fmt.Sprintf(format, args...), Advice: advice})
+	}
+	p := vm.Policy()
+	for _, f := range facts {
+		need := f.data / 100 * int64(p.LogLimitPercent)
+		folder := w.logDir(vm, f.disk)
+		if free, err := freeSpace(folder); err == nil && free < need {
+			warn(f.disk.Name, "log-space", "Free space there, or move the disk.",
+				"the change logs of this disk can grow to %s, and %s has %s free", size(need), folder, size(free))
+		}
+	}
+	need := total(facts, func(f diskFacts) int64 { return f.data })
+	if free, err := freeSpace(existingFolder(w.site.Store.Directory)); w.store != nil && err == nil && free < need && !w.isKnown(vm) {
+		warn("", "store-space", "Free space there, or use another volume.",
+			"the initial copy holds %s, and the store %s has %s free", size(need), w.store.Describe(), size(free))
+	}
+	if p.AppConsistentEvery > 0 {
+		warn("", "app-consistent", "Take crash-consistent points into account.",
+			"app_consistent_every is set, and this version takes crash-consistent recovery points only")
+	}
+	if len(p.Bandwidth.Steps) > 0 {
+		warn("", "bandwidth", "Limit the bandwidth in the network.", "bandwidth is set, and this version does not limit it")
+	}
+	return out
+}
+
+func (w *world) isKnown(vm *site.VM) bool {
+	_, ok, err := w.memory.VM(vm.Name)
+	return err == nil && ok
+}
+
+// existingFolder is the folder, or the nearest one above it that exists.
+func existingFolder(folder string) string {
+	for {
+		if _, err := freeSpace(folder); err == nil || filepath.Dir(folder) == folder {
+			return folder
+		}
+		folder = filepath.Dir(folder)
+	}
+}
+
+// examineStore asks whether the store is there, and returns the VM's ledger if it has one.
+func (w *world) examineStore(ctx context.Context, vm *site.VM) (*replica.State, []finding) {
+	st, err := (*replica.State)(nil), w.haveStore()
+	if err == nil {
+		st, err = w.existing(ctx, vm)
+	}
+	if err == nil {
+		return st, nil
+	}
+	e := fault.FromOS(err)
+	return nil, []finding{{VM: vm.Name, Rule: string(e.Code), Severity: support.Error,
+		Message: "the store cannot be used: " + message(err), Advice: w.advice(e.Code, vm.Name)}}
+}
+
+// refusal is the error that findings make; nil when none of them is an error.
+func refusal(vm *site.VM, findings []finding) error {
+	if err := support.Err(findings); err != nil {
+		return fault.In(err, vm.Name, "")
+	}
+	return nil
+}
+
+// findingsNote sums up findings for a job's record.
+func findingsNote(list []finding) string {
+	if len(list) == 0 {
+		return ""
+	}
+	return plural(len(list), "finding")
+}

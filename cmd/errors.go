@@ -1,0 +1,148 @@
+package cmd
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"strings"
+	"time"
+
+	"sitrep/internal/fault"
+	"sitrep/internal/site"
+)
+
+// errorObject is an error in --json.
+type errorObject struct {
+	Code    string       `json:"code"`
+	Message string       `json:"message"`
+	Cause   string       `json:"cause,omitempty"`
+	Hint    string       `json:"hint,omitempty"`
+	VM      string       `json:"vm,omitempty"`
+	Disk    string       `json:"disk,omitempty"`
+	Path    string       `json:"path,omitempty"`
+	RetryAt *time.Time   `json:"retry_at,omitempty"`
+	Lines   []site.Error `json:"lines,omitempty"` // of the site file
+}
+
+// object describes an error for --json; nil for none.
+func (p *program) object(err error, vm string) *errorObject {
+	if err == nil {
+		return nil
+	}
+	e := fault.FromOS(err)
+	o := &errorObject{
+		Code: string(code(err, e)), Message: message(err), Cause: code(err, e).Lookup().Cause,
+		Hint: p.advice(code(err, e), cmpOr(e.VM, vm)), VM: cmpOr(e.VM, vm), Disk: e.Disk, Path: e.Path,
+	}
+	var lines *site.Errors
+	if errors.As(err, &lines) {
+		o.Lines = lines.List
+	}
+	return o
+}
+
+// code is the error's code; whatever a cancelled run stumbled over, it was interrupted.
+func code(err error, e *fault.Error) fault.Code {
+	if fault.Cancelled(err) {
+		return fault.Interrupted
+	}
+	return e.Code
+}
+
+func cmpOr(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// message is what happened, without the noise of Go's own errors.
+func message(err error) string {
+	if fault.Cancelled(err) {
+		return "interrupted; what was acknowledged is kept"
+	}
+	return err.Error()
+}
+
+// printError tells an operator what happened, whether it is tried again, and what to run next.
+func (p *program) printError(w io.Writer, err error, vm string) {
+	var lines *site.Errors
+	if errors.As(err, &lines) {
+		fmt.Fprintln(w, lines.Error()) // each line has its place: file:line:column
+	}
+	e := fault.FromOS(err)
+	c := code(err, e)
+	vm = cmpOr(e.VM, vm)
+	text := message(err)
+	if vm != "" && e.VM == "" {
+		text = "VM " + vm + ": " + text
+	}
+	if lines != nil {
+		text = lines.Unwrap().Error()
+	}
+	fmt.Fprintf(w, "sitrep: %s\n", strings.ReplaceAll(text, "\n", "\n  "))
+	entry := c.Lookup()
+	if c != fault.UsageError && c != fault.SiteInvalid && c != fault.VMUnknown {
+		fmt.Fprintf(w, "  cause: %s\n", entry.Cause)
+		fmt.Fprintf(w, "  retry: %s\n", retryText(entry.Class))
+	}
+	if a := p.advice(c, vm); a != "" {
+		fmt.Fprintf(w, "  next:  %s\n", a)
+	}
+}
+
+// retryText says whether an error of this class is tried again.
+func retryText(c fault.Class) string {
+	switch c {
+	case fault.Recoverable:
+		return "yes, by the next run"
+	case fault.Locked:
+		return "no need, the other run does the work"
+	}
+	return "not before something was done about it"
+}
+
+// advice is the table's advice, with the VM's name in it and with commands that run as they stand.
+func (p *program) advice(c fault.Code, vm string) string {
+	a := c.Lookup().Advice
+	if vm == "" {
+		a = strings.ReplaceAll(a, "{vm}", "VM")
+	}
+	return p.commands(strings.ReplaceAll(a, "{vm}", vm))
+}
+
+// commandWords matches "sitrep COMMAND" in a text.
+var commandWords = regexp.MustCompile(`\bsitrep (apply|check|delta|failback|failover|help|hrl|init|jobs|pause|points|protect|` +
+	`replicate|resume|resync|status|store|unprotect|verify|why)\b`)
+
+// commands puts the global flags that say where the site is into the commands of a text.
+func (p *program) commands(text string) string {
+	flags := p.opts.where()
+	if flags == "" {
+		return text
+	}
+	return commandWords.ReplaceAllString(text, "sitrep"+strings.ReplaceAll(flags, "$", "$$")+" $1")
+}
+
+// where is the flags that were given to say where the site is, as a shell understands them.
+func (o *options) where() string {
+	var b strings.Builder
+	if o.siteGiven {
+		b.WriteString(" --site " + shellQuote(o.site))
+	}
+	if o.state != "" {
+		b.WriteString(" --state " + shellQuote(o.state))
+	}
+	return b.String()
+}
+
+var plainWord = regexp.MustCompile(`^[A-Za-z0-9_./:@%+,=-]+$`)
+
+// shellQuote writes a word so that a POSIX shell reads it as one.
+func shellQuote(s string) string {
+	if plainWord.MatchString(s) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

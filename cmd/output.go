@@ -1,0 +1,146 @@
+package cmd
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"sitrep/internal/block"
+)
+
+// result is the object of --json. Fields are only added.
+type result struct {
+	Command  string       `json:"command"`
+	Site     string       `json:"site,omitempty"`
+	Job      string       `json:"job,omitempty"` // of the only VM; with several VMs each has its own
+	OK       bool         `json:"ok"`
+	ExitCode int          `json:"exit_code"`
+	DryRun   bool         `json:"dry_run,omitempty"`
+	VMs      []vmObject   `json:"vms,omitempty"`
+	Error    *errorObject `json:"error,omitempty"`
+
+	// What commands that are not about VMs have to show.
+	Version *versionObject `json:"version,omitempty"`
+	File    string         `json:"file,omitempty"`
+	Jobs    []jobObject    `json:"jobs,omitzero"`
+	Log     any            `json:"log,omitempty"`
+}
+
+// vmObject is what a command says of one VM: a struct that embeds vmHead.
+type vmObject interface{ head() *vmHead }
+
+// vmHead begins every VM's object.
+type vmHead struct {
+	VM     string       `json:"vm"`
+	State  string       `json:"state,omitempty"`
+	Health string       `json:"health,omitempty"`
+	Job    string       `json:"job,omitempty"`
+	Error  *errorObject `json:"error,omitempty"`
+}
+
+func (h *vmHead) head() *vmHead { return h }
+
+func (r *result) write(w io.Writer) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(r)
+}
+
+// say writes a line for people about work that was done.
+func (p *program) say(format string, args ...any) {
+	if !p.opts.quiet && !p.opts.json {
+		fmt.Fprintf(p.stdout, format+"\n", args...)
+	}
+}
+
+// show writes what was asked for, quiet or not.
+func (p *program) show(text string) error {
+	if p.opts.json {
+		return nil
+	}
+	_, err := io.WriteString(p.stdout, text)
+	return err
+}
+
+// table aligns rows in columns. Empty trailing space is cut off, so that the output can be compared.
+func table(rows [][]string) string {
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	for _, r := range rows {
+		fmt.Fprintln(w, strings.Join(r, "\t"))
+	}
+	w.Flush() // to a strings.Builder: cannot fail
+	lines := strings.Split(b.String(), "\n")
+	for i := range lines {
+		lines[i] = strings.TrimRight(lines[i], " ")
+	}
+	return strings.Join(lines, "\n")
+}
+
+// size writes a number of bytes for people: three digits that matter and a binary unit.
+func size(n int64) string {
+	if n < 0 {
+		return "-" + size(-n)
+	}
+	v, units := float64(n), []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"}
+	i := 0
+	for v >= 1023.95 && i < len(units)-1 {
+		v, i = v/1024, i+1
+	}
+	switch {
+	case i == 0:
+		return fmt.Sprintf("%d B", n)
+	case v < 99.95:
+		return fmt.Sprintf("%.1f %s", v, units[i])
+	}
+	return fmt.Sprintf("%.0f %s", v, units[i])
+}
+
+// span writes a duration for people, to two units.
+func span(d time.Duration) string {
+	d = d.Abs()
+	switch {
+	case d < time.Second:
+		return fmt.Sprintf("%d ms", d.Milliseconds())
+	case d < time.Minute:
+		return fmt.Sprintf("%.1f s", d.Seconds())
+	case d < time.Hour:
+		return fmt.Sprintf("%d min %d s", int(d.Minutes()), int(d.Seconds())%60)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h %d min", int(d.Hours()), int(d.Minutes())%60)
+	}
+	return fmt.Sprintf("%d days", int(d.Hours()/24))
+}
+
+// when writes a moment for people: local time, and how long ago.
+func (p *program) when(t time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return t.Local().Format("2006-01-02 15:04:05") + " (" + span(p.now().Sub(t)) + " ago)"
+}
+
+// plural writes a number with its noun.
+func plural[T int | int64](n T, noun string) string {
+	if n == 1 {
+		return fmt.Sprintf("%d %s", n, noun)
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+// ranges writes the first few ranges of a disk.
+func ranges(list []block.Range) string {
+	const most = 5
+	var b strings.Builder
+	for i, r := range list {
+		if i == most {
+			fmt.Fprintf(&b, " and %d more", len(list)-most)
+			break
+		}
+		fmt.Fprintf(&b, " %d+%d", r.Off, r.Len)
+	}
+	return strings.TrimSpace(b.String())
+}

@@ -1,0 +1,41 @@
+package cmd
+
+import (
+	"context"
+
+	"github.com/urfave/cli/v2"
+
+	"sitrep/internal/site"
+)
+
+func (p *program) pauseCommand() *cli.Command {
+	return &cli.Command{
+		Name: "pause", Usage: "stop replication until \"sitrep resume\"", ArgsUsage: "VM...",
+		Flags: vmFlags(&cli.StringFlag{Name: "reason", Usage: "`TEXT` for those who look at the status"}),
+		Action: p.vmCommand("pause", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
+			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
+				h := &vmHead{}
+				if w.opts.dryRun {
+					return h, w.planPhase(ctx, vm, h, "pause replication")
+				}
+				return h, w.verb(ctx, vm, "Pause replication", h, func(s *session) error {
+					if err := s.step("Pause", func() (int64, string, error) {
+						return 0, c.String("reason"), s.engine.Pause(ctx, c.String("reason"))
+					}); err != nil {
+						return err
+					}
+					s.say("%s: replication is paused; to go on, run: %s", vm.Name, s.commands("sitrep resume "+vm.Name))
+					return nil
+				})
+			}
+		}),
+	}
+}
+
+// planPhase says that a command would change the VM's phase, which it has in h.
+func (w *world) planPhase(ctx context.Context, vm *site.VM, h *vmHead, what string) error {
+	return w.onReplica(ctx, vm, forReading, h, func(s *session) error {
+		s.planned(vm, "%s (the state is %s)", what, s.state.Phase)
+		return nil
+	})
+}

@@ -1,0 +1,80 @@
+package cmd
+
+import (
+	"context"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"sitrep/internal/fault"
+	"sitrep/internal/replica"
+	"sitrep/internal/site"
+)
+
+// pointsObject is what points says of a VM.
+type pointsObject struct {
+	vmHead
+	Points []pointObject `json:"points"` // oldest first
+}
+
+type pointObject struct {
+	ID            string           `json:"id"`
+	Time          time.Time        `json:"time"`
+	Sequence      uint64           `json:"sequence"`
+	AppConsistent bool             `json:"app_consistent"`
+	Sizes         map[string]int64 `json:"sizes"`
+}
+
+func (p *program) pointsCommand() *cli.Command {
+	return &cli.Command{
+		Name: "points", Usage: "list the recovery points of a VM", ArgsUsage: "VM",
+		Action: p.action("points", func(ctx context.Context, c *cli.Context) error {
+			if c.NArg() != 1 {
+				return fault.New(fault.UsageError, "points takes one VM")
+			}
+			w, err := p.open()
+			if err != nil {
+				return err
+			}
+			vms, err := namedVMs(w.site, c.Args().Slice())
+			if err != nil {
+				return err
+			}
+			return w.each(ctx, vms, func(ctx context.Context, vm *site.VM) (vmObject, error) {
+				o := &pointsObject{Points: []pointObject{}}
+				return o, w.points(ctx, vm, o)
+			})
+		}),
+	}
+}
+
+func (w *world) points(ctx context.Context, vm *site.VM, o *pointsObject) error {
+	st, err := w.present(ctx, vm)
+	if err != nil {
+		return err
+	}
+	w.describe(vm, st, &o.vmHead)
+	rows := [][]string{{"ID", "TIME", "POSITION", "CONSISTENCY", "SIZE"}}
+	for _, x := range st.Points {
+		o.Points = append(o.Points, pointObject{x.ID, x.CutAt.UTC(), x.At.Seq, x.AppConsistent, x.Sizes})
+		rows = append(rows, []string{x.ID, w.when(x.CutAt), num(x.At.Seq), consistency(x), size(pointSize(x))})
+	}
+	if len(st.Points) == 0 {
+		return w.show("VM " + vm.Name + " has no recovery point yet\n")
+	}
+	return w.show(table(rows))
+}
+
+func consistency(p replica.Point) string {
+	if p.AppConsistent {
+		return "application"
+	}
+	return "crash"
+}
+
+func pointSize(p replica.Point) (n int64) {
+	for _, s := range p.Sizes {
+		n += s
+	}
+	return n
+}

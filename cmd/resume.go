@@ -1,0 +1,49 @@
+package cmd
+
+import (
+	"context"
+
+	"github.com/urfave/cli/v2"
+
+	"sitrep/internal/replica"
+	"sitrep/internal/site"
+)
+
+func (p *program) resumeCommand() *cli.Command {
+	return &cli.Command{
+		Name: "resume", Usage: "go on after a pause, or after the cause of a critical state was mended", ArgsUsage: "VM...",
+		Flags: vmFlags(),
+		Action: p.vmCommand("resume", noneIsWrong, func(w *world, _ *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
+			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
+				h := &vmHead{}
+				if w.opts.dryRun {
+					return h, w.planPhase(ctx, vm, h, "resume replication")
+				}
+				return h, w.resume(ctx, vm, h)
+			}
+		}),
+	}
+}
+
+// resume ends a pause and forgets an error that an administrator had to mend. One of the two must be there.
+func (w *world) resume(ctx context.Context, vm *site.VM, h *vmHead) error {
+	return w.verb(ctx, vm, "Resume replication", h, func(s *session) error {
+		mem, _, err := s.memory.VM(vm.Name)
+		if err != nil {
+			return err
+		}
+		phase := s.state.Phase
+		err = s.step("Resume", func() (int64, string, error) {
+			if phase != replica.Paused && mem.Critical != nil {
+				return 0, "", nil
+			}
+			phase, err = s.engine.Resume(ctx)
+			return 0, string(phase), err
+		})
+		if err != nil {
+			return err
+		}
+		s.say("%s: replication goes on, the state is %s", vm.Name, phase)
+		return s.noteSuccess(vm, rateDelta, 0, 0)
+	})
+}

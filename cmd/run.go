@@ -1,0 +1,205 @@
+// Package cmd is the command line: one file for each subcommand, and the few things that all of them share.
+//
+//	run.go, args.go    from arguments to a subcommand
+//	select.go          which VMs it is about
+//	wire.go            the one place where contracts meet what implements them
+//	output.go          tables and JSON
+//	errors.go, exit.go errors as text, as JSON and as exit code
+//	progress.go        bars and lines
+//
+// A subcommand does its work VM by VM, and adds to the result what it has to show. Engines get a context, a logger and
+// a meter; that there is a terminal is known here only.
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"sitrep/internal/durable"
+	"sitrep/internal/fault"
+)
+
+// Run does what args (with the program's name first) ask for, and returns the exit code. The first SIGINT or SIGTERM
+// ends it in good order, the second one kills it.
+func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+
+	p := &program{
+		fs: durable.OS(), stdin: stdin, stdout: stdout, stderr: stderr, getenv: os.Getenv, now: time.Now,
+	}
+	app := p.app()
+	app.Setup()
+	err := app.RunContext(ctx, permute(app, args))
+	return p.finish(err)
+}
+
+// options are the global flags.
+type options struct {
+	site      string
+	siteGiven bool // on the command line
+	state     string
+	json      bool
+	quiet     bool
+	verbose   bool
+	progress  string
+	dryRun    bool
+}
+
+// program is one run of the command line.
+type program struct {
+	fs     durable.FS
+	stdin  io.Reader
+	stdout io.Writer
+	stderr io.Writer
+	getenv func(string) string
+	now    func() time.Time
+
+	opts options
+	log  *slog.Logger
+	res  result
+}
+
+// app is the tree of subcommands.
+func (p *program) app() *cli.App {
+	app := &cli.App{
+		Name:            "sitrep",
+		Usage:           "protects virtual machines against the loss of a site",
+		UsageText:       "sitrep [--site FILE] [global flags] COMMAND [flags] [VM...]",
+		Version:         version(),
+		HideVersion:     true,
+		Flags:           p.globalFlags(),
+		Commands:        p.subcommands(),
+		Before:          p.before,
+		Action:          p.noCommand,
+		Reader:          p.stdin,
+		Writer:          p.stdout,
+		ErrWriter:       p.stderr,
+		HideHelpCommand: false,
+		OnUsageError:    onUsageError,
+		// Errors come back from RunContext: only main ends the process.
+		ExitErrHandler: func(*cli.Context, error) {},
+	}
+	finishCommands(app.Commands)
+	return app
+}
+
+func (p *program) subcommands() []*cli.Command {
+	return []*cli.Command{
+		p.initCommand(), p.checkCommand(), p.protectCommand(), p.replicateCommand(), p.deltaCommand(), p.applyCommand(),
+		p.verifyCommand(), p.pointsCommand(), p.statusCommand(), p.jobsCommand(), p.pauseCommand(), p.resumeCommand(),
+		p.unprotectCommand(), p.hrlCommand(), p.versionCommand(), p.completionCommand(), p.manCommand(),
+	}
+}
+
+// finishCommands gives every command what urfave/cli has per command only. Its "help" subcommand of each command is
+// left out, because a VM may have that name.
+func finishCommands(list []*cli.Command) {
+	for _, c := range list {
+		c.OnUsageError = onUsageError
+		c.HideHelpCommand = true
+		finishCommands(c.Subcommands)
+	}
+}
+
+func (p *program) globalFlags() []cli.Flag {
+	o := &p.opts
+	return []cli.Flag{
+		&cli.StringFlag{Name: "site", Usage: "the site `FILE` (default: $SITREP_SITE, then ./site.yaml)", Destination: &o.site},
+		&cli.StringFlag{Name: "state", Usage: "the `DIR` of jobs and locks (default: .sitrep beside the site file)", Destination: &o.state},
+		&cli.BoolFlag{Name: "json", Usage: "write one JSON object to stdout", Destination: &o.json},
+		&cli.BoolFlag{Name: "quiet", Usage: "write nothing but errors and what was asked for", Destination: &o.quiet},
+		&cli.BoolFlag{Name: "verbose", Usage: "write to stderr what is being done", Destination: &o.verbose},
+		&cli.StringFlag{Name: "progress", Usage: "auto, bar, lines or none", Value: "auto", Destination: &o.progress},
+		&cli.BoolFlag{Name: "dry-run", Usage: "show the plan and change nothing", Destination: &o.dryRun},
+	}
+}
+
+// before makes of the global flags what the commands use.
+func (p *program) before(c *cli.Context) error {
+	o := &p.opts
+	o.siteGiven = c.IsSet("site")
+	if o.site == "" {
+		o.site = cmpOr(p.getenv("SITREP_SITE"), "site.yaml")
+	}
+	switch o.progress {
+	case "auto", "bar", "lines", "none":
+	default:
+		return fault.New(fault.UsageError, "--progress is auto, bar, lines or none, not %q", o.progress)
+	}
+	level := slog.LevelWarn
+	if o.verbose {
+		level = slog.LevelDebug
+	}
+	p.log = slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: level}))
+	return nil
+}
+
+func onUsageError(_ *cli.Context, err error, _ bool) error {
+	return fault.Wrap(fault.UsageError, err, "")
+}
+
+// noCommand answers a command line without a command, or with one that does not exist.
+func (p *program) noCommand(c *cli.Context) error {
+	if c.Args().Present() {
+		var names []string
+		for _, x := range c.App.Commands {
+			names = append(names, x.Name)
+		}
+		return fault.New(fault.UsageError, "there is no command %q%s", c.Args().First(), nearest(c.Args().First(), names))
+	}
+	c.App.Writer = p.stderr
+	if err := cli.ShowAppHelp(c); err != nil {
+		return err
+	}
+	return fault.New(fault.UsageError, "a command is missing")
+}
+
+// action wraps what a subcommand does.
+func (p *program) action(command string, f func(context.Context, *cli.Context) error) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		p.res.Command = command
+		return f(c.Context, c)
+	}
+}
+
+// finish writes what is left to write and returns the exit code.
+func (p *program) finish(err error) int {
+	var several *failures
+	if !errors.As(err, &several) {
+		if err != nil {
+			p.printError(p.stderr, err, "")
+		}
+	} else {
+		err = several.worst() // each was printed when it happened
+	}
+	p.res.ExitCode = exitCode(err)
+	p.res.OK = err == nil
+	p.res.Error = p.object(err, "")
+	if p.opts.json && (p.res.Command != "" || err != nil) {
+		if werr := p.res.write(p.stdout); werr != nil {
+			fmt.Fprintf(p.stderr, "sitrep: stdout: %v\n", werr)
+			return max(p.res.ExitCode, exitFailed)
+		}
+	}
+	return p.res.ExitCode
+}
+
+// stateDir is where the site's memory lies.
+func (p *program) stateDir(siteDir string) string {
+	if p.opts.state != "" {
+		return p.opts.state
+	}
+	return filepath.Join(siteDir, ".sitrep")
+}

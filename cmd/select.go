@@ -1,0 +1,95 @@
+package cmd
+
+import (
+	"github.com/urfave/cli/v2"
+
+	"sitrep/internal/fault"
+	"sitrep/internal/site"
+)
+
+// vmFlags are the flags of every command that takes VMs.
+func vmFlags(more ...cli.Flag) []cli.Flag {
+	return append([]cli.Flag{
+		&cli.BoolFlag{Name: "all", Usage: "every VM of the site"},
+		&cli.StringFlag{Name: "cloud", Usage: "every VM of the cloud `NAME`"},
+	}, more...)
+}
+
+// whenNone says what a command without VMs means.
+type whenNone bool
+
+const (
+	noneIsWrong whenNone = false // a command that changes something wants to be told what
+	noneIsAll   whenNone = true  // looking harms nothing
+)
+
+// selectVMs returns the VMs that a command is about, in the order of the command line or of the site, none twice.
+func selectVMs(s *site.Site, c *cli.Context, none whenNone) ([]*site.VM, error) {
+	names, cloud := c.Args().Slice(), c.String("cloud")
+	switch {
+	case c.Bool("all") && (cloud != "" || len(names) > 0), cloud != "" && len(names) > 0:
+		return nil, fault.New(fault.UsageError, "VM names, --all and --cloud exclude each other")
+	case cloud != "":
+		cl, err := s.Cloud(cloud)
+		if err != nil {
+			return nil, err
+		}
+		return cl.VMs(), nil
+	case c.Bool("all"), len(names) == 0 && none == noneIsAll:
+		return s.VMs(), nil
+	case len(names) == 0:
+		return nil, fault.New(fault.UsageError, "which VM? Give names, --all or --cloud NAME")
+	}
+	return namedVMs(s, names)
+}
+
+func namedVMs(s *site.Site, names []string) ([]*site.VM, error) {
+	var out []*site.VM
+	seen := map[string]bool{}
+	for _, name := range names {
+		vm, err := s.VM(name)
+		if err != nil {
+			return nil, err
+		}
+		if !seen[name] {
+			out = append(out, vm)
+		}
+		seen[name] = true
+	}
+	return out, nil
+}
+
+// nearest words a suggestion for a misspelt word, or returns "".
+func nearest(got string, known []string) string {
+	best, least := "", 1+max(1, len(got)/3)
+	for _, k := range known {
+		if d := distance(got, k); d < least {
+			best, least = k, d
+		}
+	}
+	if best == "" {
+		return ""
+	}
+	return ", did you mean " + best + "?"
+}
+
+// distance is the number of letters to insert, remove or replace to make b of a.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			next := min(row[j]+1, row[j+1]+1, diagonal+cost)
+			diagonal, row[j+1] = row[j+1], next
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,107 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+
+	"github.com/urfave/cli/v2"
+
+	"sitrep/internal/fault"
+	"sitrep/internal/hrl"
+	"sitrep/internal/site"
+	"sitrep/internal/state"
+)
+
+func (p *program) unprotectCommand() *cli.Command {
+	return &cli.Command{
+		Name: "unprotect", Usage: "disable protection: removes the replica, its recovery points and change logs", ArgsUsage: "VM...",
+		Flags: vmFlags(&cli.BoolFlag{Name: "keep-replica", Usage: "leave the replica in the store, for reading"}),
+		Action: p.vmCommand("unprotect", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
+			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
+				h := &vmHead{}
+				kept := kept(c.Bool("keep-replica"))
+				if w.opts.dryRun {
+					return h, w.planUnprotect(ctx, vm, h, kept)
+				}
+				return h, w.locked(vm, func() error { return w.unprotect(ctx, vm, h, kept) })
+			}
+		}),
+	}
+}
+
+// kept says whether the replica stays in the store.
+type kept bool
+
+func (k kept) String() string {
+	if k {
+		return "the replica is kept"
+	}
+	return "the replica is removed"
+}
+
+// unprotect ends the relationship. A replica that has vanished is no obstacle: this is the way out of that.
+func (w *world) unprotect(ctx context.Context, vm *site.VM, h *vmHead, k kept) error {
+	return w.job(vm, "Disable protection", h, func(j *state.Job) error {
+		id, err := w.endRelationship(ctx, vm, j, h, k)
+		if err != nil {
+			return err
+		}
+		err = j.Step("Remove what this site keeps", func() (int64, string, error) { return 0, "", w.forget(vm, id) })
+		if err != nil {
+			return err
+		}
+		h.State = notProtected
+		w.say("%s: protection is disabled; %s", vm.Name, k)
+		return nil
+	})
+}
+
+// endRelationship removes or retires the replica, and returns which one it was.
+func (w *world) endRelationship(ctx context.Context, vm *site.VM, j *state.Job, h *vmHead, k kept) (id hrl.ID, err error) {
+	mem, _, err := w.memory.VM(vm.Name)
+	if err != nil {
+		return id, err
+	}
+	err = j.Step("Disable replication", func() (int64, string, error) {
+		err := w.onReplica(ctx, vm, forWriting, h, func(s *session) error {
+			id = s.state.Replica
+			if !k {
+				return nil
+			}
+			return s.engine.Retire(ctx, "protection was disabled and the replica kept")
+		})
+		if fault.Is(err, fault.ReplicaMissing) && !bool(k) {
+			id = mem.Replica
+			return 0, "the replica was gone already", nil
+		}
+		if err != nil || bool(k) {
+			return 0, k.String(), err
+		}
+		return 0, k.String(), w.store.Remove(ctx, vm.Name)
+	})
+	return id, err
+}
+
+// forget removes what this site keeps for a relationship: change logs, the tracker's memory, and that there is one.
+func (w *world) forget(vm *site.VM, id hrl.ID) error {
+	e := w.engine(vm, nil, id, w.meter(vm.Name))
+	var disks []state.Disk
+	for _, d := range vm.Disks {
+		disks = append(disks, state.Disk{Name: d.Name, BlockSize: vm.Policy().BlockSize})
+	}
+	if err := w.withSource(e, vm, disks, w.trackDir(vm)); err != nil {
+		return err
+	}
+	err := e.Forget()
+	if fault.Is(err, fault.NotFound) { // the source is gone, and its logs with it
+		err = e.Tracker.Forget()
+	}
+	return errors.Join(err, w.memory.ForgetVM(vm.Name))
+}
+
+func (w *world) planUnprotect(ctx context.Context, vm *site.VM, h *vmHead, k kept) error {
+	return w.onReplica(ctx, vm, forReading, h, func(s *session) error {
+		s.planned(vm, "disable protection; %s, with %s", k, plural(len(s.state.Points), "recovery point"))
+		return nil
+	})
+}

@@ -1,0 +1,118 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"sitrep/internal/fault"
+	"sitrep/internal/site"
+	"sitrep/replicate"
+)
+
+// verifyObject is what verify says of a VM.
+type verifyObject struct {
+	vmHead
+	Read     int64                `json:"bytes_read"`
+	Complete bool                 `json:"complete"`
+	Seconds  float64              `json:"seconds"`
+	Planned  int64                `json:"bytes_planned,omitempty"`
+	Disks    []replicate.Verified `json:"disks"`
+}
+
+func (p *program) verifyCommand() *cli.Command {
+	return &cli.Command{
+		Name: "verify", Usage: "prove the replica against its block sums", ArgsUsage: "VM...",
+		Flags: vmFlags(
+			&cli.BoolFlag{Name: "against-source", Usage: "compare the source with the replica's block sums instead"},
+			&cli.DurationFlag{Name: "budget", Usage: "stop after this `TIME`; the next verify goes on there"},
+		),
+		Action: p.vmCommand("verify", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
+			o := verifyOptions{source: c.Bool("against-source"), budget: c.Duration("budget")}
+			return func(ctx context.Context, vm *site.VM) (vmObject, error) { return w.verify(ctx, vm, o) }
+		}),
+	}
+}
+
+type verifyOptions struct {
+	source bool
+	budget time.Duration
+}
+
+func (v verifyOptions) check() error {
+	switch {
+	case v.budget < 0:
+		return fault.New(fault.UsageError, "--budget cannot be negative")
+	case v.budget > 0 && v.source:
+		return fault.New(fault.UsageError, "--budget is for the replica; a comparison with the source cannot be continued")
+	}
+	return nil
+}
+
+func (w *world) verify(ctx context.Context, vm *site.VM, v verifyOptions) (vmObject, error) {
+	o := &verifyObject{}
+	if err := v.check(); err != nil {
+		return o, err
+	}
+	if w.opts.dryRun {
+		return o, w.planVerify(ctx, vm, v, o)
+	}
+	return o, w.verb(ctx, vm, "Verify the replica", &o.vmHead, func(s *session) error {
+		c := s.clock()
+		err := s.step("Verify", func() (int64, string, error) {
+			err := s.verify(ctx, v, o)
+			return 0, size(o.Read) + " read", err
+		})
+		o.Seconds = c.took().Seconds()
+		if err == nil {
+			s.say("%s: no difference, %s read in %s%s", vm.Name, size(o.Read), span(c.took()), o.unfinished())
+		}
+		return err
+	})
+}
+
+func (s *session) verify(ctx context.Context, v verifyOptions, o *verifyObject) (err error) {
+	if v.source {
+		o.Disks, err = s.compare(ctx)
+	} else {
+		o.Disks, err = s.engine.Verify(ctx, v.budget)
+	}
+	o.Read = total(o.Disks, func(d replicate.Verified) int64 { return d.Read })
+	o.Complete = err == nil && len(o.Disks) == len(s.state.Disks)
+	for _, d := range o.Disks {
+		o.Complete = o.Complete && d.Complete
+	}
+	return err
+}
+
+// compare reads the source, with a tracker of its own: the one that deltas rely on is left alone.
+func (s *session) compare(ctx context.Context) (found []replicate.Verified, err error) {
+	folder := s.memory.Path("compare", s.vm.Name)
+	if err := s.withSource(s.engine, s.vm, disksOf(s.state), folder); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.engine.Tracker.Forget()) }()
+	return s.engine.CompareSource(ctx)
+}
+
+func (o *verifyObject) unfinished() string {
+	if o.Complete {
+		return ""
+	}
+	return "; the time is over, the next verify goes on here"
+}
+
+func (w *world) planVerify(ctx context.Context, vm *site.VM, v verifyOptions, o *verifyObject) error {
+	return w.onReplica(ctx, vm, forReading, &o.vmHead, func(s *session) error {
+		for _, d := range s.state.Disks {
+			o.Planned += d.Size
+			if !v.source {
+				o.Planned -= d.VerifyCursor
+			}
+		}
+		s.planned(vm, "read at most %s", size(o.Planned))
+		return nil
+	})
+}

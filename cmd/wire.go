@@ -1,0 +1,275 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"sitrep/internal/disk"
+	"sitrep/internal/fault"
+	"sitrep/internal/hrl"
+	"sitrep/internal/replica"
+	"sitrep/internal/replica/dir"
+	"sitrep/internal/site"
+	"sitrep/internal/state"
+	"sitrep/internal/track"
+	"sitrep/internal/track/scan"
+	"sitrep/replicate"
+)
+
+// world is a site with what surrounds it: where it keeps its memory, and where replicas live.
+type world struct {
+	*program
+	site   *site.Site
+	memory *state.Dir
+	store  replica.Store
+}
+
+// open reads the site file. Nothing is created and no store is looked at.
+func (p *program) open() (*world, error) {
+	p.res.DryRun = p.opts.dryRun
+	s, err := site.Load(p.fs, p.opts.site)
+	if err != nil {
+		return nil, err
+	}
+	p.res.Site = s.Path
+	w := &world{program: p, site: s, memory: state.Open(p.fs, p.stateDir(s.Dir), p.now)}
+	if s.Store.Azure != nil {
+		return w, nil
+	}
+	w.store = dir.New(p.fs, s.Store.Directory)
+	return w, nil
+}
+
+// haveStore refuses a store that this version cannot reach.
+func (w *world) haveStore() error {
+	if w.store == nil {
+		return fault.New(fault.PrerequisiteFail, "this version keeps replicas in a directory only, not in Azure").At(w.site.Path)
+	}
+	return nil
+}
+
+// access says what a replica is opened for.
+type access bool
+
+const (
+	forReading access = false
+	forWriting access = true
+)
+
+// replica opens the replica of a VM. It tells a store that is not mounted, and a replica that has vanished, from a VM
+// that was never protected, as far as this site remembers.
+func (w *world) replica(ctx context.Context, vm *site.VM, a access) (replica.Replica, replica.State, error) {
+	var none replica.State
+	if err := w.haveStore(); err != nil {
+		return nil, none, err
+	}
+	if err := w.checkStore(ctx); err != nil {
+		return nil, none, err
+	}
+	open := w.store.View
+	if a == forWriting {
+		open = w.store.Open
+	}
+	r, err := open(ctx, vm.Name)
+	if err != nil {
+		return nil, none, w.missing(vm, err)
+	}
+	st, err := r.Ledger().Load(ctx)
+	if err == nil && a == forWriting {
+		err = w.remember(ctx, vm, st)
+	}
+	if err != nil {
+		return nil, none, errors.Join(err, r.Close())
+	}
+	return r, st, nil
+}
+
+// checkStore asks whether the store is the one that this site knows. A store in another place was changed in the site
+// file, and is another one by intention.
+func (w *world) checkStore(ctx context.Context) error {
+	known, ok, err := w.memory.Store()
+	if err != nil || !ok || known.Where != w.store.Describe() {
+		return err
+	}
+	_, err = w.store.Prepare(ctx, known.ID)
+	return err
+}
+
+// missing says what it means that the store has no replica of the VM, or is no store.
+func (w *world) missing(vm *site.VM, err error) error {
+	mem, known, merr := w.memory.VM(vm.Name)
+	switch {
+	case merr != nil:
+		return merr
+	case known && w.elsewhere() != "":
+		return fault.New(fault.ReplicaMissing, "the VM's replica is in the store %s, and the site file now names another one",
+			w.elsewhere()).At(w.store.Describe()).Of(vm.Name, "")
+	case fault.Is(err, fault.NotProtected) && known:
+		return fault.New(fault.ReplicaMissing, "the VM is protected since %s, but the store has no replica of it",
+			mem.Protected.UTC().Format("2006-01-02T15:04:05Z")).At(w.store.Describe()).Of(vm.Name, "")
+	case fault.Is(err, fault.StoreNotMounted) && !known && !w.storeExists():
+		return fault.New(fault.NotProtected, "there is no store yet at %s", w.store.Describe()).Of(vm.Name, "")
+	}
+	return err
+}
+
+// elsewhere is where the store lay when this site used it last, "" if that is where it should be now, or is not known.
+func (w *world) elsewhere() string {
+	known, ok, err := w.memory.Store()
+	if err != nil || !ok || known.Where == w.store.Describe() {
+		return ""
+	}
+	return known.Where
+}
+
+// storeExists says whether there is anything where the store should be: a folder that is there and is empty may be the
+// place where a volume is not mounted.
+func (w *world) storeExists() bool {
+	known, ok, err := w.memory.Store()
+	if err != nil || ok && known.Where == w.store.Describe() {
+		return true
+	}
+	_, err = w.fs.Stat(w.site.Store.Directory)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// remember keeps that the VM is protected, and in which store.
+func (w *world) remember(ctx context.Context, vm *site.VM, st replica.State) error {
+	if w.opts.dryRun {
+		return nil
+	}
+	known, ok, err := w.memory.Store()
+	if err != nil {
+		return err
+	}
+	if !ok || known.Where != w.store.Describe() {
+		if known.ID, err = w.store.Prepare(ctx, hrl.ID{}); err != nil { // it is there: we have just opened a replica in it
+			return err
+		}
+		if err := w.memory.RememberStore(known.ID, w.store.Describe()); err != nil {
+			return err
+		}
+	}
+	mem, _, err := w.memory.VM(vm.Name)
+	if err != nil || mem.Replica == st.Replica && mem.Store == known.ID {
+		return err
+	}
+	mem = state.VM{VM: vm.Name, Replica: st.Replica, Store: known.ID, Protected: st.Created,
+		Disks: disksOf(st), Rates: mem.Rates}
+	return w.memory.RememberVM(mem)
+}
+
+// engine is what the verbs of package replicate work with. r may be nil where a verb needs no replica.
+func (w *world) engine(vm *site.VM, r replica.Replica, id hrl.ID, m *meter) *replicate.Job {
+	logs := make(map[string]string, len(vm.Disks))
+	for _, d := range vm.Disks {
+		logs[d.Name] = w.logDir(vm, d)
+	}
+	return &replicate.Job{
+		VM: vm.Name, ReplicaID: id, Replica: r, FS: w.fs, LogDir: logs, Keep: vm.Policy().RecoveryPoints,
+		Meter: m, Log: w.log.With(slog.String("vm", vm.Name)), Now: w.now,
+	}
+}
+
+// logDir is the folder of a disk's change logs: the one of the disk itself, but for devices, whose folder is the
+// system's.
+func (w *world) logDir(vm *site.VM, d *site.Disk) string {
+	if strings.HasPrefix(filepath.ToSlash(d.Path), "/dev/") || strings.HasPrefix(d.Path, `\\.\`) {
+		return w.memory.Path("logs", vm.Name)
+	}
+	return filepath.Dir(d.Path)
+}
+
+// withSource gives an engine the tracker of the VM's disks. where is the folder of the tracker's memory.
+func (w *world) withSource(j *replicate.Job, vm *site.VM, disks []state.Disk, where string) (err error) {
+	tracked, err := trackedDisks(vm, disks)
+	if err != nil {
+		return err
+	}
+	j.Tracker, err = scan.Open(w.fs, scan.Config{VM: vm.Name, Disks: tracked, Dir: where, Now: w.now})
+	return err
+}
+
+// disksOf is how the disks of a ledger are read.
+func disksOf(st replica.State) []state.Disk {
+	var out []state.Disk
+	for _, d := range st.Disks {
+		out = append(out, state.Disk{Name: d.Name, Format: d.Format, BlockSize: d.BlockSize})
+	}
+	return out
+}
+
+func (w *world) trackDir(vm *site.VM) string { return w.memory.Path("track", vm.Name) }
+
+// trackedDisks pairs the disks of the site file with those of the ledger. A disk's format is what it was when protection
+// was enabled: guessing again could be misled by what the guest writes.
+func trackedDisks(vm *site.VM, disks []state.Disk) ([]track.Disk, error) {
+	var out []track.Disk
+	for _, d := range disks {
+		s := diskOf(vm, d.Name)
+		if s == nil {
+			return nil, fault.New(fault.PrerequisiteFail,
+				"the site file no longer has this disk; put it back, or unprotect the VM and protect it again").Of(vm.Name, d.Name)
+		}
+		out = append(out, track.Disk{Name: d.Name, Path: s.Path, Format: disk.Format(d.Format), BlockSize: d.BlockSize})
+	}
+	for _, s := range vm.Disks {
+		if !hasDisk(disks, s.Name) {
+			return nil, fault.New(fault.PrerequisiteFail,
+				"the disk was added after protection was enabled; unprotect the VM and protect it again").Of(vm.Name, s.Name)
+		}
+	}
+	return out, nil
+}
+
+func diskOf(vm *site.VM, name string) *site.Disk {
+	for _, d := range vm.Disks {
+		if d.Name == name {
+			return d
+		}
+	}
+	return nil
+}
+
+func hasDisk(disks []state.Disk, name string) bool {
+	for _, d := range disks {
+		if d.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// openDisk opens a disk of the site file for reading.
+func (w *world) openDisk(vm *site.VM, d *site.Disk) (*disk.Disk, error) {
+	format := disk.Format(d.Format)
+	if d.Format == site.FormatAuto {
+		format = disk.Auto
+	}
+	img, err := disk.Open(w.fs, d.Path, format)
+	if err != nil {
+		return nil, fault.In(err, vm.Name, d.Name)
+	}
+	return img, nil
+}
+
+// owner is who writes to replicas: this site, on this machine.
+func (w *world) owner() replica.Owner {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return replica.Owner{Site: siteName(w.site), Host: host, Since: w.now().UTC()}
+}
+
+func siteName(s *site.Site) string {
+	if s.VMM.Server == "" {
+		return s.Vault
+	}
+	return s.Vault + "/" + s.VMM.Server
+}

@@ -1,0 +1,176 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"sitrep/internal/fault"
+	"sitrep/internal/replica"
+	"sitrep/internal/site"
+	"sitrep/internal/state"
+)
+
+// failures is what went wrong with several VMs. Each was reported when it happened.
+type failures struct{ errs []error }
+
+func (f *failures) Error() string { return errors.Join(f.errs...).Error() }
+
+// worst is the error that makes the exit code.
+func (f *failures) worst() error { return gravest(f.errs) }
+
+// each does f for every VM, whatever became of the ones before it, and reports a failure when it happens. f returns what
+// is to be said of the VM also when it fails.
+func (w *world) each(ctx context.Context, vms []*site.VM, f func(context.Context, *site.VM) (vmObject, error)) error {
+	var failed failures
+	for _, vm := range vms {
+		if ctx.Err() != nil {
+			failed.errs = append(failed.errs, fault.FromOS(ctx.Err()))
+			break
+		}
+		o, err := f(ctx, vm)
+		h := o.head()
+		h.VM = vm.Name
+		if err != nil {
+			err = fault.In(err, vm.Name, "")
+			h.Error = w.object(err, vm.Name)
+			w.printError(w.stderr, err, vm.Name)
+			failed.errs = append(failed.errs, err)
+		}
+		w.res.VMs = append(w.res.VMs, o)
+		if len(vms) == 1 {
+			w.res.Job = h.Job
+		}
+	}
+	if len(failed.errs) == 0 {
+		return nil
+	}
+	return &failed
+}
+
+// locked does f while no other run works on the VM.
+func (w *world) locked(vm *site.VM, f func() error) (err error) {
+	lock, err := w.memory.Lock(vm.Name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	return f()
+}
+
+// job does f as a job on the VM, records its outcome and says its ID in h.
+func (w *world) job(vm *site.VM, name string, h *vmHead, f func(*state.Job) error) error {
+	j, err := w.memory.Begin(w.res.Command, name, vm.Name)
+	if err != nil {
+		return err
+	}
+	if h.Job == "" {
+		h.Job = j.ID()
+	}
+	w.log.Info("job begins", "job", j.ID(), "name", name, "vm", vm.Name)
+	err = f(j)
+	if err != nil {
+		err = fault.In(err, vm.Name, "")
+	}
+	err = j.End(err)
+	w.log.Info("job ended", "job", j.ID(), "state", j.Record().State)
+	return errors.Join(err, w.noteFailure(vm, err), w.memory.Prune(vm.Policy().JobRetention))
+}
+
+// noteFailure keeps what stopped the VM, so that status tells it. An error that says nothing about the VM's health, such
+// as a refusal, is not kept.
+func (w *world) noteFailure(vm *site.VM, err error) error {
+	if err == nil || fault.Cancelled(err) {
+		return nil
+	}
+	mem, ok, merr := w.memory.VM(vm.Name)
+	if merr != nil || !ok {
+		return merr
+	}
+	f := state.FailureOf(err, vm.Name, w.now())
+	switch f.Code.Class() {
+	case fault.Critical:
+		mem.Critical = f
+	case fault.Recoverable, fault.Resync, fault.Differs, fault.Prerequisite:
+		mem.Failed = f
+	default:
+		return nil
+	}
+	return w.memory.RememberVM(mem)
+}
+
+// noteSuccess forgets what had stopped the VM, and keeps how fast bytes of this kind of work moved.
+func (w *world) noteSuccess(vm *site.VM, kind string, bytes int64, took time.Duration) error {
+	mem, ok, err := w.memory.VM(vm.Name)
+	if err != nil || !ok {
+		return err
+	}
+	measured := bytes >= minMeasured && took > 0
+	if mem.Critical == nil && mem.Failed == nil && !measured {
+		return nil
+	}
+	mem.Critical, mem.Failed = nil, nil
+	if measured {
+		if mem.Rates == nil {
+			mem.Rates = map[string]float64{}
+		}
+		mem.Rates[kind] = float64(bytes) / took.Seconds()
+	}
+	return w.memory.RememberVM(mem)
+}
+
+// minMeasured is how many bytes tell a rate that estimates can be made of.
+const minMeasured = 8 << 20
+
+// The kinds of work that rates are kept of.
+const (
+	rateSeed  = "seed"
+	rateDelta = "delta"
+)
+
+// estimate is how long bytes of a kind of work take, by what was measured last; nil when nothing was.
+func (w *world) estimate(vm *site.VM, kind string, bytes int64) *float64 {
+	mem, _, err := w.memory.VM(vm.Name)
+	rate := mem.Rates[kind]
+	if err != nil || rate <= 0 {
+		return nil
+	}
+	s := float64(bytes) / rate
+	return &s
+}
+
+// estimateText words an estimate.
+func estimateText(seconds *float64) string {
+	if seconds == nil {
+		return "time unknown: nothing was measured yet"
+	}
+	return "about " + span(time.Duration(*seconds*float64(time.Second)))
+}
+
+// describe puts the VM's state and health into h.
+func (w *world) describe(vm *site.VM, st replica.State, h *vmHead) {
+	mem, _, err := w.memory.VM(vm.Name)
+	if err != nil {
+		mem = state.VM{}
+	}
+	v := judge(vm.Name, &st, mem, w.now())
+	h.State, h.Health = v.state, v.health
+}
+
+// closing joins the error of a replica's Close.
+func closing(r replica.Replica, err *error) { *err = errors.Join(*err, r.Close()) }
+
+// dryRunOnly says of a plan that it was one.
+func (w *world) planned(vm *site.VM, format string, args ...any) {
+	w.say("%s: plan: %s", vm.Name, fmt.Sprintf(format, args...))
+}
+
+// total sums a field.
+func total[T any](list []T, f func(T) int64) (n int64) {
+	for x := range slices.Values(list) {
+		n += f(x)
+	}
+	return n
+}
