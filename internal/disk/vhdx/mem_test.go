@@ -24,7 +24,6 @@ type memFile struct {
 	ops    *[]op // nil: no recording
 	reads  int   // ReadAt calls
 	failAt int   // operations that change something left before every one fails; 0: never
-	short  int64 // when > 0: largest offset that may be read
 }
 
 type op struct {

@@ -1,7 +1,6 @@
 package vhdx
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -39,24 +38,30 @@ func fill(p []byte, sector int64, tag uint32) {
 	}
 }
 
-func fillSector(p []byte, sector int64, tag uint32) {
-	clear(p)
+// words are the two that a sector is made of, in turn.
+func words(sector int64, tag uint32) (a, b uint64) {
 	if tag == 0 {
-		return
+		return 0, 0
 	}
+	return uint64(sector)*0x9E3779B97F4A7C15 + 1, uint64(tag)
+}
+
+func fillSector(p []byte, sector int64, tag uint32) {
+	a, b := words(sector, tag)
 	for i := 0; i < 512; i += 16 {
-		binary.LittleEndian.PutUint64(p[i:], uint64(sector)*0x9E3779B97F4A7C15+uint64(i))
-		binary.LittleEndian.PutUint64(p[i+8:], uint64(tag))
+		binary.LittleEndian.PutUint64(p[i:], a)
+		binary.LittleEndian.PutUint64(p[i+8:], b)
 	}
 }
 
 // readTag says which write a sector came from; an error when it is of none.
 func readTag(p []byte, sector int64) (uint32, error) {
 	tag := uint32(binary.LittleEndian.Uint64(p[8:]))
-	want := make([]byte, 512)
-	fillSector(want, sector, tag)
-	if !bytes.Equal(p, want) {
-		return 0, fmt.Errorf("sector %d is torn or of another place: % x", sector, p[:32])
+	a, b := words(sector, tag)
+	for i := 0; i < 512; i += 16 {
+		if binary.LittleEndian.Uint64(p[i:]) != a || binary.LittleEndian.Uint64(p[i+8:]) != b {
+			return 0, fmt.Errorf("sector %d is torn or of another place: % x", sector, p[:32])
+		}
 	}
 	return tag, nil
 }

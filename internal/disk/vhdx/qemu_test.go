@@ -145,7 +145,9 @@ func TestWriteForQEMU(t *testing.T) {
 				}
 				qemu(t, "qemu-io", "-f", format, c, "-c", "write -P 0x99 1536k 3M", "-c", "write -P 0x77 9M 1k")
 			}
-			qemu(t, "qemu-img", "compare", "-f", "vhdx", "-F", "raw", name, raw)
+			if s.Size < 1<<30 { // a large one takes long
+				qemu(t, "qemu-img", "compare", "-f", "vhdx", "-F", "raw", name, raw)
+			}
 			m := openOS(t, name)
 			want := make([]byte, 512*kib)
 			for off := int64(0); off < min(s.Size, 16*mib); off += int64(len(want)) {
