@@ -221,7 +221,9 @@ func (j *Job) applyDisk(ctx context.Context, s *diskStep, redo bool) error {
 	}
 	if redo || s.disk.Seal == nil { // the sums before the step are not known any more
 		var err error
-		s.seal, err = sealOf(ctx, s.pages, block.Count(s.size, s.disk.BlockSize))
+		d := *s.disk
+		d.Size = s.size
+		s.seal, err = replica.DiskSums{Pages: s.pages, Of: d}.Seal(ctx)
 		return err
 	}
 	return nil
@@ -254,7 +256,7 @@ func (j *Job) applyRecord(ctx context.Context, s *diskStep, rec hrl.Record, c *c
 
 // unseal takes the sums that are about to be replaced out of the seal.
 func unseal(ctx context.Context, s *diskStep, first, n int64) error {
-	return eachSumIn(ctx, s.pages, first, first+n, func(i int64, sum sums.Sum) error {
+	return replica.DiskSums{Pages: s.pages, Of: *s.disk}.In(ctx, first, first+n, func(i int64, sum sums.Sum) error {
 		s.seal.Remove(i, sum)
 		return nil
 	})

@@ -7,7 +7,6 @@ import (
 
 	"sitrep/internal/fault"
 	"sitrep/internal/replica"
-	"sitrep/internal/sums"
 	"sitrep/internal/track"
 )
 
@@ -90,21 +89,9 @@ func (j *Job) rebase(ctx context.Context, st replica.State) error {
 			return err
 		}
 		defer pages.Close()
-		base[d.Name] = replicaSums{pages: pages, disk: d}
+		base[d.Name] = replica.DiskSums{Pages: pages, Of: d}
 	}
 	return j.Tracker.Rebase(ctx, st.Applied, base)
-}
-
-// replicaSums shows the block sums of a replica's disk as the base of a tracker.
-type replicaSums struct {
-	pages replica.Pages
-	disk  replica.Disk
-}
-
-func (r replicaSums) Size() int64 { return r.disk.Size }
-
-func (r replicaSums) All(ctx context.Context, f func(i int64, s sums.Sum) error) error {
-	return eachSum(ctx, r.pages, blockCount(r.disk), f)
 }
 
 // mark records in the ledger that only resynchronization helps, when err says so, and returns err.

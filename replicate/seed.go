@@ -150,7 +150,7 @@ func (s *seeding) prepare(ctx context.Context) error {
 		return err
 	}
 	first := d.Seeded / d.BlockSize
-	return s.pages.ClearSums(ctx, first, blockCount(*d)-first)
+	return s.pages.ClearSums(ctx, first, block.Count(d.Size, d.BlockSize)-first)
 }
 
 func (s *seeding) copy(ctx context.Context) error {
@@ -239,7 +239,7 @@ func (s *seeding) finish(ctx context.Context) error {
 	if err := s.pages.Flush(ctx); err != nil {
 		return err
 	}
-	seal, err := sealOf(ctx, s.pages, blockCount(*s.disk()))
+	seal, err := replica.DiskSums{Pages: s.pages, Of: *s.disk()}.Seal(ctx)
 	if err != nil {
 		return err
 	}

@@ -96,7 +96,7 @@ func (v *verification) disk(ctx context.Context, i int) error {
 	v.job.Meter.Begin(task, d.Size, d.VerifyCursor)
 	defer v.job.Meter.End(task)
 	out := Verified{Name: d.Name}
-	check := &checker{pages: pages, size: d.Size, blockSize: d.BlockSize, pace: v.job.pace()}
+	check := &checker{pages: pages, sums: replica.DiskSums{Pages: pages, Of: *d}, pace: v.job.pace()}
 	for d.VerifyCursor < d.Size && !v.over() {
 		w, err := check.window(ctx, d.VerifyCursor)
 		if err != nil {
@@ -124,7 +124,7 @@ func sealHolds(ctx context.Context, pages replica.Pages, d replica.Disk) error {
 	if d.Seal == nil {
 		return nil
 	}
-	seal, err := sealOf(ctx, pages, blockCount(d))
+	seal, err := replica.DiskSums{Pages: pages, Of: d}.Seal(ctx)
 	if err != nil {
 		return err
 	}
@@ -188,10 +188,9 @@ func (v *verification) path(d replica.Disk) string {
 
 // checker compares pages with their sums.
 type checker struct {
-	pages     replica.Pages
-	size      int64
-	blockSize int64
-	pace      Pace
+	pages replica.Pages
+	sums  replica.DiskSums
+	pace  Pace
 
 	mu      sync.Mutex
 	read    int64
@@ -205,11 +204,11 @@ func (c *checker) window(ctx context.Context, from int64) (block.Range, error) {
 	g.SetLimit(c.pace.Tasks)
 	at, sum := from, int64(0)
 	var err error
-	for at < c.size && sum < verifyWindow && gctx.Err() == nil {
+	for at < c.sums.Size() && sum < verifyWindow && gctx.Err() == nil {
 		var r block.Range
-		if r, err = c.next(gctx, at); err != nil || r.Empty() {
+		if r, err = c.sums.Next(gctx, at, c.pace.Unit); err != nil || r.Empty() {
 			if err == nil {
-				at = c.size
+				at = c.sums.Size()
 			}
 			break
 		}
@@ -225,45 +224,20 @@ func (c *checker) window(ctx context.Context, from int64) (block.Range, error) {
 	return block.Range{Off: from, Len: at - from}, err
 }
 
-// next is the next range, of whole blocks and at most one unit, that has data or sums.
-func (c *checker) next(ctx context.Context, at int64) (block.Range, error) {
-	first := at / c.blockSize
-	start, n, err := c.pages.NextSums(ctx, first, block.Count(c.size, c.blockSize))
-	if err != nil {
-		return block.Range{}, err
-	}
-	sumAt := c.size
-	if n > 0 {
-		sumAt = max(start*c.blockSize, at)
-	}
-	dataAt := at
-	for dataAt < sumAt {
-		e, err := c.pages.Extent(ctx, dataAt, sumAt-dataAt)
-		if err != nil {
-			return block.Range{}, err
-		}
-		if e.Kind == block.Data {
-			break
-		}
-		dataAt = e.End()
-	}
-	off := min(sumAt, dataAt) / c.blockSize * c.blockSize
-	return block.Range{Off: off, Len: min(c.pace.Unit, c.size-off)}, nil
-}
-
 // check reads a range and compares every block with its sum.
 func (c *checker) check(ctx context.Context, r block.Range) error {
 	buf := durable.AlignedBuffer(int(r.Len))
 	if err := c.pages.ReadAt(ctx, buf, r.Off); err != nil {
 		return err
 	}
-	want := make([]sums.Sum, block.Count(r.Len, c.blockSize))
-	if err := c.pages.LoadSums(ctx, r.Off/c.blockSize, want); err != nil {
+	bs := c.sums.Of.BlockSize
+	want := make([]sums.Sum, block.Count(r.Len, bs))
+	if err := c.pages.LoadSums(ctx, r.Off/bs, want); err != nil {
 		return err
 	}
 	var bad []block.Range
 	for i := range want {
-		b := block.Nth(int64(i), c.blockSize, r.Len)
+		b := block.Nth(int64(i), bs, r.Len)
 		if sums.Of(buf[b.Off:b.End()]) != want[i] {
 			bad = append(bad, block.Range{Off: r.Off + b.Off, Len: b.Len})
 		}

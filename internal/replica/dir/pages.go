@@ -88,7 +88,7 @@ func (r *vmReplica) openDisk(ctx context.Context, d replica.Disk) (*pages, error
 
 // growing says whether the pages may be larger than the ledger says: they grow before the ledger does.
 func growing(s *replica.State) bool {
-	return s.Applying != nil || s.Phase == replica.Seeding || s.Phase == replica.ResyncRequired
+	return s.Applying != nil || s.Phase == replica.Seeding || s.Phase == replica.ResyncRequired || s.Phase == replica.Resynchronizing
 }
 
 // create makes an empty disk and its sums, each in one step. The pages come last: sums alone are no disk.
