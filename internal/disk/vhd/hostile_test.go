@@ -216,7 +216,7 @@ func TestGuestCannotForge(t *testing.T) {
 	if !bytes.Equal(content(t, m), guest) {
 		t.Error("content differs")
 	}
-	foot[20] ^= 1
+	foot[70] ^= 1
 	_, err := openBytes(t, append(bytes.Clone(guest), foot...))
 	wantCode(t, err, fault.DiskCorrupt)
 }

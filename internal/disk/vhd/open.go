@@ -240,12 +240,7 @@ func (m *Image) checkPlaces() error {
 			return m.corrupt(m.used[i].Off, "the header and the table overlap")
 		}
 	}
-	for _, l := range m.header.locators {
-		r := block.Range{Off: int64(min(l.offset, math.MaxInt64)), Len: int64(l.length)}
-		if l.code != [4]byte{} && r.Within(m.fileSize) {
-			m.used = append(m.used, r)
-		}
-	}
+	m.used = append(m.used, m.nameRanges()...)
 	for _, r := range m.used {
 		m.blocksEnd = max(m.blocksEnd, r.End())
 	}

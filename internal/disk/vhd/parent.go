@@ -3,6 +3,7 @@ package vhd
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 	"strings"
 	"unicode/utf16"
 
@@ -21,6 +22,27 @@ type ParentLocator struct {
 
 // maxPathLen is the greatest length of a path in a locator, in bytes: 32767 UTF-16 units, the limit of Windows.
 const maxPathLen = 65534
+
+// platforms are the kinds of names that are read, in the order of their use; others no current writer makes.
+func platforms() []string { return []string{"W2ru", "MacX", "W2ku"} }
+
+// nameRanges are the parts of the file that hold names of the parent.
+func (m *Image) nameRanges() (out []block.Range) {
+	if m.footer.Type != Differencing {
+		return nil
+	}
+	for _, l := range m.header.locators {
+		if r := l.where(); slices.Contains(platforms(), string(l.code[:])) && r.Within(m.fileSize) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// where is the range of the file that holds the name; it may lie outside of the file.
+func (l locator) where() block.Range {
+	return block.Range{Off: int64(min(l.offset, math.MaxInt64)), Len: int64(l.length)}
+}
 
 // openParent has the parent opened, and checks that it is the one that the child was made on.
 func (m *Image) openParent(o Options) error {
@@ -48,10 +70,10 @@ func (m *Image) openParent(o Options) error {
 	return nil
 }
 
-// parentLocator reads the names of the parent. Platforms that no current writer uses are passed over.
+// parentLocator reads the names of the parent.
 func (m *Image) parentLocator() (ParentLocator, error) {
 	l := ParentLocator{Linkage: m.header.parentID}
-	for _, code := range []string{"W2ru", "MacX", "W2ku"} {
+	for _, code := range platforms() {
 		for _, at := range m.header.locators {
 			if string(at.code[:]) != code {
 				continue
@@ -80,7 +102,7 @@ func (l *ParentLocator) add(path string) {
 }
 
 func (m *Image) locatorPath(at locator) (string, error) {
-	r := block.Range{Off: int64(min(at.offset, math.MaxInt64)), Len: int64(at.length)}
+	r := at.where()
 	if r.Len > maxPathLen || !r.Within(m.fileSize) {
 		return "", m.corrupt(int64(m.footer.DataOffset), "a name of the parent at %d with %d bytes lies outside of the file", at.offset, at.length)
 	}
