@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -105,14 +106,21 @@ func TestDifferencing(t *testing.T) {
 	if !equalSets(got, own[2]) {
 		t.Errorf("layer %v, want %v", got, own[2])
 	}
-	for range 300 {
-		off := rng.Int64N(m.Size())
-		p := make([]byte, 1+rng.Int64N(m.Size()-off))
-		must(m.ReadAt(p, off))(t)
-		if !bytes.Equal(p, want[off:off+int64(len(p))]) {
-			t.Fatalf("read of %d bytes at %d differs", len(p), off)
-		}
+	var readers sync.WaitGroup
+	for range 3 {
+		seed := rng.Uint64()
+		readers.Go(func() {
+			rng := rand.New(rand.NewPCG(seed, 0))
+			for range 200 {
+				off := rng.Int64N(m.Size())
+				p := make([]byte, 1+rng.Int64N(m.Size()-off))
+				if _, err := m.ReadAt(p, off); err != nil || !bytes.Equal(p, want[off:off+int64(len(p))]) {
+					t.Errorf("read of %d bytes at %d differs: %v", len(p), off, err)
+				}
+			}
+		})
 	}
+	readers.Wait()
 }
 
 func equalSets(a, b *block.Set) bool {

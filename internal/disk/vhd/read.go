@@ -7,7 +7,6 @@ import (
 	"math/bits"
 
 	"sitrep/internal/block"
-	"sitrep/internal/durable"
 )
 
 const (
@@ -236,9 +235,3 @@ func (m *Image) LayerExtent(off, n int64) (run block.Range, present bool, err er
 	}
 	return run, present, nil
 }
-
-// Parent is the image below, or nil.
-func (m *Image) Parent() *Image { return m.parent }
-
-// File is the top file.
-func (m *Image) File() durable.File { return m.file }
