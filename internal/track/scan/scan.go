@@ -135,11 +135,13 @@ func (t *Tracker) fill(ctx context.Context, d track.Disk, b track.Base, n uint64
 	return r, f.Sync()
 }
 
-// Forget removes everything that the tracker keeps.
+// Forget removes everything that the tracker keeps. It is durable on return.
 func (t *Tracker) Forget() error {
 	t.rec, t.why = nil, nil
 	err := t.fs.Remove(t.recordPath())
-	if errors.Is(err, fs.ErrNotExist) {
+	if err == nil {
+		err = t.fs.SyncDir(t.c.Dir)
+	} else if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
 	if err == nil {

@@ -70,6 +70,15 @@ func (r *rig) Write() {
 	}
 }
 
+// Change lets the guest write, so that every disk differs.
+func (r *rig) Change() {
+	r.t.Helper()
+	r.Write()
+	for _, g := range r.guests {
+		g.WriteAt(random(r.rng, 16), r.rng.Int64N(g.Size()-16))
+	}
+}
+
 // Seed copies all disks and makes the tracker stand there.
 func (r *rig) Seed() {
 	r.t.Helper()

@@ -43,7 +43,10 @@ func Kinds() []disk.Spec {
 // Test tests the contract. make is called for every part of it.
 func Test(t *testing.T, make func(t *testing.T) Fixture) {
 	for _, kind := range Kinds() {
-		t.Run(fmt.Sprintf("model/%s-%s", kind.Format, kind.Kind), func(t *testing.T) { testModel(t, make(t), kind) })
+		t.Run(fmt.Sprintf("model/%s-%s", kind.Format, kind.Kind), func(t *testing.T) {
+			t.Parallel()
+			testModel(t, make(t), kind)
+		})
 	}
 	parts := map[string]func(*testing.T, *rig){
 		"lost": testLost, "repeated": testRepeated, "untouched": testUntouched, "grown": testGrown, "shrunk": testShrunk,
@@ -51,6 +54,7 @@ func Test(t *testing.T, make func(t *testing.T) Fixture) {
 	}
 	for name, part := range parts {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			seed := uint64(time.Now().UnixNano())
 			t.Logf("seed %d", seed)
 			part(t, newRig(t, make(t), disk.Spec{Format: disk.Raw}, seed))
@@ -105,7 +109,7 @@ func (r *rig) wantLost(since hrl.Pos) {
 // testRepeated: what was not advanced comes again.
 func testRepeated(t *testing.T, r *rig) {
 	r.Seed()
-	r.Write()
+	r.Change()
 	for range 3 {
 		c := r.Cut()
 		first := r.Scan(c)
@@ -220,7 +224,7 @@ func testFrom(t *testing.T, r *rig) {
 
 func testInterrupted(t *testing.T, r *rig) {
 	r.Seed()
-	r.Write()
+	r.Change()
 	c := r.Cut()
 	ctx, cancel := context.WithCancel(context.Background())
 	_, err := c.Disks()[0].Scan(ctx, track.Options{Unit: r.guests[0].d.BlockSize, Tasks: 2}, func(track.Change) error {
@@ -245,7 +249,7 @@ func testInterrupted(t *testing.T, r *rig) {
 // testNotScanned: the position does not move over what was not read.
 func testNotScanned(t *testing.T, r *rig) {
 	r.Seed()
-	r.Write()
+	r.Change()
 	c := r.Cut()
 	if _, err := r.tracker.Cut(context.Background(), r.at); err == nil {
 		t.Error("two cuts at a time")
