@@ -101,6 +101,9 @@ func (t *Tracker) clocks(files []string) []clock {
 // clock makes a file beside name, to see what time it gets.
 func (t *Tracker) clock(name string) clock {
 	ours := clock{now: t.c.Now().UnixNano()}
+	if _, device := deviceWrites(name); device {
+		return ours // its times say nothing, and its folder is not one for files
+	}
 	probe := durable.TempName(name)
 	f, err := t.fs.Create(probe)
 	if err != nil {

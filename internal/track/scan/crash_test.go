@@ -222,6 +222,7 @@ func steps() map[string]func(v *vm, at, to hrl.Pos) error {
 
 // TestCrash cuts the power at every operation, and, while the tracker recovers, at every operation once more.
 func TestCrash(t *testing.T) {
+	t.Parallel()
 	for name, step := range steps() {
 		t.Run(name, func(t *testing.T) {
 			seed := uint64(time.Now().UnixNano())

@@ -85,6 +85,7 @@ func rightOrLost(t *testing.T, at hrl.Pos, v *vm) (lost bool, err error) {
 }
 
 func TestDamage(t *testing.T) {
+	t.Parallel()
 	v, at := newVM(t, rand.New(rand.NewPCG(3, 3)))
 	// Every sum counts: all blocks of a disk become zero, so that a sum that was lost would hide a change.
 	v.now["os"] = make([]byte, smallSize)

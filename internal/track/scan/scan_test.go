@@ -50,6 +50,7 @@ func (f agingFile) Stamp() (durable.Stamp, error) {
 }
 
 func TestContract(t *testing.T) {
+	t.Parallel()
 	t.Run("os", func(t *testing.T) {
 		tracktest.Test(t, func(t *testing.T) tracktest.Fixture { return fixture(durable.OS(), t.TempDir()) })
 	})
