@@ -59,8 +59,12 @@ func cmpOr(a, b string) string {
 
 // message is what happened, without the noise of Go's own errors.
 func message(err error) string {
-	if fault.Cancelled(err) {
+	var lines *site.Errors
+	switch {
+	case fault.Cancelled(err):
 		return "interrupted; what was acknowledged is kept"
+	case errors.As(err, &lines):
+		return lines.Unwrap().Error()
 	}
 	return err.Error()
 }
@@ -77,9 +81,6 @@ func (p *program) printError(w io.Writer, err error, vm string) {
 	text := message(err)
 	if vm != "" && e.VM == "" {
 		text = "VM " + vm + ": " + text
-	}
-	if lines != nil {
-		text = lines.Unwrap().Error()
 	}
 	fmt.Fprintf(w, "sitrep: %s\n", strings.ReplaceAll(text, "\n", "\n  "))
 	entry := c.Lookup()

@@ -35,7 +35,7 @@ type seedObject struct {
 	FinalizeJob string       `json:"finalize_job,omitempty"`
 	Findings    []finding    `json:"findings,omitempty"`
 	Sent        int64        `json:"bytes_sent"`
-	Planned     int64        `json:"bytes_planned,omitempty"`
+	Planned     *int64       `json:"bytes_planned,omitempty"`
 	Seconds     float64      `json:"seconds"`
 	Estimated   *float64     `json:"estimated_seconds,omitempty"`
 	Points      int          `json:"points"`
@@ -292,9 +292,9 @@ func (w *world) planSeed(ctx context.Context, vm *site.VM, disks []replica.Disk,
 		}
 		o.Disks = append(o.Disks, diskObject{Name: d.Name, Sent: n})
 	}
-	o.Planned = sentBytes(o.Disks)
-	o.Estimated = w.estimate(vm, rateSeed, o.Planned)
-	w.planned(vm, "copy %s of %s, %s; then the first delta and recovery point", size(o.Planned), plural(len(disks), "disk"),
+	planned := sentBytes(o.Disks)
+	o.Planned, o.Estimated = &planned, w.estimate(vm, rateSeed, planned)
+	w.planned(vm, "copy %s of %s, %s; then the first delta and recovery point", size(planned), plural(len(disks), "disk"),
 		estimateText(o.Estimated))
 	return nil
 }

@@ -61,7 +61,7 @@ func namedVMs(s *site.Site, names []string) ([]*site.VM, error) {
 
 // nearest words a suggestion for a misspelt word, or returns "".
 func nearest(got string, known []string) string {
-	best, least := "", 1+max(1, len(got)/3)
+	best, least := "", 1+max(1, (len(got)+1)/3)
 	for _, k := range known {
 		if d := distance(got, k); d < least {
 			best, least = k, d

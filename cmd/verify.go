@@ -8,6 +8,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"sitrep/internal/fault"
+	"sitrep/internal/replica"
 	"sitrep/internal/site"
 	"sitrep/replicate"
 )
@@ -18,7 +19,7 @@ type verifyObject struct {
 	Read     int64                `json:"bytes_read"`
 	Complete bool                 `json:"complete"`
 	Seconds  float64              `json:"seconds"`
-	Planned  int64                `json:"bytes_planned,omitempty"`
+	Planned  *int64               `json:"bytes_planned,omitempty"`
 	Disks    []replicate.Verified `json:"disks"`
 }
 
@@ -106,13 +107,14 @@ func (o *verifyObject) unfinished() string {
 
 func (w *world) planVerify(ctx context.Context, vm *site.VM, v verifyOptions, o *verifyObject) error {
 	return w.onReplica(ctx, vm, forReading, &o.vmHead, func(s *session) error {
-		for _, d := range s.state.Disks {
-			o.Planned += d.Size
-			if !v.source {
-				o.Planned -= d.VerifyCursor
+		planned := total(s.state.Disks, func(d replica.Disk) int64 {
+			if v.source {
+				return d.Size
 			}
-		}
-		s.planned(vm, "read at most %s", size(o.Planned))
+			return d.Size - d.VerifyCursor
+		})
+		o.Planned = &planned
+		s.planned(vm, "read at most %s", size(planned))
 		return nil
 	})
 }
