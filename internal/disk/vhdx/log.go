@@ -124,7 +124,7 @@ func (r *ring) readEntry(at int64) (e logEntry, ok bool, err error) {
 // scan reads all valid entries of the log, by their place.
 func (r *ring) scan() (map[int64]logEntry, error) {
 	entries := map[int64]logEntry{}
-	window := make([]byte, min(r.size, mib))
+	window := make([]byte, 64*kib)
 	for at := int64(0); at < r.size; at += int64(len(window)) {
 		if err := r.v.readRaw(window, r.off+at); err != nil {
 			return nil, err

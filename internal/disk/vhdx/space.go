@@ -91,7 +91,7 @@ func (s *space) grow(n int64) (first int64) {
 // walk calls visit for each BAT entry that is not zero: of payload block b, or of the bitmap of chunk b.
 func (m *Image) walk(visit func(b int64, bitmap bool, e batEntry) error) error {
 	total := min(m.geo.batBytes(), m.geo.bat.Len) / 8
-	buf := make([]byte, min(m.geo.bat.Len, mib))
+	buf := make([]byte, min(8*total, 256*kib))
 	for i := int64(0); i < total; i += int64(len(buf) / 8) {
 		p := buf[:min(int64(len(buf)), 8*(total-i))]
 		if err := m.v.read(p, m.geo.bat.Off+8*i); err != nil {

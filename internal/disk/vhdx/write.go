@@ -12,8 +12,9 @@ import (
 // step bounds how much of the disk is looked at for one part of a write.
 const step = 64 * mib
 
-// commitAt is how many changed table sectors are collected before they are committed without being asked for.
-const commitAt = maxLogged - 2*pageSize/sectorSize - 2
+// commitAt is how many changed table sectors are collected before they are committed without being asked for. It leaves
+// room in an entry for what one more part changes: a page of a bitmap and a few BAT sectors.
+const commitAt = maxLogged - 2*pageSize/sectorSize
 
 // WriteAt writes guest bytes. Aligned memory is passed on to the file as it is.
 func (w *Writer) WriteAt(p []byte, off int64) (int, error) {
@@ -373,11 +374,8 @@ func (w *Writer) setBits(b, inBlock, n int64, value bool) error {
 	return nil
 }
 
-// changed lists the changed sectors of the tables in the order in which they may become durable one by one: bitmaps
-// before the BAT, which names them, and the BAT from its end, since the entry of a bitmap comes after those of its
-// blocks.
+// changed lists the changed sectors of the tables.
 func (w *Writer) changed() []logged {
-	bat := w.m.geo.bat
 	var out []logged
 	for off, p := range w.m.tables.m {
 		for i := range int64(pageSize / sectorSize) {
@@ -386,15 +384,7 @@ func (w *Writer) changed() []logged {
 			}
 		}
 	}
-	inBAT := func(l logged) int {
-		if l.at >= bat.Off && l.at < bat.End() {
-			return 1
-		}
-		return 0
-	}
-	slices.SortFunc(out, func(a, b logged) int {
-		return cmp.Or(cmp.Compare(inBAT(a), inBAT(b)), cmp.Compare(b.at, a.at))
-	})
+	slices.SortFunc(out, func(a, b logged) int { return cmp.Compare(a.at, b.at) })
 	return out
 }
 

@@ -259,3 +259,91 @@ func TestGUIDs(t *testing.T) {
 		t.Fatal("the two headers do not say the same")
 	}
 }
+
+// TestCommitsByItself changes more table sectors than one entry of the log takes, without a Flush, and leaves the log
+// in use.
+func TestCommitsByItself(t *testing.T) {
+	f := newMem()
+	w := create(t, f, Spec{Size: 1 * tib, BlockSize: mib})
+	p := make([]byte, 512)
+	for i := range int64(300) {
+		if _, err := w.WriteAt(fillOne(p, i), i*700*mib); err != nil {
+			t.Fatal(err)
+		}
+		if w.dirty > maxLogged {
+			t.Fatal("too much for one entry", w.dirty)
+		}
+	}
+	if w.log.sequence < 3 {
+		t.Fatal("no commit", w.log.sequence)
+	}
+	m := mustOpen(t, f) // as after a kill: what was committed is there
+	found := 0
+	for i := range int64(300) {
+		if _, err := m.ReadAt(p, i*700*mib); err != nil {
+			t.Fatal(err)
+		}
+		if !block.IsZero(p) {
+			found++
+		}
+	}
+	if found < 200 || found == 300 {
+		t.Fatal(found)
+	}
+	mustClose(t, w)
+	m = mustOpen(t, f)
+	q := make([]byte, 512)
+	for i := range int64(300) {
+		if _, err := m.ReadAt(p, i*700*mib); err != nil || !bytes.Equal(p, fillOne(q, i)) {
+			t.Fatal(i, err)
+		}
+	}
+}
+
+func fillOne(p []byte, i int64) []byte {
+	fillSector(p, i, uint32(i+1))
+	return p
+}
+
+// TestLargeBlocks writes to a child with the largest blocks, whose bitmaps span pages.
+func TestLargeBlocks(t *testing.T) {
+	for _, sector := range []int64{512, 4096} {
+		parent, child := newMem(), newMem()
+		const size = 600 * mib
+		mustClose(t, create(t, parent, Spec{Size: size, BlockSize: 256 * mib, LogicalSectorSize: sector}))
+		w := create(t, child, Spec{Kind: Differencing, BlockSize: 256 * mib, Parent: mustOpen(t, parent)})
+		want := new(block.Set)
+		r := seed(t)
+		for range 60 {
+			run := block.Range{Off: r.Int64N(size/4096) * 4096, Len: 4096 * (1 + r.Int64N(1000))}.Intersect(block.Range{Len: size})
+			if _, err := w.WriteAt(bytes.Repeat([]byte{1}, int(run.Len)), run.Off); err != nil {
+				t.Fatal(err)
+			}
+			want.Add(run)
+		}
+		mustClose(t, w)
+		m := mustOpen(t, child, parent)
+		held := new(block.Set)
+		for off := int64(0); off < size; {
+			run, h, err := m.LayerExtent(off, size-off)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if h {
+				held.Add(run)
+			}
+			off = run.End()
+		}
+		if fmt.Sprint(held) != fmt.Sprint(want) {
+			t.Fatalf("held %v, written %v", held, want)
+		}
+		p := make([]byte, 1)
+		for run := range want.All() {
+			for _, off := range []int64{run.Off, run.End() - 1} {
+				if _, err := m.ReadAt(p, off); err != nil || p[0] != 1 {
+					t.Fatal(off, p, err)
+				}
+			}
+		}
+	}
+}

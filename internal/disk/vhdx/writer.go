@@ -176,23 +176,17 @@ func (w *Writer) Flush() error {
 	return w.commit()
 }
 
-// commit makes payload and tables durable, in this order.
+// commit makes payload and tables durable, in this order. All changes of the tables go into one entry of the log: after a
+// crash there are all of them or none.
 func (w *Writer) commit() error {
 	if err := w.m.v.f.Sync(); err != nil {
 		return w.fail(err)
 	}
-	sectors := w.changed()
-	for len(sectors) > 0 {
-		n := min(len(sectors), maxLogged)
-		if err := w.commitEntry(sectors[:n]); err != nil {
-			return w.fail(err)
-		}
-		if sectors = sectors[n:]; len(sectors) == 0 {
-			break
-		}
-		if err := w.m.v.f.Sync(); err != nil { // the tables, before the entry that no longer names them
-			return w.fail(err)
-		}
+	if w.dirty == 0 {
+		return nil
+	}
+	if err := w.commitEntry(w.changed()); err != nil {
+		return w.fail(err)
 	}
 	w.clean()
 	return w.releaseFreed()
