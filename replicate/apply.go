@@ -28,8 +28,8 @@ func (j *Job) apply(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if st.Phase == replica.Retired {
-		return 0, retired(st)
+	if st.Phase == replica.Retired || st.Phase == replica.Resynchronizing {
+		return 0, replicating(st, "apply")
 	}
 	if st.Applied.IsZero() {
 		return 0, fault.New(fault.WrongState, "the initial replication is not complete").Of(j.VM, "")

@@ -11,6 +11,7 @@ import (
 	"sitrep/internal/durable/crashfs"
 	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
+	"sitrep/replicate/replicatetest"
 )
 
 // TestCutEverywhere cuts the power, and kills the process, at every single write and sync of a protection and of a delta,
@@ -18,43 +19,43 @@ import (
 func TestCutEverywhere(t *testing.T) {
 	ctx := context.Background()
 	histories := map[string]struct {
-		before func(r *rig, g guest) error // not cut
-		during func(r *rig) error
+		before func(r *replicatetest.Rig, g replicatetest.Guest) error // not cut
+		during func(r *replicatetest.Rig) error
 	}{
 		"protect": {
-			before: func(r *rig, g guest) error { return r.prepare(ctx, g) },
-			during: func(r *rig) error { return r.protect(ctx) },
+			before: func(r *replicatetest.Rig, g replicatetest.Guest) error { return r.Prepare(ctx, g) },
+			during: func(r *replicatetest.Rig) error { return r.Protect(ctx) },
 		},
 		"delta": {
-			before: func(r *rig, g guest) error {
-				if err := r.prepare(ctx, g); err != nil {
+			before: func(r *replicatetest.Rig, g replicatetest.Guest) error {
+				if err := r.Prepare(ctx, g); err != nil {
 					return err
 				}
-				return r.protect(ctx)
+				return r.Protect(ctx)
 			},
-			during: func(r *rig) error { _, err := r.delta(ctx); return err },
+			during: func(r *replicatetest.Rig) error { _, err := r.Delta(ctx); return err },
 		},
 		"delta after two captures": {
-			before: func(r *rig, g guest) error {
-				if err := r.prepare(ctx, g); err != nil {
+			before: func(r *replicatetest.Rig, g replicatetest.Guest) error {
+				if err := r.Prepare(ctx, g); err != nil {
 					return err
 				}
-				if err := r.protect(ctx); err != nil {
+				if err := r.Protect(ctx); err != nil {
 					return err
 				}
 				rng := rand.New(rand.NewPCG(5, 5))
 				for range 2 {
-					scribble(rng, g)
-					if err := r.write(g); err != nil {
+					replicatetest.Scribble(rng, g)
+					if err := r.Write(g); err != nil {
 						return err
 					}
-					if err := r.capture(ctx); err != nil {
+					if err := r.Capture(ctx); err != nil {
 						return err
 					}
 				}
 				return nil
 			},
-			during: func(r *rig) error { _, err := r.delta(ctx); return err },
+			during: func(r *replicatetest.Rig) error { _, err := r.Delta(ctx); return err },
 		},
 	}
 	for name, h := range histories {
@@ -67,25 +68,25 @@ func TestCutEverywhere(t *testing.T) {
 	}
 }
 
-func cutEverywhere(t *testing.T, clones bool, before func(*rig, guest) error, during func(*rig) error) {
+func cutEverywhere(t *testing.T, clones bool, before func(*replicatetest.Rig, replicatetest.Guest) error, during func(*replicatetest.Rig) error) {
 	ctx := context.Background()
 	rng := rand.New(rand.NewPCG(1, 2))
-	g := newGuest(rng)
+	g := replicatetest.NewGuest(rng)
 	base := crashfs.New()
 	base.SetClone(clones)
-	r := newRig(base, "os", "data")
-	must(t, r.write(g))
+	r := replicatetest.New(base, "os", "data")
+	must(t, r.Write(g))
 	must(t, before(r, g))
-	settled, err := r.points(ctx)
+	settled, err := r.Points(ctx)
 	must(t, err)
-	scribble(rng, g)
-	must(t, r.write(g))
+	replicatetest.Scribble(rng, g)
+	must(t, r.Write(g))
 	start := base.AfterCrash(crashfs.KeepAll, 0)
 
 	for k := 1; ; k++ {
 		fs := start.AfterCrash(crashfs.KeepAll, 0)
 		fs.CutAfter(k)
-		err := during(r.on(fs))
+		err := during(r.On(fs))
 		if err == nil {
 			if k < 20 {
 				t.Fatalf("the history had only %d operations", k)
@@ -97,19 +98,12 @@ func cutEverywhere(t *testing.T, clones bool, before func(*rig, guest) error, du
 			t.Fatalf("cut at %d: %v", k, err)
 		}
 		for _, policy := range crashfs.Policies() {
-			after := r.on(fs.AfterCrash(policy, uint64(k)))
+			after := r.On(fs.AfterCrash(policy, uint64(k)))
 			if err := recovered(ctx, after, g, settled, during); err != nil {
 				t.Fatalf("cut at operation %d of %v, then %s: %v", k, last(fs.Log()), policy, err)
 			}
 		}
 	}
-}
-
-// on is the same site on another filesystem.
-func (r *rig) on(fs *crashfs.FS) *rig {
-	c := *r
-	c.fs = fs
-	return &c
 }
 
 func last(log []crashfs.Op) crashfs.Op {
@@ -121,7 +115,7 @@ func last(log []crashfs.Op) crashfs.Op {
 
 // recovered runs the verb again after a crash, and proves the outcome: before it, the points that there were are as they
 // were; after it, they still are, and pages and newest point are the source.
-func recovered(ctx context.Context, r *rig, g guest, settled map[hrl.Pos]guest, again func(*rig) error) error {
+func recovered(ctx context.Context, r *replicatetest.Rig, g replicatetest.Guest, settled map[hrl.Pos]replicatetest.Guest, again func(*replicatetest.Rig) error) error {
 	if err := holds(ctx, r, settled); err != nil {
 		return fmt.Errorf("before the next run: %w", err)
 	}
@@ -131,14 +125,14 @@ func recovered(ctx context.Context, r *rig, g guest, settled map[hrl.Pos]guest, 
 	if err := holds(ctx, r, settled); err != nil {
 		return fmt.Errorf("after the next run: %w", err)
 	}
-	if err := r.sameReplica(ctx, g); err != nil {
+	if err := r.SameReplica(ctx, g); err != nil {
 		return err
 	}
-	points, err := r.points(ctx)
+	points, err := r.Points(ctx)
 	if err != nil {
 		return err
 	}
-	st, err := r.ledger(ctx)
+	st, err := r.State(ctx)
 	if err != nil {
 		return err
 	}
@@ -149,12 +143,12 @@ func recovered(ctx context.Context, r *rig, g guest, settled map[hrl.Pos]guest, 
 	if !reflect.DeepEqual(newest, g) {
 		return errors.New("the newest recovery point is not the source")
 	}
-	return verified(ctx, r)
+	return r.Verified(ctx)
 }
 
 // holds proves that the points of the map that the ledger still lists have the content of the map.
-func holds(ctx context.Context, r *rig, want map[hrl.Pos]guest) error {
-	got, err := r.points(ctx)
+func holds(ctx context.Context, r *replicatetest.Rig, want map[hrl.Pos]replicatetest.Guest) error {
+	got, err := r.Points(ctx)
 	if err != nil {
 		return err
 	}
@@ -166,13 +160,10 @@ func holds(ctx context.Context, r *rig, want map[hrl.Pos]guest) error {
 	return nil
 }
 
-// verified proves pages, sums and seal with the product's own verification.
-func verified(ctx context.Context, r *rig) error {
-	j, done, err := r.job(ctx, false)
+// must fails the test on an error.
+func must(t *testing.T, err error) {
+	t.Helper()
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
-	defer done()
-	_, err = j.Verify(ctx, 0)
-	return err
 }

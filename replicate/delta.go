@@ -118,6 +118,9 @@ func replicating(st replica.State, verb string) error {
 	switch st.Phase {
 	case replica.Replicating:
 		return nil
+	case replica.Resynchronizing:
+		return fault.New(fault.ResyncRequired, "a resynchronization is under way since %s and was interrupted",
+			st.PhaseSince.UTC().Format(time.RFC3339)).Of(st.VM, "")
 	case replica.Retired:
 		return retired(st)
 	case replica.ResyncRequired:
@@ -130,10 +133,11 @@ func replicating(st replica.State, verb string) error {
 // wrongState is the refusal of a verb in a phase, naming what is allowed.
 func wrongState(st replica.State, verb string) error {
 	allowed := map[replica.Phase]string{
-		replica.Seeding:        "replicate, status, unprotect",
-		replica.Replicating:    "delta, apply, verify, points, pause, status, unprotect",
-		replica.Paused:         "resume, apply, verify, points, status, unprotect",
-		replica.ResyncRequired: "resync, verify, points, status, unprotect",
+		replica.Seeding:         "replicate, status, unprotect",
+		replica.Replicating:     "delta, apply, verify, points, pause, status, unprotect",
+		replica.Paused:          "resume, apply, verify, points, status, unprotect",
+		replica.ResyncRequired:  "resync, verify, points, status, unprotect",
+		replica.Resynchronizing: "resync, points, status, unprotect",
 	}[st.Phase]
 	if st.Phase == replica.Retired {
 		return retired(st)

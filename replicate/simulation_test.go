@@ -14,6 +14,7 @@ import (
 	"sitrep/internal/durable/crashfs"
 	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
+	"sitrep/replicate/replicatetest"
 )
 
 // TestSimulation lives a random life: guests write and grow, deltas and captures run, the power fails in the middle of
@@ -39,10 +40,10 @@ func TestSimulation(t *testing.T) {
 
 // life is one simulation.
 type life struct {
-	*rig
+	*replicatetest.Rig
 	rng     *rand.Rand
-	g       guest
-	history map[hrl.Pos]guest // what the disks were at the cut of each position seen so far
+	g       replicatetest.Guest
+	history map[hrl.Pos]replicatetest.Guest // what the disks were at the cut of each position seen so far
 	log     []string
 }
 
@@ -51,21 +52,21 @@ func live(seed uint64) (err error) {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	fs := crashfs.New()
 	fs.SetClone(rng.IntN(2) == 0)
-	l := &life{rig: newRig(fs, "os", "data"), rng: rng, g: newGuest(rng), history: map[hrl.Pos]guest{}}
-	l.keep = 1 + rng.IntN(5)
+	l := &life{Rig: replicatetest.New(fs, "os", "data"), rng: rng, g: replicatetest.NewGuest(rng), history: map[hrl.Pos]replicatetest.Guest{}}
+	l.Keep = 1 + rng.IntN(5)
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("%w\n%v", err, l.log)
 		}
 	}()
-	if err := errors.Join(l.write(l.g), l.prepare(ctx, l.g)); err != nil {
+	if err := errors.Join(l.Write(l.g), l.Prepare(ctx, l.g)); err != nil {
 		return err
 	}
-	if err := l.eventually(ctx, "protect", func() error { return l.protect(ctx) }); err != nil {
+	if err := l.eventually(ctx, "protect", func() error { return l.Protect(ctx) }); err != nil {
 		return err
 	}
 	for step := range 25 {
-		l.now = l.now.Add(5 * time.Minute)
+		l.Now = l.Now.Add(5 * time.Minute)
 		if err := l.step(ctx); err != nil {
 			return fmt.Errorf("step %d: %w", step, err)
 		}
@@ -81,16 +82,16 @@ func (l *life) step(ctx context.Context) error {
 		l.log = append(l.log, "grow "+name)
 	case 1: // nothing happens
 	default:
-		scribble(l.rng, l.g)
+		replicatetest.Scribble(l.rng, l.g)
 	}
-	if err := l.write(l.g); err != nil {
+	if err := l.Write(l.g); err != nil {
 		return err
 	}
 	if l.rng.IntN(3) == 0 {
-		err := l.eventually(ctx, "capture", func() error { return l.capture(ctx) })
+		err := l.eventually(ctx, "capture", func() error { return l.Capture(ctx) })
 		return err
 	}
-	if err := l.eventually(ctx, "delta", func() error { _, err := l.delta(ctx); return err }); err != nil {
+	if err := l.eventually(ctx, "delta", func() error { _, err := l.Delta(ctx); return err }); err != nil {
 		return err
 	}
 	return l.check(ctx)
@@ -104,15 +105,15 @@ func (l *life) eventually(ctx context.Context, what string, run func() error) er
 		}
 		l.disturb(what)
 		err := run()
-		l.fs.SetCapacity(0)
+		l.FS.SetCapacity(0)
 		switch {
 		case err == nil:
-			l.fs = l.fs.AfterCrash(crashfs.ProcessKill, l.rng.Uint64())
+			l.FS = l.FS.AfterCrash(crashfs.ProcessKill, l.rng.Uint64())
 			return l.remember(ctx)
 		case errors.Is(err, crashfs.ErrCut):
 			p := crashfs.Policies()[l.rng.IntN(len(crashfs.Policies()))]
 			l.log = append(l.log, fmt.Sprintf("%s cut (%v)", what, p))
-			l.fs = l.fs.AfterCrash(p, l.rng.Uint64())
+			l.FS = l.FS.AfterCrash(p, l.rng.Uint64())
 		case fault.Is(err, fault.NoSpace):
 			l.log = append(l.log, what+" full")
 		case what == "protect" && fault.Is(err, fault.WrongState): // it had completed
@@ -130,10 +131,10 @@ func (l *life) disturb(what string) {
 	switch l.rng.IntN(4) {
 	case 0:
 		k := 1 + l.rng.IntN(150)
-		l.fs.CutAfter(k)
+		l.FS.CutAfter(k)
 		l.log = append(l.log, fmt.Sprintf("%s, cut after %d", what, k))
 	case 1:
-		l.fs.SetCapacity(l.fs.Allocated() + int64(l.rng.IntN(20))*4096)
+		l.FS.SetCapacity(l.FS.Allocated() + int64(l.rng.IntN(20))*4096)
 	default:
 		l.log = append(l.log, what)
 	}
@@ -141,31 +142,31 @@ func (l *life) disturb(what string) {
 
 // remember notes that the position the tracker stands at, if it is new, is what the disks are now.
 func (l *life) remember(ctx context.Context) error {
-	j, _, err := l.job(ctx, true)
+	j, _, err := l.Job(ctx, true)
 	if err != nil {
 		return err
 	}
 	if p := j.Tracker.Position(); !p.IsZero() && l.history[p] == nil {
-		l.history[p] = l.g.clone()
+		l.history[p] = l.g.Clone()
 	}
 	return nil
 }
 
 func (l *life) check(ctx context.Context) error {
-	if err := l.sameReplica(ctx, l.g); err != nil {
+	if err := l.SameReplica(ctx, l.g); err != nil {
 		return err
 	}
-	points, err := l.points(ctx)
+	points, err := l.Points(ctx)
 	if err != nil {
 		return err
 	}
-	if len(points) == 0 || len(points) > l.keep {
-		return fmt.Errorf("there are %d recovery points, %d are to be kept", len(points), l.keep)
+	if len(points) == 0 || len(points) > l.Keep {
+		return fmt.Errorf("there are %d recovery points, %d are to be kept", len(points), l.Keep)
 	}
 	for at, g := range points {
 		if want, ok := l.history[at]; !ok || !reflect.DeepEqual(g, want) {
 			return fmt.Errorf("the recovery point at %s is not what the disks were", at)
 		}
 	}
-	return verified(ctx, l.rig)
+	return l.Verified(ctx)
 }

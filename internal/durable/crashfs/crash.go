@@ -23,7 +23,7 @@ const (
 	// that the cut interrupted takes part.
 	Torn
 	// ProcessKill ends the process only (kill -9): everything issued is kept, and what was not durable still is not,
-	// so that a power cut may follow. Of the write that was interrupted, the seed chooses how much was done.
+	// so that a power cut may follow. Of the write that was interrupted, the seed chooses how many sectors were done.
 	ProcessKill
 )
 
@@ -61,13 +61,22 @@ func (s *FS) AfterCrash(policy Policy, seed uint64) *FS {
 		c.tearNames(rng)
 		settle(copies, func(f *inode) content { return f.torn(rng) })
 	case ProcessKill:
-		c.land(s.flight, copies, func(n int) int { return rng.IntN(n + 1) })
+		c.land(s.flight, copies, func(n int) int { return upToSector(s.flight, rng.IntN(n+1)) })
 	}
 	if policy != ProcessKill {
 		c.pending = nil
 	}
 	c.recount()
 	return c
+}
+
+// upToSector shortens the part of an interrupted write that was done to whole sectors: a kernel does not stop within one.
+func upToSector(w *flight, n int) int {
+	if n == len(w.data) {
+		return n
+	}
+	end := (w.off + int64(n)) / sectorSize * sectorSize
+	return int(max(end-w.off, 0))
 }
 
 // land does the first bytes of the write that the cut interrupted.

@@ -1,0 +1,318 @@
+package resync
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"sitrep/internal/block"
+	"sitrep/internal/disk"
+	"sitrep/internal/durable"
+	"sitrep/internal/replica"
+	"sitrep/internal/sums"
+)
+
+// different is a run of blocks that are not what the replica has.
+type different struct {
+	block.Range
+	data []byte     // nil: zeros
+	sums []sums.Sum // nil: zeros
+}
+
+// slice is a part of a disk that has been compared. Nothing differs in it but runs; stale is blocks whose bytes are right
+// and whose sums in the table are not.
+type slice struct {
+	block.Range
+	runs  []different
+	stale map[int64]sums.Sum
+}
+
+func (s *slice) overwrites() *block.Set {
+	set := new(block.Set)
+	for _, d := range s.runs {
+		set.Add(d.Range)
+	}
+	return set
+}
+
+// comparer compares a source with a replica's disk. It reads ahead by one slice while the last one is being repaired.
+type comparer struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	src    disk.Image
+	rep    replica.DiskSums
+	deep   bool
+	pace   Pace
+	free   sync.Pool // buffers of different bytes
+
+	mu                              sync.Mutex
+	scanned, read, changed, sent, n int64
+	failure                         error
+}
+
+func newComparer(ctx context.Context, src disk.Image, rep replica.DiskSums, deep bool, pace Pace) *comparer {
+	pace.Unit = max(pace.Unit, rep.Of.BlockSize)
+	c := &comparer{src: src, rep: rep, deep: deep, pace: pace}
+	c.ctx, c.cancel = context.WithCancel(ctx)
+	c.free.New = func() any { b := durable.AlignedBuffer(int(pace.Unit)); return &b }
+	return c
+}
+
+func (c *comparer) stop() { c.cancel() }
+
+// err is why slices ended early, or nil.
+func (c *comparer) err() error { return c.failure }
+
+func (c *comparer) totals() (scanned, read, changed, sent, blocks int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.scanned, c.read, c.changed, c.sent, c.n
+}
+
+// scanAhead is how many bytes are compared at most in one slice: so much is compared again, at most, after an
+// interruption, even when nothing differs.
+const scanAhead = 8 << 30
+
+// slices yields the slices of the disk from an offset on, in order, until the end or an error; see err.
+func (c *comparer) slices(from int64) iter.Seq[*slice] {
+	return func(yield func(*slice) bool) {
+		ready := make(chan *slice)
+		var end error
+		go func() {
+			defer close(ready)
+			for at := from; at < c.rep.Size(); {
+				s, err := c.next(at)
+				if err != nil {
+					end = err
+					return
+				}
+				select {
+				case ready <- s:
+				case <-c.ctx.Done():
+					end = c.ctx.Err()
+					return
+				}
+				at = s.End()
+			}
+		}()
+		for s := range ready {
+			if !yield(s) {
+				c.cancel()
+				for range ready { // the reader ends before the disks are closed
+				}
+				return
+			}
+		}
+		c.failure = end
+	}
+}
+
+// window is how many units are compared between two looks at whether the slice is full.
+const window = 32
+
+// next compares from an offset on until the slice is full or the disk ends.
+func (c *comparer) next(from int64) (*slice, error) {
+	s := &slice{Range: block.Range{Off: from}, stale: map[int64]sums.Sum{}}
+	at, held, seen := from, int64(0), int64(0)
+	for at < c.rep.Size() && held < c.pace.Slice && seen < scanAhead {
+		g, ctx := errgroup.WithContext(c.ctx)
+		g.SetLimit(c.pace.Tasks)
+		found := make([]*found, 0, window)
+		for range window {
+			r, err := c.unit(ctx, at)
+			if err != nil {
+				return nil, errors.Join(err, g.Wait())
+			}
+			if r.Empty() {
+				at = c.rep.Size()
+				break
+			}
+			f := newFound(r)
+			found = append(found, f)
+			g.Go(func() error { return c.compare(ctx, f) })
+			at, seen = r.End(), seen+r.Len
+		}
+		if err := g.Wait(); err != nil {
+			return nil, err
+		}
+		for _, f := range found {
+			s.runs = append(s.runs, f.runs...)
+			for i, sum := range f.stale {
+				s.stale[i] = sum
+			}
+			held += f.held
+		}
+	}
+	s.Len = at - from
+	return s, nil
+}
+
+// unit is the next range, of whole blocks and at most one unit, in which source or replica may be other than zero.
+func (c *comparer) unit(ctx context.Context, at int64) (block.Range, error) {
+	size := c.rep.Size()
+	r, err := c.rep.Next(ctx, at, c.pace.Unit)
+	if err != nil {
+		return r, err
+	}
+	limit := min(r.Off, size)
+	for off := at; off < limit; {
+		e, err := c.src.Extent(off, limit-off)
+		if err != nil {
+			return r, err
+		}
+		if e.Kind == block.Data {
+			limit = off / c.rep.Of.BlockSize * c.rep.Of.BlockSize
+			break
+		}
+		off = e.End()
+	}
+	return block.Range{Off: limit, Len: min(c.pace.Unit-limit%c.pace.Unit, size-limit)}, nil
+}
+
+// found is what the comparison of one unit brought.
+type found struct {
+	block.Range
+	runs  []different
+	stale map[int64]sums.Sum
+	held  int64 // bytes of data in runs
+}
+
+func newFound(r block.Range) *found { return &found{Range: r, stale: map[int64]sums.Sum{}} }
+
+// compare compares one unit.
+func (c *comparer) compare(ctx context.Context, f *found) error {
+	bs := c.rep.Of.BlockSize
+	buf := c.free.Get().(*[]byte)
+	defer c.free.Put(buf)
+	have, n, err := c.source(f.Range, *buf)
+	if err != nil {
+		return err
+	}
+	table := make([]sums.Sum, block.Count(f.Len, bs))
+	if err := c.rep.Pages.LoadSums(ctx, f.Off/bs, table); err != nil {
+		return err
+	}
+	is := table
+	if c.deep {
+		if is, err = c.replicaSums(ctx, f.Range, table); err != nil {
+			return err
+		}
+	}
+	for i, sum := range have {
+		b := block.Nth(int64(i), bs, f.Len)
+		switch {
+		case sum != is[i]:
+			f.add(b, sum)
+		case sum != table[i]:
+			f.stale[(f.Off+b.Off)/bs] = sum
+		}
+	}
+	f.take(*buf)
+	c.count(f, n)
+	return nil
+}
+
+func (c *comparer) count(f *found, scanned int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.scanned += scanned
+	for _, d := range f.runs {
+		c.changed += d.Len
+		c.n += block.Count(d.Len, c.rep.Of.BlockSize)
+		c.sent += int64(len(d.data))
+	}
+}
+
+// source reads a range of the source into buf and sums its blocks; what is known to be zero is not read.
+func (c *comparer) source(r block.Range, buf []byte) (have []sums.Sum, read int64, err error) {
+	for off := r.Off; off < r.End(); {
+		e, err := c.src.Extent(off, r.End()-off)
+		if err != nil {
+			return nil, read, err
+		}
+		part := buf[off-r.Off : e.End()-r.Off]
+		if e.Kind == block.Zero {
+			clear(part)
+		} else if err := readFull(c.src, part, off); err != nil {
+			return nil, read, err
+		} else {
+			read += e.Len
+		}
+		off = e.End()
+	}
+	have = make([]sums.Sum, block.Count(r.Len, c.rep.Of.BlockSize))
+	for i := range have {
+		b := block.Nth(int64(i), c.rep.Of.BlockSize, r.Len)
+		have[i] = sums.Of(buf[b.Off:b.End()])
+	}
+	return have, read, nil
+}
+
+// replicaSums reads a range of the replica and sums its blocks. Where the pages are a hole they are not read.
+func (c *comparer) replicaSums(ctx context.Context, r block.Range, table []sums.Sum) ([]sums.Sum, error) {
+	out := make([]sums.Sum, len(table))
+	e, err := c.rep.Pages.Extent(ctx, r.Off, r.Len)
+	if err != nil || e.Kind == block.Zero && e.Len == r.Len {
+		return out, err
+	}
+	buf := c.free.Get().(*[]byte)
+	defer c.free.Put(buf)
+	if err := c.rep.Pages.ReadAt(ctx, (*buf)[:r.Len], r.Off); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	c.read += r.Len
+	c.mu.Unlock()
+	for i := range out {
+		b := block.Nth(int64(i), c.rep.Of.BlockSize, r.Len)
+		out[i] = sums.Of((*buf)[b.Off:b.End()])
+	}
+	return out, nil
+}
+
+// add puts a block, given by its place in the unit, to the runs; neighbours of a kind are one run.
+func (f *found) add(b block.Range, sum sums.Sum) {
+	at := block.Range{Off: f.Off + b.Off, Len: b.Len}
+	if n := len(f.runs); n > 0 && f.runs[n-1].End() == at.Off && (f.runs[n-1].sums == nil) == sum.IsZero() {
+		last := &f.runs[n-1]
+		last.Len += at.Len
+		if !sum.IsZero() {
+			last.sums = append(last.sums, sum)
+		}
+		return
+	}
+	d := different{Range: at}
+	if !sum.IsZero() {
+		d.sums = []sums.Sum{sum}
+	}
+	f.runs = append(f.runs, d)
+}
+
+// take copies the bytes of the runs out of the buffer of the unit, which is needed for the next one.
+func (f *found) take(buf []byte) {
+	for i := range f.runs {
+		d := &f.runs[i]
+		if d.sums == nil {
+			continue
+		}
+		d.data = durable.AlignedBuffer(int(d.Len))
+		copy(d.data, buf[d.Off-f.Off:])
+		f.held += d.Len
+	}
+}
+
+// readFull reads len(p) bytes at off, or fails.
+func readFull(r io.ReaderAt, p []byte, off int64) error {
+	n, err := r.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}

@@ -1,0 +1,325 @@
+// Package resync compares source and replica block by block and sends only the blocks that differ. It is the way back
+// when change logs no longer lead on: a log was lost or damaged, the site forgot its position, the replica was written to.
+//
+// Blocks are fixed, of the size that was chosen when protection was enabled, and compared by their xxh3-128. The sums of
+// the replica are taken from its own table when the ledger's seal proves that table whole and nothing else wrote to the
+// pages; otherwise, or when asked for, the replica's bytes are read and the table is made anew (deep).
+//
+// The disks are gone through in slices. Of each slice the order is the one of replicate: the old content of the blocks
+// that differ is preserved, so that every recovery point stays what it is; the ledger says "applying"; pages and sums
+// are written and flushed; the ledger says how far the comparison is. An interruption costs the slice that was being
+// repaired, at most: the next run finishes it, touching only blocks whose old content is preserved, and goes on behind
+// it. While slices are done the pages are no disk of any moment, and are not shown as one: the new position becomes a
+// recovery point when the last slice is in and the source is known to have held still; otherwise the next delta makes it
+// one.
+package resync
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"sitrep/internal/block"
+	"sitrep/internal/fault"
+	"sitrep/internal/hrl"
+	"sitrep/internal/progress"
+	"sitrep/internal/replica"
+	"sitrep/internal/track"
+)
+
+// Job is one VM to be resynchronized. A Job is used by one goroutine.
+type Job struct {
+	VM      string
+	Replica replica.Replica // opened for writing
+	Tracker track.Tracker
+	Keep    int  // recovery points that stay
+	Deep    bool // read the replica's bytes instead of trusting its sums
+	// AppConsistent says that the VM was quiesced by its applications when the cut is taken.
+	AppConsistent bool
+	Meter         progress.Meter
+	Log           *slog.Logger
+	Now           func() time.Time
+	Pace          Pace
+}
+
+// Pace is how the disks are read and written. The zero Pace chooses.
+type Pace struct {
+	Unit  int64 // bytes read at once
+	Tasks int   // transfers under way at once
+	// Slice is how many different bytes are collected before they are written: what memory a run takes, twice, and
+	// what an interruption costs.
+	Slice int64
+}
+
+func (p Pace) complete() Pace {
+	if p.Unit == 0 {
+		p.Unit = 1 << 20
+	}
+	if p.Tasks == 0 {
+		p.Tasks = 4
+	}
+	if p.Slice == 0 {
+		p.Slice = 32 << 20
+	}
+	return p
+}
+
+// Result is what a resynchronization did to one disk, in bytes.
+type Result struct {
+	Name    string `json:"name"`
+	Scanned int64  `json:"bytes_scanned"` // read from the source
+	Read    int64  `json:"bytes_read"`    // read from the replica
+	Changed int64  `json:"bytes_changed"` // in blocks that differ
+	Sent    int64  `json:"bytes_sent"`    // of these, not zeros
+	Blocks  int64  `json:"blocks"`        // blocks that differ
+	Took    time.Duration
+}
+
+// Outcome is what Run did.
+type Outcome struct {
+	Deep bool
+	// Continued says that an interrupted resynchronization was continued.
+	Continued bool
+	// Consistent says that the replica is the source as of At, and a recovery point. When it is not, because the source went
+	// on changing, the next delta makes it so.
+	Consistent bool
+	At         time.Time
+	Disks      []Result
+}
+
+// Run compares and repairs all disks. Afterwards deltas go on from the new position.
+func (j *Job) Run(ctx context.Context) (out Outcome, err error) {
+	r := &run{Job: j, pace: j.Pace.complete()}
+	if r.state, err = j.Replica.Ledger().Load(ctx); err != nil {
+		return out, err
+	}
+	if err := allowed(r.state); err != nil {
+		return out, err
+	}
+	out.Continued = r.state.Resync != nil
+	if err := r.begin(ctx); err != nil {
+		return out, fault.In(err, j.VM, "")
+	}
+	out.Deep = r.state.Resync.Deep
+	cut, err := j.Tracker.Cut(ctx, hrl.Pos{})
+	if err != nil {
+		return out, fault.In(err, j.VM, "")
+	}
+	defer func() { err = errors.Join(err, cut.Close()) }()
+	out.At = cut.At()
+	if r.state.Applying != nil {
+		if err := r.redo(ctx, cut); err != nil {
+			return out, fault.In(err, j.VM, "")
+		}
+	}
+	for i := range r.state.Disks {
+		res, err := r.disk(ctx, cut, i)
+		if err != nil {
+			return out, fault.In(err, j.VM, r.state.Disks[i].Name)
+		}
+		out.Disks = append(out.Disks, res)
+	}
+	out.Consistent, err = r.finish(ctx, cut, !out.Continued)
+	return out, fault.In(err, j.VM, "")
+}
+
+func allowed(st replica.State) error {
+	switch st.Phase {
+	case replica.Replicating, replica.ResyncRequired, replica.Resynchronizing:
+		return nil
+	}
+	return fault.New(fault.WrongState, "resync is not possible: the VM is in state %s since %s",
+		st.Phase, st.PhaseSince.UTC().Format(time.RFC3339)).Of(st.VM, "")
+}
+
+// run is one Run.
+type run struct {
+	*Job
+	pace  Pace
+	state replica.State
+}
+
+// begin writes into the ledger that the resynchronization is under way, or leaves the one that is there. What lies on
+// the shelf is given up: the comparison with the source brings it too.
+func (r *run) begin(ctx context.Context) error {
+	st := r.state
+	if st.Resync != nil {
+		if r.Deep && !st.Resync.Deep { // the sums are not to be trusted any more, so nothing compared by them is
+			st.Resync.Deep = true
+			st.Resync.Cursors = map[string]int64{}
+			return r.save(ctx, st)
+		}
+		return nil
+	}
+	proven, err := r.proven(ctx)
+	if err != nil {
+		return err
+	}
+	st.Phase, st.PhaseSince = replica.Resynchronizing, r.Now()
+	st.Resync = &replica.Resync{Started: r.Now(), Deep: r.Deep || !proven, Cursors: map[string]int64{}}
+	st.Received, st.Pending = st.Applied, nil
+	for i := range st.Disks {
+		st.Disks[i].VerifyCursor = 0
+	}
+	return r.save(ctx, st)
+}
+
+func (r *run) save(ctx context.Context, st replica.State) (err error) {
+	r.state, err = r.Replica.Ledger().Save(ctx, st)
+	return err
+}
+
+// proven says whether the block sums of all disks can be trusted: the pages are as the ledger left them, and the seal
+// proves the table.
+func (r *run) proven(ctx context.Context) (bool, error) {
+	if r.state.Applying != nil {
+		return false, nil
+	}
+	for _, d := range r.state.Disks {
+		ok, err := r.provenDisk(ctx, d)
+		if err != nil || !ok {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+func (r *run) provenDisk(ctx context.Context, d replica.Disk) (bool, error) {
+	if d.Seal == nil {
+		return false, nil
+	}
+	pages, err := r.Replica.Disk(ctx, d)
+	if err != nil {
+		return false, err
+	}
+	defer pages.Close()
+	stamp, err := pages.Stamp(ctx)
+	if err != nil || stamp != d.Stamp {
+		return false, err
+	}
+	seal, err := replica.DiskSums{Pages: pages, Of: d}.Seal(ctx)
+	return err == nil && seal == *d.Seal, err
+}
+
+// disk compares and repairs one disk from its cursor on.
+func (r *run) disk(ctx context.Context, cut track.Cut, i int) (res Result, err error) {
+	began := time.Now()
+	d := &r.state.Disks[i]
+	res.Name = d.Name
+	src, err := sourceOf(cut, d)
+	if err != nil {
+		return res, err
+	}
+	pages, err := r.Replica.Disk(ctx, *d)
+	if err != nil {
+		return res, err
+	}
+	defer func() { err = errors.Join(err, pages.Close()) }()
+	if err := r.grow(ctx, i, src.Size(), pages); err != nil {
+		return res, err
+	}
+	from := r.state.Resync.Cursors[d.Name]
+	task := "compare " + d.Name
+	r.Meter.Begin(task, src.Size(), from)
+	defer r.Meter.End(task)
+
+	c := newComparer(ctx, src.Image(), replica.DiskSums{Pages: pages, Of: r.state.Disks[i]}, r.state.Resync.Deep, r.pace)
+	defer c.stop()
+	for s := range c.slices(from) {
+		if err := r.repair(ctx, i, pages, s); err != nil {
+			return res, err
+		}
+		r.Meter.Add(task, s.Len)
+	}
+	res.Scanned, res.Read, res.Changed, res.Sent, res.Blocks = c.totals()
+	res.Took = time.Since(began)
+	return res, c.err()
+}
+
+func sourceOf(cut track.Cut, d *replica.Disk) (track.CutDisk, error) {
+	for _, c := range cut.Disks() {
+		if c.Name() != d.Name {
+			continue
+		}
+		if c.Size() < d.Size {
+			return nil, fault.New(fault.DiskShrunk, "the disk has %d bytes, its replica has %d", c.Size(), d.Size).At(d.Source)
+		}
+		return c, nil
+	}
+	return nil, fault.New(fault.DiskMissing, "the site file has no disk of this name any more").At(d.Source)
+}
+
+// grow makes the replica as large as the source. The new bytes are zero on no recovery point's disk: points keep their sizes.
+func (r *run) grow(ctx context.Context, i int, size int64, pages replica.Pages) error {
+	st := r.state
+	d := st.Disks[i]
+	if size == d.Size {
+		return nil
+	}
+	if err := pages.Grow(ctx, size); err != nil {
+		return err
+	}
+	st.Disks = append([]replica.Disk(nil), st.Disks...)
+	tail := d.Size - d.Size%d.BlockSize // its sum is of a shorter block
+	if tail < d.Size {
+		if err := resum(ctx, pages, block.Range{Off: tail, Len: min(d.BlockSize, size-tail)}, d.BlockSize); err != nil {
+			return err
+		}
+	}
+	if err := pages.Flush(ctx); err != nil {
+		return err
+	}
+	d.Size, d.Seeded, d.Seal = size, size, nil
+	st.Disks[i] = d
+	return r.save(ctx, st)
+}
+
+// finish makes the tracker stand where the replica stands and ends the resynchronization. The replica becomes a recovery
+// point when all of it was compared with one cut that held still.
+func (r *run) finish(ctx context.Context, cut track.Cut, whole bool) (bool, error) {
+	st := r.state
+	st.Disks = append([]replica.Disk(nil), st.Disks...)
+	base := make(map[string]track.Base, len(st.Disks))
+	for i := range st.Disks {
+		d := &st.Disks[i]
+		pages, err := r.Replica.Disk(ctx, *d)
+		if err != nil {
+			return false, err
+		}
+		defer pages.Close()
+		sums := replica.DiskSums{Pages: pages, Of: *d}
+		seal, err := sums.Seal(ctx)
+		if err != nil {
+			return false, err
+		}
+		if d.Stamp, err = pages.Stamp(ctx); err != nil {
+			return false, err
+		}
+		d.Seal, base[d.Name] = &seal, sums
+	}
+	// The tracker first: interrupted between the two, the resynchronization is still under way, and ends with the next run.
+	if err := r.Tracker.Rebase(ctx, st.Applied, base); err != nil {
+		return false, err
+	}
+	still := whole && cut.Check(ctx) == nil
+	st.Consistent = still
+	if still {
+		if err := cut.Confirm(ctx); err != nil {
+			return false, err
+		}
+		st.AsOf = cut.At()
+		if newest(st) != st.Applied {
+			st.Points, _ = replica.Retain(append(st.Points, replica.Point{
+				ID: replica.PointID(st.Applied, cut.At()), At: st.Applied, CutAt: cut.At(),
+				AppConsistent: r.AppConsistent, Sizes: sizes(st),
+			}), r.Keep)
+		}
+	}
+	st.Phase, st.PhaseSince = replica.Replicating, r.Now()
+	st.Reason, st.ReasonCode, st.Resync = "", "", nil
+	if err := r.save(ctx, st); err != nil {
+		return still, err
+	}
+	return still, r.Replica.Points().Sweep(ctx, r.state)
+}
