@@ -155,12 +155,20 @@ func BenchmarkSizes(b *testing.B) {
 	}
 }
 
-// BenchmarkFloor is what two threads of pread reach, 1 MiB at once, on the data alone.
-func BenchmarkFloor(b *testing.B) {
+// What two threads of pread reach, 1 MiB at once, on the data alone.
+func BenchmarkFloorWarm(b *testing.B) { benchFloor(b, false) }
+func BenchmarkFloorCold(b *testing.B) { benchFloor(b, true) }
+
+func benchFloor(b *testing.B, cold bool) {
 	path := benchDisk(b)
 	b.SetBytes(benchBytes)
 	b.ResetTimer()
 	for range b.N {
+		if cold {
+			b.StopTimer()
+			dropCache(b, path)
+			b.StartTimer()
+		}
 		f, err := os.Open(path)
 		if err != nil {
 			b.Fatal(err)

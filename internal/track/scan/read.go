@@ -217,8 +217,11 @@ func (w *walk) nextOld() (int64, error) {
 type worker struct {
 	*scan
 	buf      []byte
-	old, now []sums.Sum
+	now      []sums.Sum
 	entries  []entry
+	old      []sums.Sum // old sums of the blocks from oldFirst on: more than one unit has, because calls are dear
+	oldFirst int64
+	none     []sums.Sum // zeros: the old sums where there are none
 
 	stats       track.Stats
 	seen, moved sums.Seal
@@ -265,14 +268,17 @@ func (w *worker) report() {
 
 func (w *worker) compare(ctx context.Context, u unit) error {
 	n := block.Count(u.Len, w.blockSize)
-	w.prepare(n)
-	old, now := w.old[:n], w.now[:n]
+	if w.buf == nil {
+		w.buf = durable.AlignedBuffer(int(w.unit))
+		w.now = make([]sums.Sum, w.unit/w.blockSize)
+		w.none = make([]sums.Sum, w.unit/w.blockSize)
+	}
+	old, now := w.none[:n], w.now[:n]
 	if u.old {
-		if err := w.table.Load(u.Off/w.blockSize, old); err != nil {
+		var err error
+		if old, err = w.oldSums(u.Off/w.blockSize, n); err != nil {
 			return err
 		}
-	} else {
-		clear(old)
 	}
 	clear(now)
 	if err := w.load(ctx, u); err != nil {
@@ -281,13 +287,20 @@ func (w *worker) compare(ctx context.Context, u unit) error {
 	return w.emitChanges(u, old, now)
 }
 
-func (w *worker) prepare(n int64) {
-	if w.buf == nil {
-		w.buf = durable.AlignedBuffer(int(w.unit))
+// oldAhead is how many old sums are read at once, at the least.
+const oldAhead = 256
+
+// oldSums returns the old sums of n blocks.
+func (w *worker) oldSums(first, n int64) ([]sums.Sum, error) {
+	if at := first - w.oldFirst; at >= 0 && at+n <= int64(len(w.old)) {
+		return w.old[at : at+n], nil
 	}
-	if int64(len(w.old)) < n {
-		w.old, w.now = make([]sums.Sum, n), make([]sums.Sum, n)
+	if w.old == nil {
+		w.old = make([]sums.Sum, max(oldAhead, w.unit/w.blockSize))
 	}
+	w.oldFirst = first
+	err := w.table.Load(first, w.old)
+	return w.old[:n], err
 }
 
 // load reads the data of the unit, in whole blocks, each to its place in the buffer, and sums it.
