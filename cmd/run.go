@@ -39,10 +39,14 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	p := &program{
 		fs: durable.OS(), stdin: stdin, stdout: stdout, stderr: stderr, getenv: os.Getenv, now: time.Now,
 	}
+	return p.run(ctx, args)
+}
+
+// run does what args ask for, and returns the exit code.
+func (p *program) run(ctx context.Context, args []string) int {
 	app := p.app()
 	app.Setup()
-	err := app.RunContext(ctx, permute(app, args))
-	return p.finish(err)
+	return p.finish(app.RunContext(ctx, permute(app, args)))
 }
 
 // options are the global flags.

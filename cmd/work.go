@@ -75,7 +75,7 @@ func (w *world) job(vm *site.VM, name string, h *vmHead, f func(*state.Job) erro
 		err = fault.In(err, vm.Name, "")
 	}
 	err = j.End(err)
-	w.log.Info("job ended", "job", j.ID(), "state", j.Record().State)
+	w.log.Info("job ended", "job", j.ID(), "state", j.State())
 	return errors.Join(err, w.noteFailure(vm, err), w.memory.Prune(vm.Policy().JobRetention))
 }
 

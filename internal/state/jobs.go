@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"sitrep/internal/durable"
@@ -71,16 +72,17 @@ func FailureOf(err error, vm string, at time.Time) *Failure {
 	}
 }
 
-// flushEvery is the least time between two writes of a running job's record: a step that takes milliseconds is not worth
-// two syncs of a disk. Begin and End write always.
-const flushEvery = time.Second
+// flushAfter is how long a step runs before the record on disk says so: a step that takes milliseconds is not worth two
+// syncs of a disk. Begin and End write always.
+const flushAfter = time.Second
 
 // Job is a job of this process. Its methods are not concurrent.
 type Job struct {
-	dir     *Dir
-	rec     Record
-	lock    io.Closer
-	flushed time.Time
+	dir  *Dir
+	lock io.Closer
+
+	mu  sync.Mutex // rec is also written by a timer
+	rec Record
 }
 
 // Begin records that a job runs, and holds its lock until End. The record is durable on return.
@@ -123,23 +125,31 @@ func idTime(id string) (at time.Time, ok bool) {
 // ID names the job.
 func (j *Job) ID() string { return j.rec.ID }
 
-// Record returns how the job stands.
-func (j *Job) Record() Record { return j.rec }
+// State is how the job stands.
+func (j *Job) State() JobState { return j.rec.State }
 
 // Step runs f as a step of the job. f returns the bytes that it moved and, for people, a remark.
 func (j *Job) Step(name string, f func() (bytes int64, note string, err error)) error {
-	j.rec.Steps = append(j.rec.Steps, Step{Name: name, State: InProgress, Started: j.dir.now().UTC()})
-	s := &j.rec.Steps[len(j.rec.Steps)-1]
-	if err := j.flushLate(); err != nil {
-		return err
-	}
+	j.update(func(r *Record) {
+		r.Steps = append(r.Steps, Step{Name: name, State: InProgress, Started: j.dir.now().UTC()})
+	})
+	late := time.AfterFunc(flushAfter, func() {
+		_ = j.flush() // End writes again, and reports
+	})
 	n, note, err := f()
-	s.Bytes, s.Note, s.Ended, s.State = n, note, j.dir.now().UTC(), stateOf(err)
-	j.rec.Bytes += n
-	if err != nil {
-		return err
-	}
-	return j.flushLate()
+	late.Stop()
+	j.update(func(r *Record) {
+		s := &r.Steps[len(r.Steps)-1]
+		s.Bytes, s.Note, s.Ended, s.State = n, note, j.dir.now().UTC(), stateOf(err)
+		r.Bytes += n
+	})
+	return err
+}
+
+func (j *Job) update(change func(*Record)) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	change(&j.rec)
 }
 
 func stateOf(err error) JobState {
@@ -152,12 +162,14 @@ func stateOf(err error) JobState {
 	return Failed
 }
 
-// End records the outcome, releases the job's lock and returns err, joined with what went wrong in recording it.
+// End records the outcome, releases the job's lock and returns err, or what went wrong in recording.
 func (j *Job) End(err error) error {
-	j.rec.State, j.rec.Ended = stateOf(err), j.dir.now().UTC()
-	if err != nil {
-		j.rec.Error = FailureOf(err, j.rec.VM, j.rec.Ended)
-	}
+	j.update(func(r *Record) {
+		r.State, r.Ended = stateOf(err), j.dir.now().UTC()
+		if err != nil {
+			r.Error = FailureOf(err, r.VM, r.Ended)
+		}
+	})
 	rerr := j.flush()
 	cerr := errors.Join(j.lock.Close(), durable.RemoveIfThere(j.dir.fs, j.dir.lockFile(j.rec.ID)))
 	if err != nil {
@@ -166,16 +178,11 @@ func (j *Job) End(err error) error {
 	return errors.Join(rerr, cerr)
 }
 
+// flush writes the record. It is durable on return.
 func (j *Job) flush() error {
-	j.flushed = j.dir.now()
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	return j.dir.save(j.dir.jobFile(j.rec.ID), j.rec)
-}
-
-func (j *Job) flushLate() error {
-	if j.dir.now().Sub(j.flushed) < flushEvery {
-		return nil
-	}
-	return j.flush()
 }
 
 func (d *Dir) jobFile(id string) string  { return d.Path("jobs", id+".json") }
