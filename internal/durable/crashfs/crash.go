@@ -61,7 +61,7 @@ func (s *FS) AfterCrash(policy Policy, seed uint64) *FS {
 		c.tearNames(rng)
 		settle(copies, func(f *inode) content { return f.torn(rng) })
 	case ProcessKill:
-		c.land(s.flight, copies, func(n int) int { return upToSector(s.flight, rng.IntN(n+1)) })
+		c.land(s.flight, copies, func(n int) int { return upToSector(s.flight, min(n, rng.IntN(n+sectorSize))) })
 	}
 	if policy != ProcessKill {
 		c.pending = nil
