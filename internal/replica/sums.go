@@ -82,6 +82,10 @@ func (d DiskSums) Next(ctx context.Context, at, n int64) (block.Range, error) {
 		}
 		dataAt = e.End()
 	}
-	off := min(sumAt, dataAt) / bs * bs
+	off := min(sumAt, dataAt)
+	if off >= size {
+		return block.Range{Off: size}, nil
+	}
+	off = off / bs * bs
 	return block.Range{Off: off, Len: min(n, size-off)}, nil
 }
