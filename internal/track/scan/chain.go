@@ -118,9 +118,9 @@ func (t *Tracker) clock(name string) clock {
 
 // settled says whether the clocks had gone past all changes of the chain by more than margin, or, where our own clock
 // stands for one that could not be asked, by more than unasked.
-func (c chain) settled(now []clock, margin, unasked time.Duration) bool {
+func (c chain) settled(now []clock, margin func(stamp) time.Duration, unasked time.Duration) bool {
 	for i, s := range c.stamps {
-		m := margin
+		m := margin(s)
 		if !now[i].asked {
 			m = unasked
 		}
@@ -132,13 +132,27 @@ func (c chain) settled(now []clock, margin, unasked time.Duration) bool {
 }
 
 // still says whether equal stamps, during this cut, mean that nothing was written.
-func (c chain) still(now []clock) bool { return c.settled(now, 0, coarseTick) }
+func (c chain) still(now []clock) bool {
+	return c.settled(now, func(stamp) time.Duration { return 0 }, coarseTick)
+}
 
-// coarseTick is the longest tick of a filesystem in use: 2 s, of FAT.
-const coarseTick = 2 * time.Second
+// Ticks of filesystems: coarseTick is the longest in use, 2 s, of FAT. A time that is no multiple of 10 ms comes from a
+// clock that ticks at least every 10 ms (one of FAT, of HFS+ or of a server that cuts seconds off never shows such a time);
+// fineTick is ten times that.
+const (
+	coarseTick = 2 * time.Second
+	fineTick   = 100 * time.Millisecond
+)
+
+func tick(s stamp) time.Duration {
+	if s.changed()%int64(10*time.Millisecond) != 0 {
+		return fineTick
+	}
+	return coarseTick
+}
 
 // certain says whether a chain that is equal to c, at any later time, means that nothing was written to the disk. Clocks
 // are corrected now and then: that is what the margins are for.
 func (c chain) certain(now []clock) bool {
-	return c.synced && !c.device() && c.settled(now, coarseTick, 24*time.Hour)
+	return c.synced && !c.device() && c.settled(now, tick, 24*time.Hour)
 }
