@@ -3,6 +3,7 @@ package replicate
 import (
 	"context"
 	"errors"
+	"math"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -75,12 +76,19 @@ func (j *Job) captureDisk(ctx context.Context, d track.CutDisk, logs *cutLogs) (
 	j.Meter.Begin(task, d.Size(), 0)
 	defer j.Meter.End(task)
 	tally := newTally(d.BlockSize())
+	room, err := j.logRoom(d)
+	if err != nil {
+		return r, err
+	}
 	stats, err := d.Scan(ctx, j.scanOptions(task), func(ch track.Change) error {
+		tally.add(ch)
+		if tally.data.Load() > room {
+			return j.overLimit(d)
+		}
 		w, err := logs.writer(d)
 		if err != nil {
 			return err
 		}
-		tally.add(ch)
 		if ch.Zero {
 			return w.Zero(ch.Range)
 		}
@@ -89,6 +97,30 @@ func (j *Job) captureDisk(ctx context.Context, d track.CutDisk, logs *cutLogs) (
 	r.Scanned, r.Changed, r.Took = stats.Scanned, stats.Changed, time.Since(began)
 	r.Blocks = tally.blocks.Load()
 	return r, err
+}
+
+// logRoom is how many more bytes of change logs a disk may have waiting. There being none is an error.
+func (j *Job) logRoom(d track.CutDisk) (int64, error) {
+	if j.LogLimit == 0 {
+		return math.MaxInt64, nil
+	}
+	logs, err := j.localLogs(d.Name())
+	if err != nil {
+		return 0, err
+	}
+	room := d.Size() / 100 * int64(j.LogLimit)
+	for _, l := range logs {
+		room -= l.size
+	}
+	if room <= 0 {
+		return 0, j.overLimit(d)
+	}
+	return room, nil
+}
+
+func (j *Job) overLimit(d track.CutDisk) error {
+	return fault.New(fault.LogLimit, "the change logs that wait would take more than %d %% of the disk's %d bytes",
+		j.LogLimit, d.Size()).At(j.LogDir[d.Name()])
 }
 
 // tally counts changes. It may be used concurrently.

@@ -37,6 +37,7 @@ const (
 	LogForeign       Code = "log-foreign"
 	LogGap           Code = "log-gap"
 	LogVersion       Code = "log-version"
+	LogLimit         Code = "log-limit"
 	PositionLost     Code = "position-lost"
 	StoreNotMounted  Code = "store-not-mounted"
 	StoreForeign     Code = "store-foreign"
@@ -102,6 +103,7 @@ func table() map[Code]Entry {
 		LogForeign:       {Resync, "A change log belongs to another disk or another history.", "Move the file away, then run: sitrep resync {vm}"},
 		LogGap:           {Resync, "A change log is missing in the sequence.", "Bring the file back, or run: sitrep resync {vm}"},
 		LogVersion:       {Critical, "The change log was written by a newer version.", "Update sitrep, then run: sitrep resume {vm}"},
+		LogLimit:         {Resync, "Change logs have piled up because they could not be shipped, and take no more space.", "Mend what keeps the store out of reach, then run: sitrep resync {vm}"},
 		PositionLost:     {Resync, "This site no longer knows which changes the replica has.", "Run: sitrep resync {vm}"},
 		StoreNotMounted:  {Recoverable, "The store's folder is there but empty: the volume is probably not mounted.", "Mount the store, then run the same command again."},
 		StoreForeign:     {Critical, "The folder holds another store than the one this site replicates to.", "Correct the store in the site file, or mount the right volume."},
