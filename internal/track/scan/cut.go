@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"sitrep/internal/disk"
@@ -42,7 +41,8 @@ type cutDisk struct {
 	untouched bool
 
 	sumsFile durable.File // of prev; nil when there is none
-	result   *result      // of the last complete scan
+	result   *result      // of the last complete scan, when prev is not nil
+	read     *sums.Seal   // of what the last complete scan read, when prev is nil
 }
 
 // result is what a complete scan leaves for Advance.
@@ -356,7 +356,7 @@ func (c *cut) Advance(ctx context.Context, to hrl.Pos) error {
 // Confirm remembers that nothing changed.
 func (c *cut) Confirm(ctx context.Context) error {
 	if c.since.IsZero() {
-		return c.confirmRebased(ctx)
+		return c.confirmBase(ctx)
 	}
 	rec, err := c.outcome(ctx)
 	if err != nil {
@@ -375,23 +375,34 @@ func (c *cut) Confirm(ctx context.Context) error {
 	return c.t.commit(rec)
 }
 
-// confirmRebased remembers what the disks looked like when everything was read, for the position that it became.
-func (c *cut) confirmRebased(ctx context.Context) error {
-	if c.ended || c.t.rec == nil {
-		return errors.New("a cut since the beginning is confirmed after Rebase, while it is open")
+// confirmBase remembers that the position, to which the tracker was rebased meanwhile, is what the cut has read.
+func (c *cut) confirmBase(ctx context.Context) error {
+	switch {
+	case c.ended:
+		return errors.New("the cut has ended")
+	case c.t.rec == nil:
+		return errors.New("a cut since the beginning is confirmed after Rebase")
 	}
-	if err := c.Check(ctx); err != nil {
+	if err := c.stillChecked(ctx); err != nil {
 		return err
 	}
-	rec := *c.t.rec
-	rec.Disks = slices.Clone(rec.Disks)
-	for i, d := range c.disks {
-		if rec.Disks[i].Size != d.Size() {
-			return fmt.Errorf("disk %s has %d bytes, the position has %d", d.d.Name, d.Size(), rec.Disks[i].Size)
+	rec := c.t.rec.clone()
+	for _, d := range c.disks {
+		r := rec.disk(d.d.Name)
+		if r.Size != d.Size() || d.read != nil && *d.read != r.Seal {
+			return fmt.Errorf("disk %s at %v is not what the cut has read", d.d.Name, rec.Position)
 		}
-		rec.Disks[i].Stamps, rec.Disks[i].Certain = d.chain.stamps, d.certain
+		r.Stamps, r.Certain = d.chain.stamps, d.certain
 	}
-	return c.t.commit(&rec)
+	return c.t.commit(rec)
+}
+
+// stillChecked is Check, unless nothing was read since the last one.
+func (c *cut) stillChecked(ctx context.Context) error {
+	if c.checked {
+		return nil
+	}
+	return c.Check(ctx)
 }
 
 // outcome is a copy of the tracker's record in which the disks look like what the cut has read.
@@ -404,10 +415,8 @@ func (c *cut) outcome(ctx context.Context) (*record, error) {
 	case c.since != c.t.Position():
 		return nil, c.t.lost(c.since)
 	}
-	if !c.checked {
-		if err := c.Check(ctx); err != nil {
-			return nil, err
-		}
+	if err := c.stillChecked(ctx); err != nil {
+		return nil, err
 	}
 	rec := &record{Format: formatVersion, VM: c.t.c.VM, Position: c.since}
 	for _, d := range c.disks {
@@ -430,18 +439,23 @@ func (c *cut) Close() error {
 	return fault.In(c.release(), c.t.c.VM, "")
 }
 
-func (d *cutDisk) Name() string      { return d.d.Name }
-func (d *cutDisk) Image() disk.Image { return d.view }
-func (d *cutDisk) Size() int64       { return d.view.Size() }
-func (d *cutDisk) BlockSize() int64  { return d.d.BlockSize }
-func (d *cutDisk) Untouched() bool   { return d.untouched }
-func (d *cutDisk) Frozen() bool      { return d.temp != "" }
+func (d *cutDisk) Name() string     { return d.d.Name }
+func (d *cutDisk) Size() int64      { return d.view.Size() }
+func (d *cutDisk) BlockSize() int64 { return d.d.BlockSize }
+func (d *cutDisk) Untouched() bool  { return d.untouched }
+func (d *cutDisk) Frozen() bool     { return d.temp != "" }
 
 func (d *cutDisk) SizeBefore() int64 {
 	if d.prev == nil {
 		return 0
 	}
 	return d.prev.Size
+}
+
+// Image is the view itself. Whatever is read from it asks for another Check.
+func (d *cutDisk) Image() disk.Image {
+	d.cut.checked = false
+	return d.view
 }
 
 // DataWriteGUID is that of the image file itself, not of its parents.

@@ -36,7 +36,7 @@ func (d *cutDisk) Scan(ctx context.Context, o track.Options, emit func(track.Cha
 	if d.untouched {
 		return d.skip(o), ctx.Err()
 	}
-	d.cut.checked = false
+	d.cut.checked, d.read = false, nil
 	if err := d.dropResult(); err != nil {
 		return track.Stats{}, err
 	}
@@ -65,8 +65,13 @@ func (d *cutDisk) skip(o track.Options) track.Stats {
 
 // finish proves the sums that the scan compared with, and keeps what it found for Advance.
 func (d *cutDisk) finish(s *scan, o track.Options) error {
-	if d.prev == nil || o.From > 0 {
+	if o.From > 0 {
 		return s.redo.remove()
+	}
+	if d.prev == nil {
+		read := s.moved
+		d.read = &read
+		return nil
 	}
 	if s.seen != d.prev.Seal {
 		path := d.cut.t.sumsPath(d.d.Name, d.prev.Sums)

@@ -50,7 +50,7 @@ func Test(t *testing.T, make func(t *testing.T) Fixture) {
 	}
 	parts := map[string]func(*testing.T, *rig){
 		"lost": testLost, "repeated": testRepeated, "untouched": testUntouched, "grown": testGrown, "shrunk": testShrunk,
-		"from": testFrom, "interrupted": testInterrupted, "not scanned": testNotScanned, "forget": testForget,
+		"from": testFrom, "interrupted": testInterrupted, "not scanned": testNotScanned, "forget": testForget, "base": testBase,
 	}
 	for name, part := range parts {
 		t.Run(name, func(t *testing.T) {
@@ -217,7 +217,7 @@ func testFrom(t *testing.T, r *rig) {
 	if _, err := c.Disks()[0].Scan(context.Background(), track.Options{From: 1}, nil); err == nil {
 		t.Error("a scan began within a block")
 	}
-	if err := c.Advance(context.Background(), r.at.Next()); err == nil {
+	if err := c.Advance(context.Background(), hrl.Pos{}.Next()); err == nil {
 		t.Error("a cut since the beginning was advanced")
 	}
 }
@@ -284,6 +284,44 @@ func testForget(t *testing.T, r *rig) {
 	}
 	r.Seed()
 	r.Write()
+	r.Round()
+}
+
+// testBase: a cut of everything is confirmed when the tracker was rebased to it, and to nothing else.
+func testBase(t *testing.T, r *rig) {
+	ctx := context.Background()
+	r.Change()
+	r.f.Age()
+	c, err := r.tracker.Cut(ctx, hrl.Pos{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Scan(c)
+	if err := c.Confirm(ctx); err == nil {
+		t.Error("confirmed without a position")
+	}
+	right := r.copies[0].data[0]
+	for _, first := range []byte{right + 1, right} {
+		r.copies[0].data[0] = first
+		at := hrl.Pos{}.Next()
+		if err := r.tracker.Rebase(ctx, at, r.base()); err != nil {
+			t.Fatal(err)
+		}
+		r.moved(at)
+		if err := c.Confirm(ctx); (err == nil) != (first == right) {
+			t.Errorf("right base %v, confirmed: %v", first == right, err)
+		}
+	}
+	r.close(c)
+	r.Reopen()
+	c = r.Cut()
+	for _, d := range c.Disks() {
+		if !d.Untouched() {
+			t.Errorf("disk %s is not known to be untouched", d.Name())
+		}
+	}
+	r.close(c)
+	r.Change()
 	r.Round()
 }
 
