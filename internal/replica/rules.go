@@ -40,6 +40,9 @@ func Decode(data []byte, path, vm string) (State, error) {
 		return State{}, fault.New(fault.LedgerVersion, "the ledger has format %d; this version knows formats up to %d",
 			head.Format, Format).At(path)
 	}
+	if head.Format < 1 {
+		return State{}, fault.New(fault.LedgerCorrupt, "this is no ledger: it has no format").AtOff(path, 0)
+	}
 	var s State
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()

@@ -127,15 +127,12 @@ func (r *vmReplica) lockLedger(ctx context.Context) (io.Closer, error) {
 	}
 }
 
-// retireLedger takes the ledger away, durably, by which the replica stops to exist.
+// retireLedger takes the ledger away. When that is durable (clear sees to it) the replica exists no more.
 func (r *vmReplica) retireLedger() error {
 	lock, err := r.lockLedger(context.Background())
 	if err != nil {
 		return err
 	}
 	err = r.fs.Rename(r.ledgerPath(), filepath.Join(r.folder, removedName))
-	if err == nil {
-		err = r.fs.SyncDir(r.folder)
-	}
 	return errors.Join(err, lock.Close())
 }

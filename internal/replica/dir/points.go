@@ -81,22 +81,12 @@ func (p *points) preserve(ctx context.Context, t *step, redo bool) error {
 	return p.r.fs.SyncDir(p.r.pointsPath())
 }
 
-// drop removes a step, so that it is there whole or not at all.
+// drop removes a step. One that is removed in part is no step any more, for check and for Open.
 func (p *points) drop(path string) error {
 	if _, err := p.r.fs.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	tmp := path
-	if !durable.IsTemp(path) {
-		tmp = durable.TempName(path)
-		if err := p.r.fs.Rename(path, tmp); err != nil {
-			return err
-		}
-		if err := p.r.fs.SyncDir(p.r.pointsPath()); err != nil {
-			return err
-		}
-	}
-	return p.r.removeTree(tmp, true)
+	return p.r.removeTree(path, true)
 }
 
 // step is what leads back from a position to s.Applied.

@@ -216,9 +216,6 @@ func (r *vmReplica) removeTree(path string, isDir bool) error {
 				return err
 			}
 		}
-		if err := r.fs.SyncDir(path); err != nil {
-			return err
-		}
 	}
 	return durable.RemoveIfThere(r.fs, path)
 }
@@ -311,8 +308,8 @@ func (r *vmReplica) removeFolder() error {
 	return r.fs.SyncDir(r.store.root)
 }
 
-// clear removes everything of a replica but its lock, when it is durable that there is no ledger any more; the mark of
-// the removal goes last, when the rest is durably gone.
+// clear removes everything of a replica but its lock, when it is durable that there is no ledger any more: else one could
+// come back without its disks. The mark of the removal goes last, when the rest is durably gone.
 func (r *vmReplica) clear() error {
 	if err := r.fs.SyncDir(r.folder); err != nil {
 		return err

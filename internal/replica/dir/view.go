@@ -88,7 +88,7 @@ type pointDisk struct {
 	mu       sync.Mutex // for base.Extent
 }
 
-// add verifies a log and takes its records, clipped to the size that the disk had.
+// add verifies a log and takes its records.
 func (d *pointDisk) add(ctx context.Context, l *undoLog) error {
 	if err := l.Verify(ctx); err != nil {
 		return damaged(err)
@@ -99,13 +99,11 @@ func (d *pointDisk) add(ctx context.Context, l *undoLog) error {
 		if err != nil {
 			return damaged(err)
 		}
-		pc := piece{Range: rec.Range.Intersect(block.Range{Len: d.size}), layer: layer, at: rec.At}
+		pc := piece{Range: rec.Range, layer: layer, at: rec.At}
 		if rec.Zero {
 			pc.at = -1
 		}
-		if !pc.Empty() {
-			run = append(run, pc)
-		}
+		run = append(run, pc)
 	}
 	slices.SortFunc(run, func(a, b piece) int { return cmp.Compare(a.Off, b.Off) })
 	d.runs = append(d.runs, run)

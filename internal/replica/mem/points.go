@@ -133,5 +133,5 @@ func (d *pointDisk) Extent(off, n int64) (block.Extent, error) {
 
 // Preserved is everything: points are copies of whole disks.
 func (p *points) Preserved(ctx context.Context, _ replica.State, _ hrl.Pos) (map[string]*block.Set, bool, error) {
-	return nil, true, ctx.Err()
+	return nil, true, fault.In(ctx.Err(), p.r.vm.name, "")
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"testing"
 
+	"sitrep/internal/block"
 	"sitrep/internal/fault"
 )
 
@@ -36,6 +37,9 @@ func testPreserveTwice(t *testing.T, place Place) {
 		check(t, h.Recover(ctx, place()))
 		check(t, h.Check(ctx))
 	}
+	to := h.state.Applied.Next()
+	all := map[string]*block.Set{"os": block.NewSet(block.Range{Len: h.state.Disks[0].Size})}
+	wantCode(t, h.rep.Points().Preserve(ctx, h.state, to, all, true), fault.ReplicaCorrupt) // nothing was preserved before
 	_, err := h.rep.Points().Open(ctx, h.state, "no such point")
 	wantCode(t, err, fault.PointMissing)
 	v, err := h.rep.Points().Open(ctx, h.state, h.state.Points[0].ID)
