@@ -60,9 +60,8 @@ func (p *points) openDisk(ctx context.Context, s *replica.State, at hrl.Pos, d *
 		if err != nil {
 			return err
 		}
-		d.layers = append(d.layers, l.file)
 		if err := d.add(ctx, l); err != nil {
-			return err
+			return errors.Join(err, l.file.Close())
 		}
 		at = l.Info().Identity.From // a higher number than before (package hrl), so this ends
 	}
@@ -88,12 +87,12 @@ type pointDisk struct {
 	mu       sync.Mutex // for base.Extent
 }
 
-// add verifies a log and takes its records.
+// add verifies a log and takes its records. A log without any is not kept open: a chain may be long.
 func (d *pointDisk) add(ctx context.Context, l *undoLog) error {
 	if err := l.Verify(ctx); err != nil {
 		return damaged(err)
 	}
-	layer := len(d.layers) - 1
+	layer := len(d.layers)
 	var run []piece
 	for rec, err := range l.Records(ctx) {
 		if err != nil {
@@ -105,6 +104,10 @@ func (d *pointDisk) add(ctx context.Context, l *undoLog) error {
 		}
 		run = append(run, pc)
 	}
+	if len(run) == 0 {
+		return l.file.Close()
+	}
+	d.layers = append(d.layers, l.file)
 	slices.SortFunc(run, func(a, b piece) int { return cmp.Compare(a.Off, b.Off) })
 	d.runs = append(d.runs, run)
 	return nil

@@ -1,0 +1,201 @@
+package dir_test
+
+import (
+	"errors"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"sitrep/internal/durable"
+	"sitrep/internal/durable/crashfs"
+	"sitrep/internal/fault"
+	"sitrep/internal/hrl"
+	"sitrep/internal/replica"
+	"sitrep/internal/replica/dir"
+	"sitrep/internal/replica/replicatest"
+)
+
+// TestOneHolder has many runs make, open and remove one replica, with its lock: never do two of them hold it at once.
+func TestOneHolder(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "store")
+	_, err := dir.New(durable.OS(), path).Prepare(t.Context(), hrl.ID{})
+	check(t, err)
+	var holders, held atomic.Int32
+	var runs sync.WaitGroup
+	for range 4 {
+		runs.Go(func() {
+			store := dir.New(durable.OS(), path)
+			for i := range 60 {
+				r, err := store.Create(t.Context(), replicatest.FirstState("vm"))
+				if fault.Is(err, fault.AlreadyProtected) {
+					r, err = store.Open(t.Context(), "vm")
+				}
+				if err != nil {
+					expected(t, err)
+					continue
+				}
+				if holders.Add(1) > 1 {
+					t.Error("two runs hold the replica")
+				}
+				held.Add(1)
+				runtime.Gosched()
+				holders.Add(-1)
+				if err := r.Close(); err != nil {
+					t.Error(err)
+				}
+				if i%2 == 0 {
+					expected(t, store.Remove(t.Context(), "vm"))
+				}
+			}
+		})
+	}
+	runs.Wait()
+	if held.Load() == 0 {
+		t.Error("nobody ever held the replica")
+	}
+}
+
+// expected takes the errors that a run may see while others work.
+func expected(t *testing.T, err error) {
+	if err != nil && !fault.Is(err, fault.RunLocked) && !fault.Is(err, fault.NotProtected) && !fault.Is(err, fault.AlreadyProtected) {
+		t.Error(err)
+	}
+}
+
+// TestOneStore has many runs make one store: all of them get the same identity.
+func TestOneStore(t *testing.T) {
+	for range 10 {
+		path := filepath.Join(t.TempDir(), "store")
+		var mu sync.Mutex
+		seen := map[hrl.ID]bool{}
+		var runs sync.WaitGroup
+		for range 8 {
+			runs.Go(func() {
+				id, err := dir.New(durable.OS(), path).Prepare(t.Context(), hrl.ID{})
+				if err != nil {
+					if !fault.Is(err, fault.Busy) {
+						t.Error(err)
+					}
+					return
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				seen[id] = true
+			})
+		}
+		runs.Wait()
+		if len(seen) != 1 {
+			t.Fatalf("one store has the identities %v", seen)
+		}
+	}
+}
+
+// TestTakeOver changes the ledger while another run holds the replica, as a failover does that cannot stop it.
+func TestTakeOver(t *testing.T) {
+	fs, _ := grown(t, false)
+	r, err := dir.New(fs, root).Open(t.Context(), "vm")
+	check(t, err)
+	defer r.Close()
+	s, err := r.Ledger().Load(t.Context())
+	check(t, err)
+	theirs := s
+	theirs.Generation, theirs.Version = 2, s.Version+1
+	theirs.Owner = replica.Owner{Site: "recovery", Host: "h2"}
+	data, err := replica.Encode(theirs)
+	check(t, err)
+	write(t, fs, root+"/vm/ledger.json", data)
+	_, err = r.Ledger().Save(t.Context(), s)
+	wantCode(t, err, fault.Fenced)
+	if got := read(t, fs, root+"/vm/ledger.json"); string(got) != string(data) {
+		t.Error("the ledger was changed")
+	}
+}
+
+// TestSaveWaits has two runs save at once: each of them is told the truth, and no version is lost.
+func TestSaveWaits(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "store")
+	store := dir.New(durable.OS(), path)
+	_, err := store.Prepare(t.Context(), hrl.ID{})
+	check(t, err)
+	r, err := store.Create(t.Context(), replicatest.FirstState("vm"))
+	check(t, err)
+	defer r.Close()
+	var saved atomic.Int64
+	var runs sync.WaitGroup
+	for range 4 {
+		runs.Go(func() {
+			for range 20 {
+				s, err := r.Ledger().Load(t.Context())
+				if err == nil {
+					_, err = r.Ledger().Save(t.Context(), s)
+				}
+				if err == nil {
+					saved.Add(1)
+				} else if !fault.Is(err, fault.LedgerConflict) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	runs.Wait()
+	s, err := r.Ledger().Load(t.Context())
+	if err != nil || s.Version != uint64(1+saved.Load()) {
+		t.Errorf("after %d saves the version is %d (error %v)", saved.Load(), s.Version, err)
+	}
+}
+
+// TestPutLinks checks that a log on the same filesystem is not copied, and that one whose name now stands for another
+// file is read from where it was opened.
+func TestPutLinks(t *testing.T) {
+	fs, _ := grown(t, false)
+	r, err := dir.New(fs, root).Open(t.Context(), "vm")
+	check(t, err)
+	defer r.Close()
+	f, err := logsOn(fs)("a.hrl", []byte("a log"))
+	check(t, err)
+	defer f.Close()
+	_, err = r.Shelf().Put(t.Context(), "linked.hrl", f)
+	check(t, err)
+	mine, err := f.Stamp()
+	check(t, err)
+	linked, err := fs.Stat(r.Shelf().Path("linked.hrl"))
+	check(t, err)
+	if mine.Inode != linked.Inode {
+		t.Error("the log was copied")
+	}
+	write(t, fs, f.Name(), []byte("another"))
+	_, err = r.Shelf().Put(t.Context(), "copied.hrl", f)
+	check(t, err)
+	check(t, fs.Remove(f.Name()))
+	_, err = r.Shelf().Put(t.Context(), "nameless.hrl", f)
+	check(t, err)
+	for _, name := range []string{"linked.hrl", "copied.hrl", "nameless.hrl"} {
+		if got := string(read(t, fs, r.Shelf().Path(name))); got != "a log" {
+			t.Errorf("%s is %q", name, got)
+		}
+	}
+	left, err := fs.ReadDir(filepath.Dir(r.Shelf().Path("x")))
+	if err != nil || len(left) != 3 {
+		t.Errorf("on the shelf is %v (error %v)", left, err)
+	}
+}
+
+// TestPutDurable puts a log that its writer did not sync.
+func TestPutDurable(t *testing.T) {
+	fs, _ := grown(t, false)
+	r, err := dir.New(fs, root).Open(t.Context(), "vm")
+	check(t, err)
+	f, err := fs.Create("/vol/vm/unsynced")
+	check(t, err)
+	_, err = f.WriteAt([]byte("a log"), 0)
+	check(t, err)
+	_, err = r.Shelf().Put(t.Context(), "d.hrl", f)
+	check(t, errors.Join(err, f.Close()))
+	path := r.Shelf().Path("d.hrl")
+	check(t, r.Close())
+	if got := string(read(t, fs.AfterCrash(crashfs.DropUnsynced, 0), path)); got != "a log" {
+		t.Fatalf("the log on the shelf is %q", got)
+	}
+}
