@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -294,7 +295,8 @@ func (d *Dir) alive(id string) bool {
 // pruneEvery is how often the list of jobs is looked through for old ones.
 const pruneEvery = time.Hour
 
-// Prune removes the records of jobs that began longer ago than keep and do not run. It looks at most once an hour.
+// Prune removes the records of jobs that began longer ago than keep and do not run, and what runs that were killed had
+// half written. It looks at most once an hour.
 func (d *Dir) Prune(keep time.Duration) error {
 	mark := d.Path("jobs", "pruned")
 	now := d.now()
@@ -315,8 +317,35 @@ func (d *Dir) Prune(keep time.Duration) error {
 			return fault.FromOS(err)
 		}
 	}
-	if err := durable.WriteFile(d.fs, mark, nil); err != nil {
+	if err := errors.Join(d.sweep(now), durable.WriteFile(d.fs, mark, nil)); err != nil {
 		return fault.FromOS(err)
+	}
+	return nil
+}
+
+// sweep removes half-made files. Another run may be making one at this moment, but none takes an hour for it.
+func (d *Dir) sweep(now time.Time) error {
+	for _, folder := range []string{d.path, d.Path("jobs"), d.Path("vms")} {
+		list, err := d.fs.ReadDir(folder)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, e := range list {
+			name := filepath.Join(folder, e.Name)
+			if e.Dir || !durable.IsTemp(name) {
+				continue
+			}
+			s, err := d.fs.Stat(name)
+			if err == nil && now.Sub(time.Unix(0, s.ModTime)) > pruneEvery {
+				err = durable.RemoveIfThere(d.fs, name)
+			}
+			if err != nil && !errors.Is(err, fs.ErrNotExist) { // its maker may have renamed it by now
+				return err
+			}
+		}
 	}
 	return nil
 }

@@ -251,6 +251,39 @@ func TestPrune(t *testing.T) {
 	}
 }
 
+// TestPruneHalfMade: what a run that was killed had half written goes away, what another run may be writing stays.
+func TestPruneHalfMade(t *testing.T) {
+	d, c := testDir(t)
+	c.at = time.Now()
+	check(t, must(d.Begin("delta", "", "web01"))(t).End(nil))
+	check(t, d.RememberVM(VM{VM: "web01"}))
+	var temps []string
+	for _, name := range []string{d.Path("store.json"), d.vmFile("web01"), d.jobFile("x")} {
+		temps = append(temps, durable.TempName(name))
+		check(t, os.WriteFile(temps[len(temps)-1], []byte("{"), 0o600))
+	}
+	left := func() (n int) {
+		for _, name := range temps {
+			if _, err := os.Stat(name); err == nil {
+				n++
+			}
+		}
+		return n
+	}
+	check(t, d.Prune(24*time.Hour))
+	if n := left(); n != 3 {
+		t.Errorf("%d half-made files are left of 3 that may be in the making", n)
+	}
+	c.at = c.at.Add(pruneEvery + time.Minute)
+	check(t, d.Prune(24*time.Hour))
+	if n := left(); n != 0 {
+		t.Errorf("%d half-made files are left", n)
+	}
+	if _, ok, err := d.VM("web01"); !ok || err != nil {
+		t.Errorf("the memory of the VM: %v %v", ok, err)
+	}
+}
+
 // TestCrash cuts the power at every operation: what is remembered afterwards is what was, or what was about to be, and
 // can always be written again.
 func TestCrash(t *testing.T) {
