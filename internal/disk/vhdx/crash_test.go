@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -28,6 +29,21 @@ type event struct {
 
 // run writes at random and records.
 func (h *history) run(t *testing.T, r *rand.Rand, steps int) {
+	var script []event
+	size := int64(len(h.start)) * 512
+	for i := range steps {
+		if r.IntN(4) == 0 {
+			script = append(script, event{flush: true})
+			continue
+		}
+		script = append(script, event{m: randomMutation(r, size, mib), tag: uint32(1000 + i)})
+	}
+	h.play(t, script)
+}
+
+// play does what the script says and records.
+func (h *history) play(t *testing.T, script []event) {
+	t.Helper()
 	f := h.base.clone()
 	f.ops = &h.ops
 	w, err := OpenRW(f, parentsOf(append([]*memFile{f}, h.parent...)))
@@ -35,17 +51,17 @@ func (h *history) run(t *testing.T, r *rand.Rand, steps int) {
 		t.Fatal(err)
 	}
 	model := append([]uint32(nil), h.start...)
-	for i := range steps {
-		if r.IntN(4) == 0 {
+	for _, e := range script {
+		e.at = len(h.ops)
+		if e.flush {
 			if err := w.Flush(); err != nil {
 				t.Fatal(err)
 			}
-			h.events = append(h.events, event{at: len(h.ops), flush: true})
-			continue
+			e.at = len(h.ops)
+		} else {
+			e.m.do(t, w, model, e.tag)
 		}
-		m, tag := randomMutation(r, w.Size(), w.BlockSize()), uint32(1000+i)
-		h.events = append(h.events, event{at: len(h.ops), m: m, tag: tag})
-		m.do(t, w, model, tag)
+		h.events = append(h.events, e)
 	}
 	mustClose(t, w)
 	h.events = append(h.events, event{at: len(h.ops), flush: true})
@@ -79,10 +95,21 @@ func (h *history) allowed(cut int) [][]uint32 {
 	return may
 }
 
-// left is the file after a crash after cut operations: mode 0 is a kill, which loses nothing; in mode 1 a power cut loses
-// all that was not synced; in the other modes it loses some of it.
+// The ways of a crash: a kill loses nothing; a power cut loses all that was not synced, or all but the last operation, or
+// all but the first, or, in the modes from lostSome on, some sectors.
+const (
+	killed = iota
+	lostAll
+	lostAllButLast
+	lostAllButFirst
+	lostMiddle // all but the first and the last
+	lostSome
+	modes = lostSome + 2
+)
+
+// left is the file after a crash after cut operations.
 func (h *history) left(cut, mode int, r *rand.Rand) *memFile {
-	synced := 0
+	synced := -1
 	for i, o := range h.ops[:cut] {
 		if o.kind == 's' {
 			synced = i
@@ -91,9 +118,10 @@ func (h *history) left(cut, mode int, r *rand.Rand) *memFile {
 	f := h.base.clone()
 	for i, o := range h.ops[:cut] {
 		switch {
-		case i <= synced || mode == 0:
+		case i <= synced, mode == killed, (mode == lostAllButLast || mode == lostMiddle) && i == cut-1,
+			(mode == lostAllButFirst || mode == lostMiddle) && i == synced+1:
 			f.play(o)
-		case mode > 1:
+		case mode >= lostSome:
 			f.playSome(o, r)
 		}
 	}
@@ -120,6 +148,11 @@ func (h *history) check(f *memFile, may [][]uint32) error {
 			return fmt.Errorf("sector %d is of write %d; allowed: %v", s, tag, may[s])
 		}
 	}
+	if before := (&view{f: h.base, real: h.base.size, size: h.base.size}); !slices.Equal(inMemory, h.start) {
+		if old, _, err := before.readHeader(); err != nil || old.dataWriteGUID == m.DataWriteGUID() {
+			return fmt.Errorf("the content changed, its DataWriteGuid did not (%v)", err)
+		}
+	}
 	w, err := OpenRW(f, parentsOf(files))
 	if err != nil {
 		return fmt.Errorf("open for writing: %w", err)
@@ -136,6 +169,28 @@ func (h *history) check(f *memFile, may [][]uint32) error {
 	return w.Close()
 }
 
+// checkAll cuts the history at every operation, in every way.
+func (h *history) checkAll(t *testing.T, r *rand.Rand) {
+	t.Helper()
+	for cut := range len(h.ops) + 1 {
+		may := h.allowed(cut)
+		for mode := range modes {
+			if err := h.check(h.left(cut, mode, r), may); err != nil {
+				t.Fatalf("crash after %d of %d operations, mode %d: %v", cut, len(h.ops), mode, err)
+			}
+		}
+	}
+}
+
+func content(t *testing.T, chain []*memFile) []uint32 {
+	t.Helper()
+	c, err := tags(mustOpen(t, chain...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 func crashSpec(sector int64) Spec {
 	return Spec{Size: 3*mib + 64*kib, BlockSize: mib, LogicalSectorSize: sector}
 }
@@ -148,13 +203,36 @@ func TestCrash(t *testing.T) {
 				r := seed(t)
 				h := newHistory(t, r, kind, sector)
 				h.run(t, r, 16)
-				for cut := range len(h.ops) + 1 {
-					may := h.allowed(cut)
-					for mode := range 4 {
-						if err := h.check(h.left(cut, mode, r), may); err != nil {
-							t.Fatalf("crash after %d of %d operations, mode %d: %v", cut, len(h.ops), mode, err)
-						}
-					}
+				h.checkAll(t, r)
+			})
+		}
+	}
+}
+
+// TestCrashScripts cuts the histories of what is known to be delicate.
+func TestCrashScripts(t *testing.T) {
+	write := func(off, n int64, tag uint32) event { return event{m: mutation{off: off, n: n}, tag: tag} }
+	zero := func(off, n int64) event { return event{m: mutation{off: off, n: n, zero: true}} }
+	flush := event{flush: true}
+	for name, script := range map[string][]event{
+		"space freed and wanted at once": {write(0, 2*mib, 10), flush, zero(0, mib), write(2*mib, mib, 11), write(0, 4096, 12)},
+		"closed without a flush":         {write(mib, 4096, 10), write(0, 4096, 11)},
+		"flushes close together":         {write(0, 4096, 10), flush, flush, write(mib, 4096, 11), flush, write(2*mib, 4096, 12), flush},
+		"many tables at once":            {write(0, 512, 10), write(mib, 512, 11), write(2*mib, 512, 12)},
+		"one sector at a time":           {write(512, 512, 10), flush, write(1024, 512, 11), flush, write(mib-512, 1024, 12)},
+		"written, zeroed, written":       {write(0, mib, 10), zero(0, mib), write(0, 512, 11), flush, zero(0, mib), flush, write(mib/2, 512, 12)},
+	} {
+		for _, kind := range []Kind{Dynamic, Differencing} {
+			t.Run(name+"/"+kind.String(), func(t *testing.T) {
+				r := seed(t)
+				h := newHistory(t, r, kind, 512)
+				h.play(t, script)
+				h.checkAll(t, r)
+				if kind == Differencing { // and on a child that holds nothing yet, no bitmap either
+					h = &history{parent: h.parent, start: content(t, h.parent), base: newMem()}
+					mustClose(t, create(t, h.base, Spec{Kind: Differencing, BlockSize: mib, Parent: mustOpen(t, h.parent...)}))
+					h.play(t, script)
+					h.checkAll(t, r)
 				}
 			})
 		}
@@ -192,22 +270,55 @@ func TestCrashInReplay(t *testing.T) {
 	h := newHistory(t, r, Differencing, 512)
 	h.run(t, r, 8)
 	for cut := range h.ops {
-		dirty, may := h.left(cut, 0, r), h.allowed(cut)
-		again := &history{base: dirty, parent: h.parent}
-		f := dirty.clone()
-		f.ops = &again.ops
-		w, err := OpenRW(f, parentsOf(append([]*memFile{f}, h.parent...)))
-		if err != nil {
-			t.Fatal(err)
+		for _, mode := range []int{killed, lostAll} {
+			h.checkReplay(t, r, cut, mode)
 		}
-		mustClose(t, w)
-		for second := range again.ops {
-			for mode := range 3 {
-				if err := h.check(again.left(second, mode, r), may); err != nil {
-					t.Fatalf("crash after %d operations, then after %d of the replay, mode %d: %v", cut, second, mode, err)
-				}
+	}
+}
+
+// checkReplay opens what a crash left for writing, and cuts that in turn.
+func (h *history) checkReplay(t *testing.T, r *rand.Rand, cut, mode int) {
+	t.Helper()
+	dirty, may := h.left(cut, mode, r), h.allowed(cut)
+	again := &history{base: dirty, parent: h.parent, start: content(t, append([]*memFile{dirty}, h.parent...))}
+	f := dirty.clone()
+	f.ops = &again.ops
+	w, err := OpenRW(f, parentsOf(append([]*memFile{f}, h.parent...)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, w)
+	for second := range again.ops {
+		for mode := range modes {
+			if err := h.check(again.left(second, mode, r), may); err != nil {
+				t.Fatalf("crash after %d operations, then after %d of the replay, mode %d: %v", cut, second, mode, err)
 			}
 		}
+	}
+}
+
+// TestHeaderProtocol checks that the headers are written in turn, and that each is durable before anything else happens.
+func TestHeaderProtocol(t *testing.T) {
+	r := seed(t)
+	h := newHistory(t, r, Dynamic, 512)
+	h.play(t, []event{{m: mutation{off: 0, n: 3 * mib}, tag: 10}, {flush: true}, {m: mutation{off: mib, n: mib, zero: true}}})
+	_, last, err := (&view{f: h.base, real: h.base.size, size: h.base.size}).readHeader()
+	if err != nil {
+		t.Fatal(err)
+	}
+	written := 0
+	for i, o := range h.ops {
+		if o.kind != 'w' || (o.off != header1At && o.off != header2At) {
+			continue
+		}
+		written++
+		if o.off == last || h.ops[i+1].kind != 's' {
+			t.Fatalf("operation %d: header at %d after the one at %d, then %c", i, o.off, last, h.ops[i+1].kind)
+		}
+		last = o.off
+	}
+	if written != 6 {
+		t.Fatalf("%d header writes", written)
 	}
 }
 
@@ -220,7 +331,7 @@ func TestCrashInCreate(t *testing.T) {
 	create(t, f, Spec{Kind: Fixed, Size: 3 * mib, BlockSize: mib})
 	whole := 0
 	for cut := range len(ops) + 1 {
-		for mode := range 5 {
+		for mode := range modes {
 			h := history{base: newMem(), ops: ops}
 			f := h.left(cut, mode, r)
 			head := make([]byte, 8)

@@ -347,3 +347,43 @@ func TestLargeBlocks(t *testing.T) {
 		}
 	}
 }
+
+// TestGarbage writes into blocks whose place, or whose bits, hold what was left over from an earlier life.
+func TestGarbage(t *testing.T) {
+	parent, child := newMem(), newMem()
+	model := make([]uint32, 4*mib/512)
+	w := create(t, parent, Spec{Size: 4 * mib, BlockSize: mib})
+	mutation{off: 0, n: 3 * mib}.do(t, w, model, 1)
+	mustClose(t, w)
+	bat := mustOpen(t, parent).geo.bat.Off
+	parent.put(make([]byte, 16), bat) // the first two blocks are gone, their bytes are still in the file
+	mutation{off: 0, n: 2 * mib, zero: true}.model(model)
+	w, err := OpenRW(parent, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := parent.size
+	mutation{off: 5 * kib, n: kib}.do(t, w, model, 2)
+	mutation{off: 3*mib + kib, n: kib}.do(t, w, model, 3)
+	sameTags(t, w, model)
+	mustClose(t, w)
+	sameTags(t, mustOpen(t, parent), model)
+	if parent.size != before {
+		t.Fatal("the free space was not used")
+	}
+
+	w = create(t, child, Spec{Kind: Differencing, BlockSize: mib, Parent: mustOpen(t, parent)})
+	below := append([]uint32(nil), model...)
+	mutation{off: 0, n: mib / 2}.do(t, w, model, 4)
+	mustClose(t, w)
+	child.put(make([]byte, 8), bat) // its bits are still set
+	model = below
+	if w, err = OpenRW(child, parentsOf([]*memFile{child, parent})); err != nil {
+		t.Fatal(err)
+	}
+	sameTags(t, w, model)
+	mutation{off: mib - 512, n: 512}.do(t, w, model, 5)
+	sameTags(t, w, model)
+	mustClose(t, w)
+	sameTags(t, mustOpen(t, child, parent), model)
+}
