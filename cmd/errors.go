@@ -106,11 +106,7 @@ func retryText(c fault.Class) string {
 
 // advice is the table's advice, with the VM's name in it and with commands that run as they stand.
 func (p *program) advice(c fault.Code, vm string) string {
-	a := c.Lookup().Advice
-	if vm == "" {
-		a = strings.ReplaceAll(a, "{vm}", "VM")
-	}
-	return p.commands(strings.ReplaceAll(a, "{vm}", vm))
+	return p.commands(fault.Fill(c.Lookup().Advice, cmpOr(vm, "VM"), p.res.Command))
 }
 
 // commandWords matches "sitrep COMMAND" in a text.

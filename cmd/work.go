@@ -76,7 +76,10 @@ func (w *world) job(vm *site.VM, name string, h *vmHead, f func(*state.Job) erro
 	}
 	err = j.End(err)
 	w.log.Info("job ended", "job", j.ID(), "state", j.State())
-	return errors.Join(err, w.noteFailure(vm, err), w.memory.Prune(vm.Policy().JobRetention))
+	if nerr := errors.Join(w.noteFailure(vm, err), w.memory.Prune(vm.Policy().JobRetention)); nerr != nil {
+		w.log.Warn("the site's memory cannot be kept in order", "error", nerr) // what the job did stands
+	}
+	return err
 }
 
 // noteFailure keeps what stopped the VM, so that status tells it. An error that says nothing about the VM's health, such
@@ -89,7 +92,7 @@ func (w *world) noteFailure(vm *site.VM, err error) error {
 	if merr != nil || !ok {
 		return merr
 	}
-	f := state.FailureOf(err, vm.Name, w.now())
+	f := state.FailureOf(err, vm.Name, w.res.Command, w.now())
 	switch f.Code.Class() {
 	case fault.Critical:
 		mem.Critical = f
@@ -162,7 +165,7 @@ func (w *world) describe(vm *site.VM, st replica.State, h *vmHead) {
 // closing joins the error of a replica's Close.
 func closing(r replica.Replica, err *error) { *err = errors.Join(*err, r.Close()) }
 
-// dryRunOnly says of a plan that it was one.
+// planned says a part of a dry run's plan.
 func (w *world) planned(vm *site.VM, format string, args ...any) {
 	w.say("%s: plan: %s", vm.Name, fmt.Sprintf(format, args...))
 }

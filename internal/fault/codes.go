@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"strings"
 )
 
 // Code names a kind of error. Codes are part of the contract of --json: they are only added.
@@ -59,68 +60,110 @@ const (
 
 // Entry is what the table says of one code.
 type Entry struct {
-	Class  Class
-	Cause  string // possible cause
-	Advice string // what to do, "{vm}" stands for the VM's name
+	Class Class
+	Cause string // possible cause
+	// Advice is what to do, Command included: "{vm}" stands for the VM's name, "{again}" for the command that failed, with
+	// the VM's name (see Fill).
+	Advice string
+	// Command is the exact command that leads on when what Advice says was done, "" when there is none.
+	Command string
+}
+
+// Fill puts the VM's name and the command that failed (a subcommand of sitrep, "" when not known) into an advice or a
+// command of the table.
+func Fill(text, vm, verb string) string {
+	text = strings.ReplaceAll(text, "{again}", again(verb))
+	return strings.ReplaceAll(text, "{vm}", vm)
+}
+
+// again is the command line that does at once what verb did not get done. A capture without the store is part of a
+// delta, and whatever only looks at a VM has nothing to repeat.
+func again(verb string) string {
+	switch verb {
+	case "replicate", "apply", "resync":
+		return "sitrep " + verb + " {vm} --now"
+	case "protect", "unprotect", "pause", "resume", "verify":
+		return "sitrep " + verb + " {vm}"
+	}
+	return "sitrep delta {vm} --now"
 }
 
 // Lookup returns the table's entry for the code; an unknown code is recoverable and says so.
 func (c Code) Lookup() Entry {
-	if e, ok := table()[c]; ok {
-		return e
+	r, ok := table()[c]
+	if !ok {
+		r = table()[IO]
 	}
-	return table()[IO]
+	return Entry{Class: r.class, Cause: r.cause, Advice: r.advice(), Command: r.command}
 }
 
 // Class says what happens after an error of this code.
 func (c Code) Class() Class { return c.Lookup().Class }
 
-// table is every (fault, class, advice) triple of the product. It is a function so that nothing can change it.
-func table() map[Code]Entry {
-	return map[Code]Entry{
-		IO:               {Recoverable, "A read or a write failed.", "Look at the disk or the network path named in the message; the next run tries again."},
-		NoSpace:          {Recoverable, "The volume is full.", "Free space on the volume named in the message; the next run goes on where this one stopped."},
-		Permission:       {Critical, "The account that runs sitrep may not read or write this file or folder.", "Correct the permissions, then run: sitrep resume {vm}"},
-		NotFound:         {Critical, "A file or folder is not there.", "Correct the path in the site file or bring the file back, then run: sitrep check {vm}"},
-		Interrupted:      {Recoverable, "The run was interrupted.", "Run the same command again; what was acknowledged is kept."},
-		Busy:             {Recoverable, "Something else is using the file.", "Wait, or stop what is using it; the next run tries again."},
-		UsageError:       {Usage, "The command line is wrong.", "Run: sitrep help"},
-		SiteInvalid:      {Usage, "The site file is wrong.", "Correct the lines named above, then run: sitrep check"},
-		VMUnknown:        {Usage, "The site file has no VM of this name.", "Run sitrep status --all to see the names."},
-		PrerequisiteFail: {Prerequisite, "The VM does not meet a prerequisite of protection.", "Do what the finding says, then run: sitrep check {vm}"},
-		Exists:           {Refused, "The file is there already.", "Give another name, or move the file away."},
-		RunLocked:        {Locked, "Another run of sitrep works on this VM.", "Wait until it ends: sitrep jobs --vm {vm}"},
+// row is one line of the table: what has to be mended outside, in words, and the command that leads on afterwards.
+type row struct {
+	class   Class
+	cause   string
+	mend    string
+	command string
+}
 
-		DiskMissing:      {Critical, "The source disk is not where the site file says.", "Bring the disk back or correct its path, then run: sitrep resume {vm}"},
-		DiskFormat:       {Critical, "The file is not a disk image of a known format.", "Check the path and the format in the site file, then run: sitrep check {vm}"},
-		DiskCorrupt:      {Critical, "The disk image is damaged.", "Repair the image with the tools of its hypervisor, then run: sitrep resume {vm}"},
-		DiskUnsupported:  {Critical, "The disk image uses a feature that is not supported.", "Convert the image, then run: sitrep check {vm}"},
-		ChainBroken:      {Critical, "A parent of the differencing disk is missing or was modified.", "Repair the chain, then run: sitrep resume {vm}"},
-		DiskModified:     {Recoverable, "The disk was written to while it was being read.", "Stop the VM or freeze its disks during the run, or put the disks on a filesystem with reflinks; the next run tries again."},
-		DiskShrunk:       {Critical, "The source disk is smaller than its replica.", "Restore the disk's size, or run: sitrep unprotect {vm} and then: sitrep protect {vm}"},
-		LogCorrupt:       {Resync, "A change log is damaged.", "Run: sitrep resync {vm}"},
-		LogTorn:          {Resync, "A change log was not closed.", "Run: sitrep resync {vm}"},
-		LogForeign:       {Resync, "A change log belongs to another disk or another history.", "Move the file away, then run: sitrep resync {vm}"},
-		LogGap:           {Resync, "A change log is missing in the sequence.", "Bring the file back, or run: sitrep resync {vm}"},
-		LogVersion:       {Critical, "The change log was written by a newer version.", "Update sitrep, then run: sitrep resume {vm}"},
-		LogLimit:         {Resync, "Change logs have piled up because they could not be shipped, and take no more space.", "Mend what keeps the store out of reach, then run: sitrep resync {vm}"},
-		PositionLost:     {Resync, "This site no longer knows which changes the replica has.", "Run: sitrep resync {vm}"},
-		StoreNotMounted:  {Recoverable, "The store's folder is there but empty: the volume is probably not mounted.", "Mount the store, then run the same command again."},
-		StoreForeign:     {Critical, "The folder holds another store than the one this site replicates to.", "Correct the store in the site file, or mount the right volume."},
-		ReplicaMissing:   {Critical, "The replica of a protected VM is not in the store.", "Bring it back from where it was moved, or run: sitrep unprotect {vm} and then: sitrep protect {vm}"},
-		ReplicaForeign:   {Critical, "The ledger in this folder is of another VM.", "Bring back the ledger of this VM, then run: sitrep verify {vm}"},
-		ReplicaChanged:   {Resync, "Something other than sitrep wrote to the replica.", "Find out what it was; sitrep verify {vm} tells whether the content is still right, else run: sitrep resync {vm}"},
-		ReplicaCorrupt:   {Resync, "The replica's content is not what its block sums say.", "Run: sitrep resync --deep {vm}"},
-		LedgerCorrupt:    {Critical, "The ledger cannot be read.", "Restore ledger.json from a backup of the store, then run: sitrep verify {vm}"},
-		LedgerVersion:    {Critical, "The store was written by a newer version.", "Update sitrep, then run: sitrep resume {vm}"},
-		LedgerConflict:   {Recoverable, "Another run changed the ledger at the same time.", "Run the same command again."},
-		Fenced:           {Refused, "Another site has taken over this VM.", "Run sitrep status {vm} to see who; nothing was written."},
-		NotProtected:     {Refused, "The VM is not protected.", "Run: sitrep protect {vm}"},
-		AlreadyProtected: {Refused, "The VM is protected already.", "Run: sitrep status {vm}"},
-		WrongState:       {Refused, "The VM's state does not allow this.", "Run: sitrep status {vm}"},
-		ResyncRequired:   {Resync, "The replica can no longer be brought up to date by change logs.", "Run: sitrep resync {vm}"},
-		PointMissing:     {Critical, "There is no such recovery point.", "Run: sitrep points {vm}"},
-		Difference:       {Differs, "The replica differs from what it should be.", "Run: sitrep resync --deep {vm}"},
+func (r row) advice() string {
+	switch {
+	case r.command == "":
+		return r.mend
+	case r.mend == "":
+		return "Run: " + r.command
+	}
+	return r.mend + " Then run: " + r.command
+}
+
+// table is every (fault, class, advice) triple of the product. It is a function so that nothing can change it.
+func table() map[Code]row {
+	return map[Code]row{
+		IO:               {Recoverable, "A read or a write failed.", "Look at the disk or the network path named in the message.", "{again}"},
+		NoSpace:          {Recoverable, "The volume is full.", "Free space on the volume named in the message.", "{again}"},
+		Permission:       {Critical, "The account that runs sitrep may not read or write this file or folder.", "Correct the permissions.", "sitrep resume {vm}"},
+		NotFound:         {Critical, "A file or folder is not there.", "Correct the path in the site file or bring the file back.", "sitrep resume {vm}"},
+		Interrupted:      {Recoverable, "The run was interrupted.", "What was acknowledged is kept.", "{again}"},
+		Busy:             {Recoverable, "Something else is using the file.", "Wait, or stop what is using it.", "{again}"},
+		UsageError:       {Usage, "The command line is wrong.", "", "sitrep help"},
+		SiteInvalid:      {Usage, "The site file is wrong.", "Correct the lines named above.", "sitrep check"},
+		VMUnknown:        {Usage, "The site file has no VM of this name.", "Look for its name in the list.", "sitrep status --all"},
+		PrerequisiteFail: {Prerequisite, "The VM does not meet a prerequisite of protection.", "Do what the finding says; sitrep check {vm} lists all of them.", "{again}"},
+		RunLocked:        {Locked, "Another run of sitrep works on this VM.", "Wait until it ends.", "sitrep jobs --vm {vm}"},
+		Exists:           {Refused, "The file is there already.", "Give another name, or move the file away.", ""},
+
+		DiskMissing:      {Critical, "The source disk is not where the site file says.", "Bring the disk back or correct its path.", "sitrep resume {vm}"},
+		DiskFormat:       {Critical, "The file is not a disk image of a known format.", "Correct the path and the format in the site file, or bring the image back.", "sitrep resume {vm}"},
+		DiskCorrupt:      {Critical, "The disk image is damaged.", "Repair the image with the tools of its hypervisor.", "sitrep resume {vm}"},
+		DiskUnsupported:  {Critical, "The disk image uses a feature that is not supported.", "Convert the image.", "sitrep resume {vm}"},
+		ChainBroken:      {Critical, "A parent of the differencing disk is missing or was modified.", "Repair the chain.", "sitrep resume {vm}"},
+		DiskModified:     {Recoverable, "The disk was written to while it was being read.", "Stop the VM or freeze its disks during the run, or put the disks on a filesystem with reflinks.", "{again}"},
+		DiskShrunk:       {Critical, "The source disk is smaller than its replica.", "Restore the disk's size (or give the replica up: sitrep unprotect {vm}, and then sitrep protect {vm}).", "sitrep resume {vm}"},
+		LogCorrupt:       {Resync, "A change log is damaged.", "", "sitrep resync {vm} --now"},
+		LogTorn:          {Resync, "A change log was not closed.", "", "sitrep resync {vm} --now"},
+		LogForeign:       {Resync, "A change log belongs to another disk or another history.", "Move the file away.", "sitrep resync {vm} --now"},
+		LogGap:           {Resync, "A change log is missing in the sequence.", "", "sitrep resync {vm} --now"},
+		LogVersion:       {Critical, "The change log was written by a newer version.", "Update sitrep.", "sitrep resume {vm}"},
+		LogLimit:         {Resync, "Change logs have piled up because they could not be shipped, and take no more space.", "Mend what keeps the store out of reach.", "sitrep resync {vm} --now"},
+		PositionLost:     {Resync, "This site no longer knows which changes the replica has.", "", "sitrep resync {vm} --now"},
+		StoreNotMounted:  {Recoverable, "The store's folder is missing or empty: the volume is probably not mounted.", "Mount the store.", "{again}"},
+		StoreForeign:     {Critical, "The folder holds another store than the one this site replicates to.", "Correct the store in the site file, or mount the right volume.", "sitrep resume {vm}"},
+		ReplicaMissing:   {Critical, "The replica of a protected VM is not in the store.", "Bring it back from where it was moved (or, when it is lost: sitrep unprotect {vm}, and then sitrep protect {vm}).", "sitrep resume {vm}"},
+		ReplicaForeign:   {Critical, "The ledger in this folder is of another VM.", "Bring back the ledger of this VM.", "sitrep resume {vm}"},
+		ReplicaChanged:   {Resync, "Something other than sitrep wrote to the replica.", "Find out what it was, so that it does not happen again.", "sitrep resync {vm} --now"},
+		ReplicaCorrupt:   {Resync, "The replica's content is not what its block sums say.", "", "sitrep resync {vm} --deep --now"},
+		LedgerCorrupt:    {Critical, "The ledger cannot be read.", "Restore ledger.json from a backup of the store.", "sitrep resume {vm}"},
+		LedgerVersion:    {Critical, "The store was written by a newer version.", "Update sitrep.", "sitrep resume {vm}"},
+		LedgerConflict:   {Recoverable, "Another run changed the ledger at the same time.", "", "{again}"},
+		Fenced:           {Refused, "Another site has taken over this VM; nothing was written.", "See who has.", "sitrep status {vm}"},
+		NotProtected:     {Refused, "The VM is not protected.", "", "sitrep protect {vm}"},
+		AlreadyProtected: {Refused, "The VM is protected already.", "", "sitrep status {vm}"},
+		WrongState:       {Refused, "The VM's state does not allow this.", "", "sitrep why {vm}"},
+		ResyncRequired:   {Resync, "The replica can no longer be brought up to date by change logs.", "", "sitrep resync {vm} --now"},
+		PointMissing:     {Critical, "There is no such recovery point.", "Choose one of the list.", "sitrep points {vm}"},
+		Difference:       {Differs, "The replica differs from what it should be.", "", "sitrep resync {vm} --deep --now"},
 	}
 }
 

@@ -66,8 +66,29 @@ func TestEveryCodeHasARow(t *testing.T) {
 		if slices.Contains(all[:i], c) {
 			t.Errorf("%s is there twice", c)
 		}
-		if rest := strings.ReplaceAll(e.Advice, "{vm}", ""); strings.ContainsAny(rest, "{}") {
-			t.Errorf("%s: advice %q has another placeholder than {vm}", c, e.Advice)
+		if rest := fault.Fill(e.Advice, "web01", ""); strings.ContainsAny(rest, "{}") {
+			t.Errorf("%s: advice %q has an unknown placeholder", c, e.Advice)
+		}
+		if !strings.HasSuffix(e.Advice, e.Command) || e.Command == "" && c != fault.Exists {
+			t.Errorf("%s: advice %q does not end with its command %q", c, e.Advice, e.Command)
+		}
+	}
+}
+
+func TestFill(t *testing.T) {
+	for _, tt := range []struct{ text, verb, want string }{
+		{"Run: {again}", "", "Run: sitrep delta web01 --now"},
+		{"Run: {again}", "delta", "Run: sitrep delta web01 --now"},
+		{"Run: {again}", "status", "Run: sitrep delta web01 --now"},
+		{"Run: {again}", "replicate", "Run: sitrep replicate web01 --now"},
+		{"Run: {again}", "apply", "Run: sitrep apply web01 --now"},
+		{"Run: {again}", "resync", "Run: sitrep resync web01 --now"},
+		{"Run: {again}", "protect", "Run: sitrep protect web01"},
+		{"Run: {again}", "verify", "Run: sitrep verify web01"},
+		{"{vm}, {vm}", "", "web01, web01"},
+	} {
+		if got := fault.Fill(tt.text, "web01", tt.verb); got != tt.want {
+			t.Errorf("Fill(%q, %q) = %q, want %q", tt.text, tt.verb, got, tt.want)
 		}
 	}
 }

@@ -60,16 +60,20 @@ type Failure struct {
 	Message string     `json:"message"`
 	Cause   string     `json:"cause"`
 	Advice  string     `json:"advice"`
+	Command string     `json:"next_command,omitempty"` // what leads on, as it stands
+	Path    string     `json:"path,omitempty"`         // the file or address
+	Disk    string     `json:"disk,omitempty"`
+	Job     string     `json:"job,omitempty"` // that failed; "" in the job's own record
 	At      time.Time  `json:"at"`
 }
 
-// FailureOf describes an error of a VM for a record.
-func FailureOf(err error, vm string, at time.Time) *Failure {
+// FailureOf describes an error of a VM, in the subcommand verb, for a record.
+func FailureOf(err error, vm, verb string, at time.Time) *Failure {
 	e := fault.FromOS(err)
 	entry := e.Code.Lookup()
 	return &Failure{
-		Code: e.Code, Message: err.Error(), Cause: entry.Cause,
-		Advice: strings.ReplaceAll(entry.Advice, "{vm}", vm), At: at.UTC(),
+		Code: e.Code, Message: err.Error(), Cause: entry.Cause, Path: e.Path, Disk: e.Disk,
+		Advice: fault.Fill(entry.Advice, vm, verb), Command: fault.Fill(entry.Command, vm, verb), At: at.UTC(),
 	}
 }
 
@@ -168,7 +172,7 @@ func (j *Job) End(err error) error {
 	j.update(func(r *Record) {
 		r.State, r.Ended = stateOf(err), j.dir.now().UTC()
 		if err != nil {
-			r.Error = FailureOf(err, r.VM, r.Ended)
+			r.Error = FailureOf(err, r.VM, r.Command, r.Ended)
 		}
 	})
 	rerr := j.flush()
