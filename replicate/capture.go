@@ -174,7 +174,6 @@ func (l *cutLogs) needed() bool {
 
 // seal closes the logs of all disks: a disk without changes gets an empty one, because all disks move together.
 func (l *cutLogs) seal() error {
-	dirs := map[string]bool{}
 	for _, d := range l.cut.Disks() {
 		w, err := l.writer(d)
 		if err != nil {
@@ -182,12 +181,6 @@ func (l *cutLogs) seal() error {
 		}
 		if _, err := w.Seal(); err != nil {
 			return fault.In(err, "", d.Name())
-		}
-		dirs[l.job.LogDir[d.Name()]] = true
-	}
-	for dir := range dirs {
-		if err := l.job.FS.SyncDir(dir); err != nil {
-			return err
 		}
 	}
 	return nil
@@ -276,7 +269,28 @@ func (j *Job) readLocal(path, disk string) (l localLog, ours bool, err error) {
 // dropUncommitted removes logs that lead past the tracker's position: their cut was interrupted before it counted, and
 // the disks still hold what they say.
 func (j *Job) dropUncommitted(at hrl.Pos) error {
+	for disk := range j.LogDir {
+		if err := j.dropTemps(disk); err != nil {
+			return fault.In(err, j.VM, disk)
+		}
+	}
 	return j.dropLogs(func(l localLog) bool { return l.id.To.Seq > at.Seq })
+}
+
+// dropTemps removes what is left of logs that were being begun.
+func (j *Job) dropTemps(disk string) error {
+	entries, err := j.FS.ReadDir(j.LogDir[disk])
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if base, ok := durable.TempBase(e.Name); ok && !e.Dir && isLogOf(base, j.VM, disk) {
+			if err := durable.RemoveIfThere(j.FS, filepath.Join(j.LogDir[disk], e.Name)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // release removes the logs that the replica has applied.
@@ -284,8 +298,13 @@ func (j *Job) release(_ context.Context, st replica.State) error {
 	return j.dropLogs(func(l localLog) bool { return l.id.To.Seq <= st.Applied.Seq })
 }
 
+// dropLogs removes the logs of the relationship that drop picks, and those that a killed run had half begun. No log is
+// being written meanwhile.
 func (j *Job) dropLogs(drop func(localLog) bool) error {
 	for disk := range j.LogDir {
+		if err := j.dropHalfMade(disk); err != nil {
+			return fault.In(err, j.VM, disk)
+		}
 		logs, err := j.localLogs(disk)
 		if err != nil {
 			return fault.In(err, j.VM, disk)
@@ -297,6 +316,23 @@ func (j *Job) dropLogs(drop func(localLog) bool) error {
 			if err := durable.RemoveIfThere(j.FS, l.path); err != nil {
 				return fault.In(err, j.VM, disk)
 			}
+		}
+	}
+	return nil
+}
+
+// dropHalfMade removes the temporary files of a disk's logs.
+func (j *Job) dropHalfMade(disk string) error {
+	entries, err := j.FS.ReadDir(j.LogDir[disk])
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if base, ok := durable.TempBase(e.Name); e.Dir || !ok || !isLogOf(base, j.VM, disk) {
+			continue
+		}
+		if err := durable.RemoveIfThere(j.FS, filepath.Join(j.LogDir[disk], e.Name)); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"reflect"
+	"strings"
 	"testing"
 
+	"sitrep/internal/durable"
 	"sitrep/internal/durable/crashfs"
 	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
@@ -119,8 +121,15 @@ func recovered(ctx context.Context, r *replicatetest.Rig, g replicatetest.Guest,
 	if err := holds(ctx, r, settled); err != nil {
 		return fmt.Errorf("before the next run: %w", err)
 	}
-	if err := again(r); err != nil && !fault.Is(err, fault.WrongState) { // protect of a VM that is protected by now
+	err := again(r)
+	if err != nil && !fault.Is(err, fault.WrongState) { // protect of a VM that is protected by now
 		return fmt.Errorf("the next run: %w", err)
+	}
+	if err == nil {
+		err = tidy(r)
+	}
+	if err != nil && !fault.Is(err, fault.WrongState) {
+		return err
 	}
 	if err := holds(ctx, r, settled); err != nil {
 		return fmt.Errorf("after the next run: %w", err)
@@ -144,6 +153,17 @@ func recovered(ctx context.Context, r *replicatetest.Rig, g replicatetest.Guest,
 		return errors.New("the newest recovery point is not the source")
 	}
 	return r.Verified(ctx)
+}
+
+// tidy says whether there is nothing beside the disks but the disks.
+func tidy(r *replicatetest.Rig) error {
+	entries, err := r.FS.ReadDir("/site/disks")
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name, ".raw") || durable.IsTemp(e.Name) {
+			err = errors.Join(err, fmt.Errorf("%s was left beside the disks", e.Name))
+		}
+	}
+	return err
 }
 
 // holds proves that the points of the map that the ledger still lists have the content of the map.

@@ -2,6 +2,7 @@ package replicate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -27,6 +28,9 @@ func (j *Job) Delta(ctx context.Context) (Delta, error) {
 // cycle is Delta without the question whether the phase allows it.
 func (j *Job) cycle(ctx context.Context) (Delta, error) {
 	var d Delta
+	if err := j.ready(ctx); err != nil {
+		return d, err
+	}
 	c, err := j.capture(ctx)
 	d.Captured = c
 	if err != nil {
@@ -47,6 +51,31 @@ func (j *Job) cycle(ctx context.Context) (Delta, error) {
 		d.Disks[i].Sent = j.sent[d.Disks[i].Name]
 	}
 	return d, j.release(ctx, st)
+}
+
+// ready says, before any disk is read, whether the logs that wait lead on from what the replica has, and whether the replica
+// is as the ledger left it.
+func (j *Job) ready(ctx context.Context) error {
+	st, err := j.Replica.Ledger().Load(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := j.queue(st); err != nil {
+		return err
+	}
+	if st.Applying != nil {
+		return nil
+	}
+	for _, d := range st.Disks {
+		pages, err := j.Replica.Disk(ctx, d)
+		if err != nil {
+			return fault.In(err, j.VM, d.Name)
+		}
+		if err := errors.Join(unchangedPages(ctx, pages, d), pages.Close()); err != nil {
+			return fault.In(err, j.VM, d.Name)
+		}
+	}
+	return nil
 }
 
 // confirm records that the replica is the source as of a cut that found nothing new, and makes the position a recovery
