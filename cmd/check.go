@@ -102,7 +102,7 @@ func (w *world) examine(ctx context.Context, vm *site.VM) ([]diskFacts, []findin
 	for _, d := range vm.Disks {
 		f, err := w.look(vm, d)
 		if err != nil {
-			findings = append(findings, opensNot(vm, d, err))
+			findings = append(findings, w.opensNot(vm, d, err))
 			continue
 		}
 		facts = append(facts, f)
@@ -122,12 +122,12 @@ func (w *world) look(vm *site.VM, d *site.Disk) (f diskFacts, err error) {
 }
 
 // opensNot is the finding that a disk cannot be read.
-func opensNot(vm *site.VM, d *site.Disk, err error) finding {
+func (w *world) opensNot(vm *site.VM, d *site.Disk, err error) finding {
 	e := fault.FromOS(err)
 	bare := *e
 	bare.VM, bare.Disk = "", ""
 	return finding{VM: vm.Name, Disk: d.Name, Rule: string(e.Code), Severity: support.Error,
-		Message: "the disk cannot be read: " + bare.Error(), Advice: strings.ReplaceAll(e.Code.Lookup().Cause, "{vm}", vm.Name)}
+		Message: "the disk cannot be read: " + bare.Error(), Advice: e.Code.Lookup().Cause + " Mend that, then run: " + w.commands("sitrep check "+vm.Name)}
 }
 
 // subject is the VM as the support matrix sees it.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -160,4 +162,51 @@ func recovered(t *testing.T, fsys *crashfs.FS) {
 			t.Fatalf("the replica of %s is not its source", disk)
 		}
 	}
+}
+
+// TestFullDisk: a volume that is full is told, loses nothing, and the same command goes on when there is space again.
+func TestFullDisk(t *testing.T) {
+	fsys := crashMachine(t)
+	if code, errs := sitrep(fsys, "protect", "web01"); code != exitDone {
+		t.Fatalf("protect: exit code %d\n%s", code, errs)
+	}
+	if err := change(fsys, 7); err != nil {
+		t.Fatal(err)
+	}
+	failed := 0
+	for space := int64(0); ; space += 4096 { // more than what there is: each run leaves the record of a job
+		fsys.SetCapacity(fsys.Allocated() + space)
+		code, errs := sitrep(fsys, "delta", "web01")
+		if code == exitDone {
+			break
+		}
+		if failed++; code != exitFailed || !strings.Contains(errs, "The volume is full") {
+			t.Fatalf("at %d bytes: exit code %d\n%s", space, code, errs)
+		}
+	}
+	if failed == 0 {
+		t.Fatal("the volume was never full")
+	}
+	fsys.SetCapacity(0)
+	recovered(t, fsys)
+}
+
+// TestReadOnly: a store that cannot be written is an administrator's matter, and the next run goes on.
+func TestReadOnly(t *testing.T) {
+	fsys := crashMachine(t)
+	life(fsys)
+	if err := change(fsys, 7); err != nil {
+		t.Fatal(err)
+	}
+	fsys.FailOn(func(op crashfs.Op) error {
+		if op.Kind.Changes() && strings.HasPrefix(op.Name, "/store/") {
+			return syscall.EROFS
+		}
+		return nil
+	})
+	if code, errs := sitrep(fsys, "delta", "web01"); code != exitCritical || !strings.Contains(errs, "/store/") {
+		t.Fatalf("exit code %d\n%s", code, errs)
+	}
+	fsys.FailOn(nil)
+	recovered(t, fsys)
 }

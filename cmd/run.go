@@ -27,6 +27,7 @@ import (
 
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
+	"sitrep/internal/site"
 )
 
 // Run does what args (with the program's name first) ask for, and returns the exit code. The first SIGINT or SIGTERM
@@ -46,7 +47,12 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 func (p *program) run(ctx context.Context, args []string) int {
 	app := p.app()
 	app.Setup()
-	return p.finish(app.RunContext(ctx, permute(app, args)))
+	err := app.RunContext(ctx, permute(app, args))
+	var help cli.ExitCoder
+	if errors.As(err, &help) { // only urfave/cli's own commands make such errors
+		err = fault.Wrap(fault.UsageError, err, "")
+	}
+	return p.finish(err)
 }
 
 // options are the global flags.
@@ -161,7 +167,7 @@ func (p *program) noCommand(c *cli.Context) error {
 		for _, x := range c.App.Commands {
 			names = append(names, x.Name)
 		}
-		return fault.New(fault.UsageError, "there is no command %q%s", c.Args().First(), nearest(c.Args().First(), names))
+		return fault.New(fault.UsageError, "there is no command %q%s", c.Args().First(), site.DidYouMean(c.Args().First(), names))
 	}
 	c.App.Writer = p.stderr
 	if err := cli.ShowAppHelp(c); err != nil {

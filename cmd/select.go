@@ -58,38 +58,3 @@ func namedVMs(s *site.Site, names []string) ([]*site.VM, error) {
 	}
 	return out, nil
 }
-
-// nearest words a suggestion for a misspelt word, or returns "".
-func nearest(got string, known []string) string {
-	best, least := "", 1+max(1, (len(got)+1)/3)
-	for _, k := range known {
-		if d := distance(got, k); d < least {
-			best, least = k, d
-		}
-	}
-	if best == "" {
-		return ""
-	}
-	return ", did you mean " + best + "?"
-}
-
-// distance is the number of letters to insert, remove or replace to make b of a.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			next := min(row[j]+1, row[j+1]+1, diagonal+cost)
-			diagonal, row[j+1] = row[j+1], next
-		}
-	}
-	return row[len(b)]
-}

@@ -48,7 +48,7 @@ func (p *program) open() (*world, error) {
 // haveStore refuses a store that this version cannot reach.
 func (w *world) haveStore() error {
 	if w.store == nil {
-		return fault.New(fault.PrerequisiteFail, "this version keeps replicas in a directory only, not in Azure").At(w.site.Path)
+		return fault.New(fault.PrerequisiteFail, "this version keeps replicas in a directory only: name one as store.directory").At(w.site.Path)
 	}
 	return nil
 }

@@ -24,6 +24,7 @@ import (
 type rig struct {
 	*testing.T
 	dir    string
+	keep   int    // recovery points
 	policy string // more of the policy, in YAML
 	vms    []*machine
 }
@@ -41,7 +42,7 @@ type moment map[string]string
 // newRig makes a site in an empty folder, without VMs.
 func newRig(t *testing.T) *rig {
 	needQEMU(t)
-	return &rig{T: t, dir: t.TempDir()}
+	return &rig{T: t, dir: t.TempDir(), keep: 24}
 }
 
 // path is in the folder of the site.
@@ -69,7 +70,7 @@ func one(t *testing.T, size int64) (*rig, *machine, *qemuGuest) {
 func (r *rig) writeSite() {
 	r.Helper()
 	var b strings.Builder
-	fmt.Fprintf(&b, "vault: e2e\nstore: {directory: ./store}\npolicies:\n  - {name: gold, recovery_points: 24%s}\nnetworks: [{name: lan}]\n", r.policy)
+	fmt.Fprintf(&b, "vault: e2e\nstore: {directory: ./store}\npolicies:\n  - {name: gold, recovery_points: %d%s}\nnetworks: [{name: lan}]\n", r.keep, r.policy)
 	b.WriteString("vmm:\n  clouds:\n    - name: c\n      policy: gold\n      hosts:\n        - name: h\n          hypervisor: none\n          vms:\n")
 	for _, m := range r.vms {
 		fmt.Fprintf(&b, "            - {name: %s, generation: 1, os: linux, cpus: 1, memory: 1GiB, nics: [{network: lan}], disks: [", m.name)

@@ -148,6 +148,9 @@ func within(dir, path string) bool {
 // maxSuggest bounds how many names are compared for a suggestion.
 const maxSuggest = 200
 
+// DidYouMean words a suggestion for a misspelt name, such as ", did you mean 'web01'?", or returns "".
+func DidYouMean(got string, known []string) string { return didYouMean(got, known) }
+
 // didYouMean words a suggestion for a misspelt name, or returns "".
 func didYouMean(got string, known []string) string {
 	best, least := "", 1+max(1, len(got)/3)
