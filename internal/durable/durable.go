@@ -124,6 +124,16 @@ func IsTempOf(tmp, name string) bool {
 	return IsTemp(tmp) && strings.HasPrefix(filepath.Base(tmp), "."+name+tempMark)
 }
 
+// TempBase returns the name, without its folder, that TempName made tmp for; of one longer than 200 bytes its beginning.
+func TempBase(tmp string) (base string, ok bool) {
+	tmp = filepath.Base(tmp)
+	i := strings.LastIndex(tmp, tempMark)
+	if !IsTemp(tmp) || i < 1 {
+		return "", false
+	}
+	return tmp[1:i], true
+}
+
 // WriteFile puts data into the file called name, in one step: after a crash at any time the file has its old content
 // or the new one. It is durable on return.
 func WriteFile(fs FS, name string, data []byte) error {

@@ -248,3 +248,16 @@ func TestAlignedBuffer(t *testing.T) {
 		}
 	}
 }
+
+func TestTempBase(t *testing.T) {
+	for _, name := range []string{"a", "web01.os.0000000000000003-8ad85656.hrl", ".b", strings.Repeat("x", 200), "a.sitrep-tmp-b"} {
+		if got, ok := durable.TempBase(durable.TempName(filepath.Join("folder", name))); !ok || got != name {
+			t.Errorf("TempBase of a temporary name of %q: %q %v", name, got, ok)
+		}
+	}
+	for _, name := range []string{"", ".", "a", "a.sitrep-tmp-00", ".sitrep-tmp-00", ".a.sitrep-tmp"} {
+		if got, ok := durable.TempBase(name); ok {
+			t.Errorf("TempBase(%q) = %q", name, got)
+		}
+	}
+}
