@@ -1,0 +1,81 @@
+package replicate
+
+import (
+	"context"
+	"path/filepath"
+	"time"
+
+	"sitrep/internal/durable"
+	"sitrep/internal/fault"
+	"sitrep/internal/hrl"
+	"sitrep/internal/replica"
+)
+
+// Mark records in the ledger that only resynchronization helps, found out at since while the ledger was out of reach. A VM
+// that is marked already, or that is being resynchronized, or has no deltas to lose, stays as it is.
+func (j *Job) Mark(ctx context.Context, code fault.Code, reason string, since time.Time) error {
+	st, err := j.Replica.Ledger().Load(ctx)
+	if err != nil {
+		return err
+	}
+	switch st.Phase {
+	case replica.Replicating:
+		st.Phase, st.PhaseSince, st.Reason, st.ReasonCode = replica.ResyncRequired, since, reason, code
+	case replica.Paused:
+		if st.PausedFrom != replica.Replicating {
+			return nil
+		}
+		st.PausedFrom, st.PausedReason, st.ReasonCode = replica.ResyncRequired, reason, code
+	default:
+		return nil
+	}
+	_, err = j.Replica.Ledger().Save(ctx, st)
+	return err
+}
+
+// DropLogs removes the change logs beside the disks that belong to this relationship, and those that are so damaged that
+// they belong to nothing: for a VM that is resynchronized, which brings what they say. It returns the bytes that it freed.
+func (j *Job) DropLogs() (freed int64, err error) {
+	for disk, dir := range j.LogDir {
+		entries, err := j.FS.ReadDir(dir)
+		if err != nil {
+			return freed, fault.In(err, j.VM, disk)
+		}
+		for _, e := range entries {
+			if e.Dir || !isLogOf(e.Name, j.VM, disk) {
+				continue
+			}
+			n, err := j.dropLog(filepath.Join(dir, e.Name), disk)
+			if err != nil {
+				return freed, fault.In(err, j.VM, disk)
+			}
+			freed += n
+		}
+	}
+	return freed, nil
+}
+
+// dropLog removes one log, unless it is somebody else's, or one that only a newer version can judge.
+func (j *Job) dropLog(path, disk string) (int64, error) {
+	l, ours, err := j.readLocal(path, disk)
+	if err != nil {
+		return 0, err
+	}
+	if !ours {
+		damaged, err := j.damaged(path)
+		if err != nil || !damaged {
+			return 0, err
+		}
+	}
+	return l.size, durable.RemoveIfThere(j.FS, path)
+}
+
+func (j *Job) damaged(path string) (bool, error) {
+	f, err := j.FS.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	_, err = hrl.Open(f)
+	return fault.Is(err, fault.LogCorrupt) || fault.Is(err, fault.LogTorn), nil
+}
