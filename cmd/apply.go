@@ -24,7 +24,7 @@ type applyObject struct {
 func (p *program) applyCommand() *cli.Command {
 	return &cli.Command{
 		Name: "apply", Usage: "apply what lies on the shelf; needs no access to the source", ArgsUsage: "VM...",
-		Flags: vmFlags(),
+		Flags: vmFlags(nowFlag()),
 		Action: p.vmCommand("apply", noneIsWrong, func(w *world, _ *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				o := &applyObject{}

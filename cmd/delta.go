@@ -31,7 +31,7 @@ type deltaObject struct {
 func (p *program) deltaCommand() *cli.Command {
 	return &cli.Command{
 		Name: "delta", Usage: "cut, write change logs, ship and apply them, take a recovery point", ArgsUsage: "VM...",
-		Flags: vmFlags(&cli.BoolFlag{Name: "capture-only", Usage: "stop after writing the logs"}),
+		Flags: vmFlags(nowFlag(), &cli.BoolFlag{Name: "capture-only", Usage: "stop after writing the logs"}),
 		Action: p.vmCommand("delta", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				o := &deltaObject{}

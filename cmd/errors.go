@@ -18,6 +18,7 @@ type errorObject struct {
 	Message string       `json:"message"`
 	Cause   string       `json:"cause,omitempty"`
 	Hint    string       `json:"hint,omitempty"`
+	Command string       `json:"next_command,omitempty"`
 	VM      string       `json:"vm,omitempty"`
 	Disk    string       `json:"disk,omitempty"`
 	Path    string       `json:"path,omitempty"`
@@ -33,7 +34,8 @@ func (p *program) object(err error, vm string) *errorObject {
 	e := fault.FromOS(err)
 	o := &errorObject{
 		Code: string(code(err, e)), Message: message(err), Cause: code(err, e).Lookup().Cause,
-		Hint: p.advice(code(err, e), cmpOr(e.VM, vm)), VM: cmpOr(e.VM, vm), Disk: e.Disk, Path: e.Path,
+		Hint: p.advice(code(err, e), cmpOr(e.VM, vm)), Command: p.fill(code(err, e).Lookup().Command, cmpOr(e.VM, vm)),
+		VM: cmpOr(e.VM, vm), Disk: e.Disk, Path: e.Path,
 	}
 	var lines *site.Errors
 	if errors.As(err, &lines) {
@@ -106,7 +108,12 @@ func retryText(c fault.Class) string {
 
 // advice is the table's advice, with the VM's name in it and with commands that run as they stand.
 func (p *program) advice(c fault.Code, vm string) string {
-	return p.commands(fault.Fill(c.Lookup().Advice, cmpOr(vm, "VM"), p.res.Command))
+	return p.fill(c.Lookup().Advice, vm)
+}
+
+// fill makes a text of the table one for this VM and this command line.
+func (p *program) fill(text, vm string) string {
+	return p.commands(fault.Fill(text, cmpOr(vm, "VM"), p.res.Command))
 }
 
 // commandWords matches "sitrep COMMAND" in a text.

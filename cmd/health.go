@@ -37,7 +37,7 @@ func judge(vm string, st *replica.State, mem state.VM, now time.Time) verdict {
 	}
 	v := verdict{state: string(st.Phase), health: healthNormal}
 	if f := mem.Critical; f != nil {
-		v.add(healthCritical, "replication is in error since "+stamp(f.At)+": "+f.Message, f.Advice)
+		v.add(healthCritical, "replication is in error since "+stamp(f.At)+": "+f.Message, cmpOr(f.Command, f.Advice))
 	}
 	switch st.Phase {
 	case replica.ResyncRequired:
@@ -51,7 +51,7 @@ func judge(vm string, st *replica.State, mem state.VM, now time.Time) verdict {
 		v.add(healthWarning, "change logs are applied, or an apply was interrupted", "sitrep apply "+vm)
 	}
 	if f := mem.Failed; f != nil {
-		v.add(healthWarning, "the last run failed at "+stamp(f.At)+": "+f.Message, f.Advice)
+		v.add(healthWarning, "the last run failed at "+stamp(f.At)+": "+f.Message, cmpOr(f.Command, f.Advice))
 	}
 	if st.Phase == replica.Replicating && now.Sub(st.AsOf) > behindLimit {
 		v.add(healthWarning, "the replica is behind its source by more than an hour", "sitrep delta "+vm)

@@ -13,7 +13,7 @@ import (
 func (p *program) replicateCommand() *cli.Command {
 	return &cli.Command{
 		Name: "replicate", Usage: "initial replication; an interrupted one continues where it stopped", ArgsUsage: "VM...",
-		Flags: vmFlags(),
+		Flags: vmFlags(nowFlag()),
 		Action: p.vmCommand("replicate", noneIsWrong, func(w *world, _ *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				o := &seedObject{}

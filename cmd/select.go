@@ -15,6 +15,11 @@ func vmFlags(more ...cli.Flag) []cli.Flag {
 	}, more...)
 }
 
+// nowFlag is what printed commands have: whoever has mended something does not want to wait for the retry schedule.
+func nowFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "now", Usage: "at once, whatever the retry schedule says"}
+}
+
 // whenNone says what a command without VMs means.
 type whenNone bool
 
