@@ -89,6 +89,21 @@ func (w Window) Contains(t time.Time) bool {
 	return w.From <= c || c < w.To
 }
 
+// Next is the first moment from t on that lies in the window: t itself, or when the window opens next. On a day on which
+// the clock on the wall leaves the whole window out, it does not open.
+func (w Window) Next(t time.Time) time.Time {
+	if w.Contains(t) {
+		return t
+	}
+	t = t.Add(-time.Duration(t.Second())*time.Second - time.Duration(t.Nanosecond()))
+	for range 3 * 24 * 60 { // minute by minute, as Contains does: this cannot come to another result, on any day
+		if t = t.Add(time.Minute); w.Contains(t) {
+			break
+		}
+	}
+	return t
+}
+
 // Bandwidth is a timetable of limits. The zero Bandwidth has no limit.
 type Bandwidth struct {
 	Steps []BandwidthStep // ascending by From, no two alike

@@ -134,6 +134,43 @@ func TestWindowAcrossDST(t *testing.T) {
 	}
 }
 
+// TestWindowNext: the window is closed until the moment that Next tells, and open then.
+func TestWindowNext(t *testing.T) {
+	berlin, err := time.LoadLocation("Europe/Berlin")
+	if err != nil {
+		t.Skip("no time zone database: apt-get install tzdata")
+	}
+	for _, c := range []struct{ from, to, now, want string }{
+		{"18:30", "06:00", "2024-01-10T18:29:59+01:00", "2024-01-10T18:30:00+01:00"},
+		{"18:30", "06:00", "2024-01-10T18:30:00+01:00", "2024-01-10T18:30:00+01:00"},
+		{"18:30", "06:00", "2024-01-10T23:59:59+01:00", "2024-01-10T23:59:59+01:00"},
+		{"18:30", "06:00", "2024-01-10T05:59:59+01:00", "2024-01-10T05:59:59+01:00"},
+		{"18:30", "06:00", "2024-01-10T06:00:00+01:00", "2024-01-10T18:30:00+01:00"},
+		{"01:00", "05:30", "2024-01-10T05:30:00+01:00", "2024-01-11T01:00:00+01:00"},
+		{"01:00", "05:30", "2024-12-31T12:00:01+01:00", "2025-01-01T01:00:00+01:00"},
+		{"02:15", "02:45", "2024-03-30T03:00:00+01:00", "2024-04-01T02:15:00+02:00"}, // it does not come on the 31st
+		{"02:15", "04:00", "2024-03-31T01:30:00+01:00", "2024-03-31T03:00:00+02:00"},
+		{"18:30", "06:00", "2024-03-31T07:00:00+02:00", "2024-03-31T18:30:00+02:00"},
+		{"02:15", "02:45", "2024-10-27T02:50:00+02:00", "2024-10-27T02:15:00+01:00"}, // it comes twice
+		{"18:30", "06:00", "2024-10-27T06:00:00+01:00", "2024-10-27T18:30:00+01:00"},
+	} {
+		from, _ := parseClock(c.from)
+		to, _ := parseClock(c.to)
+		w := Window{from, to}
+		now, err := time.Parse(time.RFC3339, c.now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := w.Next(now.In(berlin))
+		if got.Format(time.RFC3339) != c.want {
+			t.Errorf("%s at %s: %s, want %s", w, c.now, got.Format(time.RFC3339), c.want)
+		}
+		if !w.Contains(got) || got.After(now) && w.Contains(got.Add(-time.Nanosecond)) {
+			t.Errorf("%s at %s: %s is not when it opens", w, c.now, got)
+		}
+	}
+}
+
 func TestDidYouMean(t *testing.T) {
 	keys := []string{"name", "recovery_points", "copy_frequency", "block_size"}
 	for got, want := range map[string]string{
