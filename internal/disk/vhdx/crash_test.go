@@ -96,7 +96,7 @@ func (h *history) allowed(cut int) [][]uint32 {
 }
 
 // The ways of a crash: a kill loses nothing; a power cut loses all that was not synced, or all but the last operation, or
-// all but the first, or, in the modes from lostSome on, some sectors.
+// all but the first, or, in lostSome, some sectors.
 const (
 	killed = iota
 	lostAll
@@ -104,24 +104,41 @@ const (
 	lostAllButFirst
 	lostMiddle // all but the first and the last
 	lostSome
-	modes = lostSome + 2
 )
+
+// syncedBefore is the last sync among the first cut operations, or -1.
+func (h *history) syncedBefore(cut int) int {
+	for i := cut - 1; i >= 0; i-- {
+		if h.ops[i].kind == 's' {
+			return i
+		}
+	}
+	return -1
+}
+
+// ways are the modes that make a difference after cut operations.
+func (h *history) ways(cut int) []int {
+	switch cut - 1 - h.syncedBefore(cut) {
+	case 0:
+		return []int{killed}
+	case 1:
+		return []int{killed, lostAll, lostSome, lostSome}
+	case 2:
+		return []int{killed, lostAll, lostAllButLast, lostAllButFirst, lostSome, lostSome}
+	}
+	return []int{killed, lostAll, lostAllButLast, lostAllButFirst, lostMiddle, lostSome, lostSome}
+}
 
 // left is the file after a crash after cut operations.
 func (h *history) left(cut, mode int, r *rand.Rand) *memFile {
-	synced := -1
-	for i, o := range h.ops[:cut] {
-		if o.kind == 's' {
-			synced = i
-		}
-	}
+	synced := h.syncedBefore(cut)
 	f := h.base.clone()
 	for i, o := range h.ops[:cut] {
 		switch {
 		case i <= synced, mode == killed, (mode == lostAllButLast || mode == lostMiddle) && i == cut-1,
 			(mode == lostAllButFirst || mode == lostMiddle) && i == synced+1:
 			f.play(o)
-		case mode >= lostSome:
+		case mode == lostSome:
 			f.playSome(o, r)
 		}
 	}
@@ -174,7 +191,7 @@ func (h *history) checkAll(t *testing.T, r *rand.Rand) {
 	t.Helper()
 	for cut := range len(h.ops) + 1 {
 		may := h.allowed(cut)
-		for mode := range modes {
+		for _, mode := range h.ways(cut) {
 			if err := h.check(h.left(cut, mode, r), may); err != nil {
 				t.Fatalf("crash after %d of %d operations, mode %d: %v", cut, len(h.ops), mode, err)
 			}
@@ -289,7 +306,7 @@ func (h *history) checkReplay(t *testing.T, r *rand.Rand, cut, mode int) {
 	}
 	mustClose(t, w)
 	for second := range again.ops {
-		for mode := range modes {
+		for _, mode := range again.ways(second) {
 			if err := h.check(again.left(second, mode, r), may); err != nil {
 				t.Fatalf("crash after %d operations, then after %d of the replay, mode %d: %v", cut, second, mode, err)
 			}
@@ -330,9 +347,9 @@ func TestCrashInCreate(t *testing.T) {
 	f.ops = &ops
 	create(t, f, Spec{Kind: Fixed, Size: 3 * mib, BlockSize: mib})
 	whole := 0
+	h := history{base: newMem(), ops: ops}
 	for cut := range len(ops) + 1 {
-		for mode := range modes {
-			h := history{base: newMem(), ops: ops}
+		for _, mode := range h.ways(cut) {
 			f := h.left(cut, mode, r)
 			head := make([]byte, 8)
 			f.ReadAt(head, 0)
