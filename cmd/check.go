@@ -39,16 +39,31 @@ func (p *program) checkCommand() *cli.Command {
 	return &cli.Command{
 		Name: "check", Usage: "validate the site file, and each VM against the support matrix; changes nothing",
 		ArgsUsage: "[VM...]", Flags: vmFlags(),
-		Action: p.vmCommand("check", noneIsAll, func(w *world, _ *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
+		Action: p.vmCommand("check", noneIsAll, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
+			what := siteFile
+			if c.Args().Present() || c.Bool("all") || c.String("cloud") != "" {
+				what = readiness
+			}
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				o := &checkObject{}
-				return o, w.check(ctx, vm, o)
+				return o, w.check(ctx, vm, what, o)
 			}
 		}),
 	}
 }
 
-func (w *world) check(ctx context.Context, vm *site.VM, o *checkObject) error {
+// question is what check is asked.
+type question bool
+
+const (
+	// siteFile: is the site file right? A disk that is not there yet, of a VM that is not protected, is a warning then: a new
+	// site file is written before its disks are in place.
+	siteFile question = false
+	// readiness: can these VMs be protected?
+	readiness question = true
+)
+
+func (w *world) check(ctx context.Context, vm *site.VM, what question, o *checkObject) error {
 	facts, findings := w.examine(ctx, vm)
 	for _, f := range facts {
 		o.Disks = append(o.Disks, diskFactObject{f.disk.Name, f.disk.Path, string(f.format), string(f.kind), f.size, f.data, f.sector})
@@ -59,11 +74,25 @@ func (w *world) check(ctx context.Context, vm *site.VM, o *checkObject) error {
 	} else if len(storeFindings) == 0 {
 		o.State = notProtected
 	}
+	if what == siteFile && st == nil && !w.isKnown(vm) {
+		findings = lenient(findings)
+	}
 	o.Findings = append(append([]finding{}, findings...), storeFindings...)
 	if err := w.show(checkText(vm, o)); err != nil {
 		return err
 	}
 	return refusal(vm, o.Findings)
+}
+
+// lenient makes a missing disk a warning.
+func lenient(findings []finding) []finding {
+	for i := range findings {
+		if f := &findings[i]; f.Rule == string(fault.DiskMissing) {
+			f.Severity = support.Warning
+			f.Advice = "Put the disk there, or correct the path, before you protect the VM."
+		}
+	}
+	return findings
 }
 
 func checkText(vm *site.VM, o *checkObject) string {
