@@ -160,16 +160,22 @@ type direct struct {
 	f    *os.File // nil: the filesystem cannot
 }
 
-// open goes through /proc, not through the file's name: the name may mean another file by now, or none.
+// open goes through /proc, not through the file's name: the name may mean another file by now, or none. Errors give the
+// file's name all the same: they are for people.
 func (d *direct) open(plain *os.File) *os.File {
 	d.once.Do(func() {
 		flag, err := unix.FcntlInt(plain.Fd(), unix.F_GETFL, 0)
 		if err != nil {
 			return
 		}
-		name := fmt.Sprintf("/proc/self/fd/%d", plain.Fd())
-		if f, err := os.OpenFile(name, flag&unix.O_ACCMODE|unix.O_DIRECT, 0); err == nil {
-			d.f = f
+		flag = flag&unix.O_ACCMODE | unix.O_DIRECT | unix.O_CLOEXEC
+		var fd int
+		err = retryEINTR(func() (err error) {
+			fd, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", plain.Fd()), flag, 0)
+			return err
+		})
+		if err == nil {
+			d.f = os.NewFile(uintptr(fd), plain.Name())
 		}
 	})
 	return d.f

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -441,5 +442,21 @@ func TestBlockDevice(t *testing.T) {
 	got := durable.AlignedBuffer(8 << 20)
 	if n, err := f.ReadAt(got, 0); n != size || err != io.EOF || !bytes.Equal(got[:n], want) {
 		t.Errorf("read %d, %v, right content %v", n, err, bytes.Equal(got[:n], want))
+	}
+}
+
+// TestDirectErrorsNameTheFile: an error of a transfer around the page cache is about the file, not about its descriptor.
+func TestDirectErrorsNameTheFile(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "disk.raw")
+	must(t, os.WriteFile(name, nil, 0o600))
+	f, err := durable.OS().Open(name) // for reading
+	must(t, err)
+	defer f.Close()
+	for _, n := range []int{512, 1 << 20} {
+		var pe *fs.PathError
+		_, err := f.WriteAt(durable.AlignedBuffer(n), 0)
+		if !errors.As(err, &pe) || pe.Path != name {
+			t.Errorf("writing %d bytes: %v", n, err)
+		}
 	}
 }
