@@ -121,12 +121,26 @@ func (s *Store) found() (id hrl.ID, err error) {
 	if have, err := s.identity(); err == nil || !fault.Is(err, fault.StoreNotMounted) {
 		return have.ID, err
 	}
+	if err := s.sweep(); err != nil {
+		return hrl.ID{}, err
+	}
 	fresh := identity{Format: identityFormat, ID: hrl.NewID(), Created: time.Now().UTC().Truncate(time.Second)}
 	data, err := json.MarshalIndent(fresh, "", "  ")
 	if err != nil {
 		return hrl.ID{}, err
 	}
 	return fresh.ID, durable.WriteFile(s.fs, s.identityPath(), append(data, '\n'))
+}
+
+// sweep removes the identities that runs have half made which were killed; nobody else makes one under the lock.
+func (s *Store) sweep() error {
+	entries, err := s.fs.ReadDir(s.root)
+	for _, e := range entries {
+		if !e.Dir && durable.IsTempOf(e.Name, identityName) {
+			err = errors.Join(err, durable.RemoveIfThere(s.fs, filepath.Join(s.root, e.Name)))
+		}
+	}
+	return err
 }
 
 // refuseOrphans fails when the folder holds replicas although it has no identity: whoever took the identity away has to
