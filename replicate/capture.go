@@ -298,13 +298,8 @@ func (j *Job) release(_ context.Context, st replica.State) error {
 	return j.dropLogs(func(l localLog) bool { return l.id.To.Seq <= st.Applied.Seq })
 }
 
-// dropLogs removes the logs of the relationship that drop picks, and those that a killed run had half begun. No log is
-// being written meanwhile.
 func (j *Job) dropLogs(drop func(localLog) bool) error {
 	for disk := range j.LogDir {
-		if err := j.dropHalfMade(disk); err != nil {
-			return fault.In(err, j.VM, disk)
-		}
 		logs, err := j.localLogs(disk)
 		if err != nil {
 			return fault.In(err, j.VM, disk)
@@ -316,23 +311,6 @@ func (j *Job) dropLogs(drop func(localLog) bool) error {
 			if err := durable.RemoveIfThere(j.FS, l.path); err != nil {
 				return fault.In(err, j.VM, disk)
 			}
-		}
-	}
-	return nil
-}
-
-// dropHalfMade removes the temporary files of a disk's logs.
-func (j *Job) dropHalfMade(disk string) error {
-	entries, err := j.FS.ReadDir(j.LogDir[disk])
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if base, ok := durable.TempBase(e.Name); e.Dir || !ok || !isLogOf(base, j.VM, disk) {
-			continue
-		}
-		if err := durable.RemoveIfThere(j.FS, filepath.Join(j.LogDir[disk], e.Name)); err != nil {
-			return err
 		}
 	}
 	return nil

@@ -37,6 +37,9 @@ func (j *Job) Mark(ctx context.Context, code fault.Code, reason string, since ti
 // they belong to nothing: for a VM that is resynchronized, which brings what they say. It returns the bytes that it freed.
 func (j *Job) DropLogs() (freed int64, err error) {
 	for disk, dir := range j.LogDir {
+		if err := j.dropTemps(disk); err != nil {
+			return freed, fault.In(err, j.VM, disk)
+		}
 		entries, err := j.FS.ReadDir(dir)
 		if err != nil {
 			return freed, fault.In(err, j.VM, disk)
@@ -78,4 +81,25 @@ func (j *Job) damaged(path string) (bool, error) {
 	defer f.Close()
 	_, err = hrl.Open(f)
 	return fault.Is(err, fault.LogCorrupt) || fault.Is(err, fault.LogTorn), nil
+}
+
+// Log is one change log that waits beside a disk.
+type Log struct {
+	Path     string
+	From, To hrl.Pos
+	CutAt    time.Time
+	Bytes    int64
+}
+
+// Waiting lists the change logs of this relationship that lie beside a disk, in order of their positions.
+func (j *Job) Waiting(disk string) ([]Log, error) {
+	logs, err := j.localLogs(disk)
+	if err != nil {
+		return nil, fault.In(err, j.VM, disk)
+	}
+	out := make([]Log, len(logs))
+	for i, l := range logs {
+		out[i] = Log{l.path, l.id.From, l.id.To, l.id.CutAt, l.size}
+	}
+	return out, nil
 }

@@ -74,6 +74,7 @@ func TestDropLogs(t *testing.T) {
 	must(t, durable.WriteFile(r.FS, damaged, data[:len(data)-100]))
 	other := "/site/disks/" + hrl.FileName("other", "os", j.Tracker.Position().Next())
 	must(t, durable.WriteFile(r.FS, other, []byte("of another VM")))
+	must(t, durable.WriteFile(r.FS, durable.TempName(damaged), data)) // of a run that was killed
 	freed, err := j.DropLogs()
 	must(t, err)
 	if freed == 0 {

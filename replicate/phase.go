@@ -52,10 +52,10 @@ func (j *Job) Retire(ctx context.Context, reason string) error {
 	return err
 }
 
-// Forget removes what this site keeps for the relationship: the change logs beside the disks and the tracker's memory.
-// The replica is not touched, and need not be there.
+// Forget removes what this site keeps for the relationship: the change logs beside the disks, damaged ones too, and the
+// tracker's memory. The replica is not touched, and need not be there.
 func (j *Job) Forget() error {
-	if err := j.dropLogs(func(localLog) bool { return true }); err != nil {
+	if _, err := j.DropLogs(); err != nil {
 		return err
 	}
 	return fault.In(j.Tracker.Forget(), j.VM, "")
