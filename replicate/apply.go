@@ -61,13 +61,12 @@ func (j *Job) tidy(ctx context.Context, st replica.State) error {
 
 // diskStep is one disk of a cut that is being applied.
 type diskStep struct {
-	disk        *replica.Disk
-	pages       replica.Pages
-	log         *shelfLog
-	size        int64 // guest bytes at the end of the step
-	overwritten *block.Set
-	seal        sums.Seal
-	stamp       string
+	disk  *replica.Disk
+	pages replica.Pages
+	log   *shelfLog
+	size  int64 // guest bytes at the end of the step
+	seal  sums.Seal
+	stamp string
 }
 
 func (s *diskStep) close() error {
@@ -97,17 +96,7 @@ func (j *Job) applyOne(ctx context.Context, st replica.State, seg replica.Segmen
 			return st, fault.In(err, j.VM, st.Disks[i].Name)
 		}
 	}
-	if err := verifySteps(ctx, steps); err != nil {
-		return st, err
-	}
-	overwritten := make(map[string]*block.Set, len(steps))
-	for _, s := range steps {
-		if s.overwritten, err = overwrites(ctx, s); err != nil {
-			return st, fault.In(err, j.VM, s.disk.Name)
-		}
-		overwritten[s.disk.Name] = s.overwritten
-	}
-	if err := j.Replica.Points().Preserve(ctx, st, seg.To, overwritten, redo); err != nil {
+	if err := j.makeSure(ctx, st, seg, steps); err != nil {
 		return st, err
 	}
 	if !redo {
@@ -126,6 +115,23 @@ func (j *Job) applyOne(ctx context.Context, st replica.State, seg replica.Segmen
 		return st, err
 	}
 	return j.applied(ctx, st, seg, steps)
+}
+
+// makeSure verifies the logs to their last byte and, because both are mostly waiting for disks, at the same time preserves
+// what they will overwrite. No page is touched.
+func (j *Job) makeSure(ctx context.Context, st replica.State, seg replica.Segment, steps []*diskStep) error {
+	overwritten := make(map[string]*block.Set, len(steps))
+	for _, s := range steps {
+		set, err := overwrites(ctx, s)
+		if err != nil {
+			return fault.In(err, j.VM, s.disk.Name)
+		}
+		overwritten[s.disk.Name] = set
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return verifySteps(gctx, steps) })
+	g.Go(func() error { return j.Replica.Points().Preserve(gctx, st, seg.To, overwritten, st.Applying != nil) })
+	return g.Wait()
 }
 
 // openStep opens the pages and the log of a disk, and makes sure that nothing else wrote to the pages.
@@ -204,7 +210,7 @@ func (j *Job) applyDisk(ctx context.Context, s *diskStep, redo bool) error {
 	if s.disk.Seal != nil {
 		s.seal = *s.disk.Seal
 	}
-	copier := newCopier(ctx, j.pace(), func(n int64) { j.Meter.Add(task, n) })
+	copier := newCopier(ctx, j.pace(), s.log.file, s.pages, func(n int64) { j.Meter.Add(task, n) })
 	for rec, err := range s.log.Records(ctx) {
 		if err == nil {
 			err = j.applyRecord(ctx, s, rec, copier)
@@ -251,7 +257,7 @@ func (j *Job) applyRecord(ctx context.Context, s *diskStep, rec hrl.Record, c *c
 	if err := s.pages.StoreSums(ctx, first, rec.Sums); err != nil {
 		return err
 	}
-	return c.copy(s.log.file, rec.At, s.pages, rec.Range)
+	return c.copy(rec.At, rec.Range)
 }
 
 // unseal takes the sums that are about to be replaced out of the seal.
@@ -287,18 +293,25 @@ func (j *Job) applied(ctx context.Context, st replica.State, seg replica.Segment
 	return j.Replica.Ledger().Save(ctx, st)
 }
 
-// copier copies ranges of logs into pages, several at once. The zero value is not usable.
+// copier copies ranges of a log into pages, several transfers at once. The data of neighbouring records lies together in a
+// log, so it is read in large pieces whatever the size of the records.
 type copier struct {
 	ctx   context.Context
 	g     *errgroup.Group
 	bufs  chan []byte
 	unit  int64
+	log   durable.File
+	pages replica.Pages
 	count func(int64)
+
+	at   int64         // where in the log the ranges that were not begun yet begin
+	have int64         // their bytes
+	todo []block.Range // and where they belong
 }
 
-func newCopier(ctx context.Context, p Pace, count func(int64)) *copier {
+func newCopier(ctx context.Context, p Pace, log durable.File, pages replica.Pages, count func(int64)) *copier {
 	g, gctx := errgroup.WithContext(ctx)
-	c := &copier{ctx: gctx, g: g, bufs: make(chan []byte, p.Tasks), unit: p.Unit, count: count}
+	c := &copier{ctx: gctx, g: g, bufs: make(chan []byte, p.Tasks), unit: p.Unit, log: log, pages: pages, count: count}
 	for range p.Tasks {
 		c.bufs <- nil // made at first use: a small delta needs few
 	}
@@ -306,38 +319,68 @@ func newCopier(ctx context.Context, p Pace, count func(int64)) *copier {
 }
 
 // copy begins to copy a range of the pages from an offset of the log; errors turn up in a later call or in wait.
-func (c *copier) copy(log durable.File, at int64, pages replica.Pages, r block.Range) error {
+func (c *copier) copy(at int64, r block.Range) error {
 	for r.Len > 0 {
-		n := min(r.Len, c.unit)
-		src, dst := at, r.Off
-		select {
-		case buf := <-c.bufs:
-			c.g.Go(func() error {
-				if buf == nil {
-					buf = durable.AlignedBuffer(int(c.unit))
-				}
-				defer func() { c.bufs <- buf }()
-				if err := readFull(log, buf[:n], src); err != nil {
-					return err
-				}
-				if err := pages.WriteAt(c.ctx, buf[:n], dst); err != nil {
-					return err
-				}
-				c.count(n)
-				return nil
-			})
-		case <-c.ctx.Done():
-			if err := c.g.Wait(); err != nil {
+		if at != c.at+c.have || c.have == c.unit {
+			if err := c.begin(); err != nil {
 				return err
 			}
-			return c.ctx.Err()
+			c.at = at
 		}
+		n := min(r.Len, c.unit-c.have)
+		c.todo = append(c.todo, block.Range{Off: r.Off, Len: n})
+		c.have += n
 		at, r = at+n, block.Range{Off: r.Off + n, Len: r.Len - n}
 	}
 	return nil
 }
 
-func (c *copier) wait() error { return c.g.Wait() }
+// begin starts the transfer of what copy has collected.
+func (c *copier) begin() error {
+	if c.have == 0 {
+		return nil
+	}
+	at, n, todo := c.at, c.have, c.todo
+	c.have, c.todo = 0, nil
+	select {
+	case buf := <-c.bufs:
+		c.g.Go(func() error {
+			if buf == nil {
+				buf = durable.AlignedBuffer(int(c.unit))
+			}
+			defer func() { c.bufs <- buf }()
+			return c.transfer(buf[:n], at, todo)
+		})
+		return nil
+	case <-c.ctx.Done():
+		if err := c.g.Wait(); err != nil {
+			return err
+		}
+		return c.ctx.Err()
+	}
+}
+
+func (c *copier) transfer(buf []byte, at int64, todo []block.Range) error {
+	if err := readFull(c.log, buf, at); err != nil {
+		return err
+	}
+	for _, r := range todo {
+		if err := c.pages.WriteAt(c.ctx, buf[:r.Len], r.Off); err != nil {
+			return err
+		}
+		buf = buf[r.Len:]
+		c.count(r.Len)
+	}
+	return nil
+}
+
+// wait ends the copy. It has to be called, whatever went wrong before.
+func (c *copier) wait() error {
+	if err := c.begin(); err != nil {
+		return err
+	}
+	return c.g.Wait()
+}
 
 func isNotExist(err error) bool { return errors.Is(err, fs.ErrNotExist) }
 
