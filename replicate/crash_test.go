@@ -85,7 +85,8 @@ func cutEverywhere(t *testing.T, clones bool, before func(*replicatetest.Rig, re
 	must(t, r.Write(g))
 	start := base.AfterCrash(crashfs.KeepAll, 0)
 
-	for k := 1; ; k++ {
+	first, step := replicatetest.Cuts()
+	for k := first; ; k += step {
 		fs := start.AfterCrash(crashfs.KeepAll, 0)
 		fs.CutAfter(k)
 		err := during(r.On(fs))

@@ -230,7 +230,8 @@ func TestCutEverywhere(t *testing.T) {
 				must(t, r.Write(g))
 				forget(t, r)
 				start := r.FS.AfterCrash(crashfs.KeepAll, 0)
-				for k := 1; ; k++ {
+				first, step := replicatetest.Cuts()
+				for k := first; ; k += step {
 					fs := start.AfterCrash(crashfs.KeepAll, 0)
 					fs.CutAfter(k)
 					_, err := run(ctx, r.On(fs), deep)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -305,4 +306,13 @@ func (r *Rig) Verified(ctx context.Context) error {
 	defer done()
 	_, err = j.Verify(ctx, 0)
 	return err
+}
+
+// Cuts is at which operations a test that cuts the power everywhere does so: at every single one when SITREP_LONG is set,
+// else at every fourth, beginning with another one each time.
+func Cuts() (first, step int) {
+	if os.Getenv("SITREP_LONG") != "" {
+		return 1, 1
+	}
+	return 1 + rand.IntN(4), 4
 }
