@@ -6,8 +6,10 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
+	"sitrep/internal/block"
 	"sitrep/internal/durable"
 	"sitrep/internal/durable/crashfs"
 	"sitrep/internal/fault"
@@ -59,7 +61,8 @@ func TestOneHolder(t *testing.T) {
 
 // expected takes the errors that a run may see while others work.
 func expected(t *testing.T, err error) {
-	if err != nil && !fault.Is(err, fault.RunLocked) && !fault.Is(err, fault.NotProtected) && !fault.Is(err, fault.AlreadyProtected) {
+	if err != nil && !fault.Is(err, fault.RunLocked) && !fault.Is(err, fault.NotProtected) && !fault.Is(err, fault.AlreadyProtected) &&
+		!fault.Is(err, fault.Busy) {
 		t.Error(err)
 	}
 }
@@ -156,8 +159,10 @@ func TestPutLinks(t *testing.T) {
 	f, err := logsOn(fs)("a.hrl", []byte("a log"))
 	check(t, err)
 	defer f.Close()
-	_, err = r.Shelf().Put(t.Context(), "linked.hrl", f)
-	check(t, err)
+	for range 2 { // the second time it is there already
+		_, err = r.Shelf().Put(t.Context(), "linked.hrl", f)
+		check(t, err)
+	}
 	mine, err := f.Stamp()
 	check(t, err)
 	linked, err := fs.Stat(r.Shelf().Path("linked.hrl"))
@@ -165,7 +170,7 @@ func TestPutLinks(t *testing.T) {
 	if mine.Inode != linked.Inode {
 		t.Error("the log was copied")
 	}
-	write(t, fs, f.Name(), []byte("another"))
+	write(t, fs, f.Name(), []byte("b log"))
 	_, err = r.Shelf().Put(t.Context(), "copied.hrl", f)
 	check(t, err)
 	check(t, fs.Remove(f.Name()))
@@ -198,4 +203,97 @@ func TestPutDurable(t *testing.T) {
 	if got := string(read(t, fs.AfterCrash(crashfs.DropUnsynced, 0), path)); got != "a log" {
 		t.Fatalf("the log on the shelf is %q", got)
 	}
+}
+
+// TestSeenIsNotDurable has a run killed between a rename and its SyncDir. The next one sees the name, and must not build
+// on it before it is durable.
+func TestSeenIsNotDurable(t *testing.T) {
+	fs, h := grown(t, false)
+	vm := root + "/vm"
+	paths := []string{vm + "/shelf/x.hrl", vm + "/points/x", vm + "/x"}
+	for _, path := range paths {
+		write(t, fs, "/vol/other/x", []byte("x"))
+		check(t, fs.Rename("/vol/other/x", path))
+	}
+	r, err := dir.New(fs, root).Open(t.Context(), h.VM)
+	check(t, err)
+	check(t, r.Close())
+	for _, path := range paths {
+		read(t, fs.AfterCrash(crashfs.DropUnsynced, 0), path)
+	}
+}
+
+// TestPreserveAgain has the last sync of a step fail, and the step be asked for again.
+func TestPreserveAgain(t *testing.T) {
+	fs, h := grown(t, false)
+	r, err := dir.New(fs, root).Open(t.Context(), h.VM)
+	check(t, err)
+	defer r.Close()
+	s, err := r.Ledger().Load(t.Context())
+	check(t, err)
+	renamed := false
+	fs.FailOn(func(op crashfs.Op) error {
+		renamed = renamed || op.Kind == crashfs.Rename && op.To == filepath.Join(root, "vm/points", s.Applied.String())
+		if renamed && op.Kind == crashfs.SyncDir {
+			return syscall.EIO
+		}
+		return nil
+	})
+	to := s.Applied.Next()
+	if r.Points().Preserve(t.Context(), s, to, nil, false) == nil {
+		t.Fatal("a step is preserved although its name is not durable")
+	}
+	fs.FailOn(nil)
+	check(t, r.Points().Preserve(t.Context(), s, to, nil, false))
+	read(t, fs.AfterCrash(crashfs.DropUnsynced, 0), filepath.Join(root, "vm/points", s.Applied.String(), "os.undo.hrl"))
+}
+
+// TestLockOfRemovedFile has holders remove the file of the lock: who opened it before must not hold it afterwards.
+func TestLockOfRemovedFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	var holders atomic.Int32
+	var runs sync.WaitGroup
+	for range 4 {
+		runs.Go(func() {
+			for range 3000 {
+				lock, err := durable.OS().Lock(path)
+				if errors.Is(err, durable.ErrLocked) {
+					continue
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if holders.Add(1) > 1 {
+					t.Error("two hold the lock")
+				}
+				runtime.Gosched()
+				holders.Add(-1)
+				err = durable.RemoveIfThere(durable.OS(), path)
+				if err := errors.Join(err, lock.Close()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	runs.Wait()
+}
+
+// TestRedoOfMore redoes more than was preserved: what the point had there may be lost, and that is said.
+func TestRedoOfMore(t *testing.T) {
+	fs, h := grown(t, false)
+	r, err := dir.New(fs, root).Open(t.Context(), h.VM)
+	check(t, err)
+	defer r.Close()
+	s, err := r.Ledger().Load(t.Context())
+	check(t, err)
+	to := s.Applied.Next()
+	some := func(n int64) map[string]*block.Set {
+		return map[string]*block.Set{"os": block.NewSet(block.Range{Off: replicatest.BlockSize, Len: n * replicatest.BlockSize})}
+	}
+	check(t, r.Points().Preserve(t.Context(), s, to, some(3), false))
+	check(t, r.Points().Preserve(t.Context(), s, to, some(3), true))
+	check(t, r.Points().Preserve(t.Context(), s, to, some(2), true))
+	wantCode(t, r.Points().Preserve(t.Context(), s, to, some(4), true), fault.ReplicaCorrupt)
+	wantCode(t, r.Points().Preserve(t.Context(), s, s.Applied.Next(), some(3), true), fault.ReplicaCorrupt)
 }

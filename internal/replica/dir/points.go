@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"sitrep/internal/block"
-	"sitrep/internal/disk/vhd"
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
@@ -109,12 +108,7 @@ func (t *step) check(ctx context.Context) error {
 
 func (t *step) checkDisk(ctx context.Context, d *replica.Disk) error {
 	at := t.s.Applied
-	if info, err := t.r.fs.Stat(t.clonePath(at, d.Name)); err == nil {
-		if info.Size != d.Size+vhd.FooterSize {
-			return fault.New(fault.PointMissing, "the file has %d bytes instead of %d", info.Size, d.Size+vhd.FooterSize).At(t.clonePath(at, d.Name))
-		}
-		return nil
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	if _, err := t.r.fs.Stat(t.clonePath(at, d.Name)); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	l, err := t.openUndo(ctx, t.s, at, d.Name)
@@ -299,9 +293,6 @@ func (p *points) Sweep(ctx context.Context, s replica.State) error {
 }
 
 func (p *points) sweep(ctx context.Context, s *replica.State) error {
-	if err := p.r.sweepTemps(p.r.pointsPath()); err != nil {
-		return err
-	}
 	needed, err := p.needed(ctx, s)
 	if err != nil {
 		return err

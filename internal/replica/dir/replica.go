@@ -71,6 +71,9 @@ func (r *vmReplica) create(first replica.State) error {
 		return err
 	}
 	if err := r.takeLock(); err != nil {
+		if fault.Is(err, fault.NotProtected) {
+			err = fault.New(fault.Busy, "another run is removing the replica").At(r.folder)
+		}
 		return err
 	}
 	err = r.present()
@@ -303,6 +306,9 @@ func (r *vmReplica) removeFolder() error {
 		return err
 	}
 	if err := durable.RemoveIfThere(r.fs, r.folder); err != nil {
+		if list, lerr := r.fs.ReadDir(r.folder); lerr == nil && len(list) > 0 {
+			return nil // another run makes a replica in it
+		}
 		return err
 	}
 	return r.fs.SyncDir(r.store.root)

@@ -50,6 +50,32 @@ func testPreserveTwice(t *testing.T, place Place) {
 	check(t, h.Close())
 }
 
+// testPreserveMore preserves some, for a way that is not taken, and then more for another way.
+func testPreserveMore(t *testing.T, place Place) {
+	ctx := t.Context()
+	h := NewHistory("vm", 41, OSLogs(t))
+	check(t, h.Begin(ctx, place()))
+	check(t, h.Step(ctx, false))
+	all, some := map[string]*block.Set{}, map[string]*block.Set{}
+	for _, d := range h.state.Disks {
+		all[d.Name] = block.NewSet(block.Range{Len: d.Size})
+		some[d.Name] = block.NewSet(block.Range{Off: BlockSize, Len: 2 * BlockSize})
+	}
+	for range 3 {
+		check(t, h.receive(ctx, false))
+		span := h.state.Pending[0].Span
+		for _, set := range []map[string]*block.Set{some, all} {
+			check(t, h.rep.Points().Preserve(ctx, h.state, span.To, set, false))
+			check(t, h.rep.Points().Preserve(ctx, h.state, h.state.Applied.Next(), set, false))
+		}
+		check(t, h.rep.Points().Preserve(ctx, h.state, span.To, some, false))
+		check(t, h.rep.Points().Preserve(ctx, h.state, span.To, all, false))
+		check(t, h.apply(ctx, false))
+		check(t, h.Check(ctx))
+	}
+	check(t, h.Close())
+}
+
 // testHistory leads a VM through many positions.
 func testHistory(t *testing.T, place Place) {
 	for _, seed := range []uint64{1, 2} {

@@ -44,6 +44,7 @@ func TestStore(t *testing.T, fresh func(t *testing.T) Place) {
 		"Fencing":       testFencing,
 		"Cancelled":     testCancelled,
 		"PreserveTwice": testPreserveTwice,
+		"PreserveMore":  testPreserveMore,
 		"History":       testHistory,
 	}
 	for name, f := range tests {
@@ -296,6 +297,7 @@ func testLedger(t *testing.T, place Place) {
 	if got := load(t, r); !same(got, saved) {
 		t.Fatal("Load returns another state than Save")
 	}
+	next.Reason = "another one"
 	_, err = r.Ledger().Save(ctx, next)
 	wantCode(t, err, fault.LedgerConflict)
 	wrong := saved
