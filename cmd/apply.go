@@ -24,21 +24,21 @@ type applyObject struct {
 func (p *program) applyCommand() *cli.Command {
 	return &cli.Command{
 		Name: "apply", Usage: "apply what lies on the shelf; needs no access to the source", ArgsUsage: "VM...",
-		Flags: vmFlags(nowFlag()),
-		Action: p.vmCommand("apply", noneIsWrong, func(w *world, _ *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
+		Flags: vmFlags(paceFlags()...),
+		Action: p.vmCommand("apply", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				o := &applyObject{}
 				if w.opts.dryRun {
 					return o, w.planApply(ctx, vm, o)
 				}
-				return o, w.apply(ctx, vm, o)
+				return o, w.attempt(ctx, vm, &o.vmHead, paceOf(c), func() error { return w.apply(ctx, vm, o) })
 			}
 		}),
 	}
 }
 
 func (w *world) apply(ctx context.Context, vm *site.VM, o *applyObject) error {
-	return w.verb(ctx, vm, "Apply change logs", &o.vmHead, func(s *session) error {
+	return w.jobOn(ctx, vm, "Apply change logs", &o.vmHead, func(s *session) error {
 		o.Bytes = shelfBytes(s.state)
 		s.meter.plan(o.Bytes)
 		c := s.clock()
@@ -55,6 +55,9 @@ func (w *world) apply(ctx context.Context, vm *site.VM, o *applyObject) error {
 			return err
 		}
 		o.Sequence, o.Points = st.Applied.Seq, len(st.Points)
+		if err := s.noteSuccess(vm, rateDelta, 0, 0); err != nil {
+			return err
+		}
 		s.say("%s: %s applied, position %d, %s, in %s", vm.Name, plural(o.Applied, "cut"), o.Sequence,
 			plural(o.Points, "recovery point"), span(c.took()))
 		return nil

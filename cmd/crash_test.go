@@ -17,7 +17,7 @@ import (
 
 const crashSite = `vault: test
 store: {directory: /store}
-policies: [{name: gold, recovery_points: 2, block_size: 4KiB}]
+policies: [{name: gold, recovery_points: 2, block_size: 4KiB, log_limit_percent: 100}] # the disks are small, a change of them is not
 networks: [{name: lan}]
 vmm:
   clouds:
@@ -42,6 +42,7 @@ vmm:
 func sitrep(fsys durable.FS, args ...string) (code int, stderr string) {
 	var out, errs bytes.Buffer
 	p := &program{fs: fsys, stdin: bytes.NewReader(nil), stdout: &out, stderr: &errs, now: time.Now,
+		pause:  func(ctx context.Context, _ time.Duration) error { return ctx.Err() },
 		getenv: func(string) string { return "" }}
 	code = p.run(context.Background(), append([]string{"sitrep", "--site", "/site.yaml"}, args...))
 	return code, errs.String()
@@ -56,7 +57,7 @@ func crashMachine(t *testing.T) *crashfs.FS {
 	}
 	writeAll(t, fsys, "/site.yaml", []byte(crashSite))
 	writeAll(t, fsys, "/disks/os.raw", bytes.Repeat([]byte{1, 2, 3, 4}, 10<<10))
-	writeAll(t, fsys, "/disks/data.raw", bytes.Repeat([]byte{5, 0, 0, 0}, 3<<10))
+	writeAll(t, fsys, "/disks/data.raw", bytes.Repeat([]byte{5, 0, 0, 0}, 15<<10))
 	return fsys
 }
 
@@ -125,7 +126,7 @@ func TestCrashAnywhere(t *testing.T) {
 	recovered(t, whole)
 	ops := whole.Ops() - before
 	step := 23
-	if os.Getenv("SITREP_TEST_LONG") != "" {
+	if os.Getenv("SITREP_LONG") != "" {
 		step = 1
 	}
 	t.Logf("%d operations, one in %d is cut", ops, step)
@@ -150,7 +151,7 @@ func recovered(t *testing.T, fsys *crashfs.FS) {
 	if code, errs := sitrep(fsys, "protect", "web01"); code != exitDone && code != exitRefused {
 		t.Fatalf("protect: exit code %d\n%s", code, errs)
 	}
-	for _, args := range [][]string{{"delta", "web01"}, {"verify", "web01"}, {"verify", "--against-source", "web01"},
+	for _, args := range [][]string{{"delta", "--now", "web01"}, {"verify", "web01"}, {"verify", "--against-source", "web01"},
 		{"status", "web01"}, {"points", "web01"}, {"jobs"}} {
 		if code, errs := sitrep(fsys, args...); code != exitDone {
 			t.Fatalf("%v: exit code %d\n%s", args, code, errs)
@@ -176,7 +177,7 @@ func TestFullDisk(t *testing.T) {
 	failed := 0
 	for space := int64(0); ; space += 4096 { // more than what there is: each run leaves the record of a job
 		fsys.SetCapacity(fsys.Allocated() + space)
-		code, errs := sitrep(fsys, "delta", "web01")
+		code, errs := sitrep(fsys, "delta", "--now", "web01")
 		if code == exitDone {
 			break
 		}
@@ -208,5 +209,8 @@ func TestReadOnly(t *testing.T) {
 		t.Fatalf("exit code %d\n%s", code, errs)
 	}
 	fsys.FailOn(nil)
+	if code, errs := sitrep(fsys, "resume", "web01"); code != exitDone {
+		t.Fatalf("resume: exit code %d\n%s", code, errs)
+	}
 	recovered(t, fsys)
 }

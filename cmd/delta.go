@@ -2,11 +2,14 @@ package cmd
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"sitrep/internal/fault"
+	"sitrep/internal/health"
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
 	"sitrep/internal/state"
@@ -26,12 +29,16 @@ type deltaObject struct {
 	Seconds   float64      `json:"seconds"`
 	Estimated *float64     `json:"estimated_seconds,omitempty"`
 	Disks     []diskObject `json:"disks"`
+	// Resync is set when the VM was marked and resynchronized instead.
+	Resync *resyncObject `json:"resync,omitempty"`
+
+	captured bool // the disks were read
 }
 
 func (p *program) deltaCommand() *cli.Command {
 	return &cli.Command{
 		Name: "delta", Usage: "cut, write change logs, ship and apply them, take a recovery point", ArgsUsage: "VM...",
-		Flags: vmFlags(nowFlag(), &cli.BoolFlag{Name: "capture-only", Usage: "stop after writing the logs"}),
+		Flags: vmFlags(append(paceFlags(), &cli.BoolFlag{Name: "capture-only", Usage: "stop after writing the logs"})...),
 		Action: p.vmCommand("delta", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				o := &deltaObject{}
@@ -39,31 +46,144 @@ func (p *program) deltaCommand() *cli.Command {
 				case w.opts.dryRun:
 					return o, w.planDelta(ctx, vm, o)
 				case c.Bool("capture-only"):
-					return o, w.capture(ctx, vm, o)
+					return o, w.locked(vm, func() error { return w.captureOnly(ctx, vm, o) })
 				}
-				return o, w.delta(ctx, vm, o)
+				return o, w.deltaOrResync(ctx, vm, o, paceOf(c))
 			}
 		}),
 	}
 }
 
+// deltaOrResync is a delta; for a VM that is marked it is the resynchronization that it needs, when that may begin unasked.
+func (w *world) deltaOrResync(ctx context.Context, vm *site.VM, o *deltaObject, p pace) error {
+	return w.attempt(ctx, vm, &o.vmHead, p, func() error {
+		st, needs, err := w.ledgerOrMark(ctx, vm)
+		switch {
+		case needs && w.resyncsItself(vm):
+			o.Resync = &resyncObject{}
+			err := w.resync(ctx, vm, o.Resync, resyncOptions{})
+			o.vmHead, o.Disks, o.Sent = o.Resync.vmHead, o.Resync.Disks, o.Resync.Sent
+			return err
+		case needs:
+			return w.leaveMarked(ctx, vm, st, err, &o.vmHead)
+		}
+		return w.delta(ctx, vm, o)
+	})
+}
+
+// leaveMarked tells the ledger that the VM is marked, if this site knows it and the ledger does not, and refuses to do more.
+func (w *world) leaveMarked(ctx context.Context, vm *site.VM, st replica.State, unread error, h *vmHead) error {
+	if unread == nil {
+		w.describe(vm, st, h)
+		unread = w.onReplica(ctx, vm, forWriting, h, func(s *session) error { return s.tellLedger(ctx) })
+	}
+	if unread != nil {
+		h.State, h.Health = string(st.Phase), healthCritical
+		w.log.Warn("the ledger cannot be told that the VM needs a resynchronization", "vm", vm.Name, "error", unread)
+	}
+	return w.resyncNeeded(vm, st)
+}
+
+// delta is one cycle, as a job. Changes are captured also when the store is out of reach, and what is captured waits beside
+// the disks.
 func (w *world) delta(ctx context.Context, vm *site.VM, o *deltaObject) error {
-	return w.verb(ctx, vm, "Replicate changes", &o.vmHead, func(s *session) error {
-		if err := s.source(); err != nil {
-			return err
-		}
-		c := s.clock()
-		err := s.step("Capture, ship, apply, recovery point", func() (int64, string, error) {
-			d, err := s.cycle(ctx)
-			o.fill(d)
-			return o.Sent, o.summary(), err
+	began := w.now()
+	err := w.job(vm, "Replicate changes", &o.vmHead, func(j *state.Job) error {
+		err := w.onReplica(ctx, vm, forWriting, &o.vmHead, func(s *session) error {
+			s.record = j
+			return s.delta(ctx, o)
 		})
-		o.Seconds = c.took().Seconds()
-		if err != nil {
-			return err
+		if err != nil && !o.captured && ctx.Err() == nil && fault.FromOS(err).Class() == fault.Recoverable {
+			return w.captureMeanwhile(ctx, vm, o, j, err)
 		}
-		s.say("%s: %s in %s", vm.Name, o.summary(), span(c.took()))
-		return s.noteSuccess(vm, rateDelta, o.Sent, c.took())
+		return err
+	})
+	if nerr := w.noteCycle(vm, began, o.Sent, err); nerr != nil {
+		w.log.Warn("the statistics cannot be kept", "vm", vm.Name, "error", nerr)
+	}
+	return err
+}
+
+// delta is one cycle with a store that was there.
+func (s *session) delta(ctx context.Context, o *deltaObject) error {
+	if err := s.source(); err != nil {
+		return err
+	}
+	s.engine.LogLimit = s.vm.Policy().LogLimitPercent
+	c := s.clock()
+	err := s.step("Capture, ship, apply, recovery point", func() (int64, string, error) {
+		d, err := s.cycle(ctx)
+		o.fill(d)
+		return o.Sent, o.summary(), err
+	})
+	o.Seconds = c.took().Seconds()
+	if err != nil {
+		return s.marking(ctx, err)
+	}
+	s.say("%s: %s in %s", s.vm.Name, o.summary(), span(c.took()))
+	return s.noteSuccess(s.vm, rateDelta, o.Sent, c.took())
+}
+
+// marking makes sure that a VM that needs a resynchronization is marked, here when the ledger could not be.
+func (s *session) marking(ctx context.Context, err error) error {
+	e := fault.FromOS(err)
+	if e.Class() != fault.Resync || e.Code == fault.ResyncRequired {
+		return err
+	}
+	st, lerr := s.engine.Replica.Ledger().Load(context.WithoutCancel(ctx))
+	if lerr == nil && st.Phase != replica.Replicating {
+		return err
+	}
+	return errors.Join(err, s.markLocally(s.vm, err))
+}
+
+// captureMeanwhile writes the change logs although the store is out of reach, because of cause: capturing never waits for
+// shipping. The outcome is cause, unless there is something graver.
+func (w *world) captureMeanwhile(ctx context.Context, vm *site.VM, o *deltaObject, j *state.Job, cause error) error {
+	mem, known, err := w.memory.VM(vm.Name)
+	if err != nil || !known || len(mem.Disks) == 0 || mem.Phase != "" && mem.Phase != replica.Replicating {
+		return errors.Join(cause, err)
+	}
+	err = j.Step("Capture changes, the store is out of reach", func() (int64, string, error) {
+		err := w.captureBeside(ctx, vm, mem, o)
+		return 0, size(changedBytes(o.Disks)) + " changed", err
+	})
+	switch {
+	case err == nil:
+		w.say("%s: the store is out of reach; captured beside the disks: %s changed, position %d", vm.Name, size(changedBytes(o.Disks)), o.To)
+		return cause
+	case fault.FromOS(err).Class() == fault.Recoverable && !fault.Cancelled(err):
+		return fmt.Errorf("%w (and nothing was captured: %w)", cause, err)
+	}
+	w.log.Warn("the store is out of reach", "vm", vm.Name, "error", cause)
+	return err
+}
+
+// captureBeside writes the change logs of a VM whose replica is known from memory.
+func (w *world) captureBeside(ctx context.Context, vm *site.VM, mem state.VM, o *deltaObject) error {
+	m := w.meter(vm.Name)
+	defer m.stop()
+	e := w.engine(vm, nil, mem.Replica, m)
+	e.LogLimit = vm.Policy().LogLimitPercent
+	if err := w.withSource(e, vm, mem.Disks, w.trackDir(vm)); err != nil {
+		return err
+	}
+	captured, err := e.Capture(ctx)
+	o.capture(captured)
+	if f := fault.Find(err); f != nil && f.Class() == fault.Resync {
+		err = errors.Join(err, w.markLocally(vm, err))
+	}
+	return err
+}
+
+// noteCycle counts a cycle that began at began and ended with err.
+func (w *world) noteCycle(vm *site.VM, began time.Time, sent int64, err error) error {
+	if fault.Cancelled(err) || err != nil && fault.FromOS(err).Class() == fault.Refused {
+		return nil
+	}
+	c := health.Cycle{Start: began, End: w.now(), Bytes: sent, Failed: err != nil}
+	return w.memory.ChangeVM(vm.Name, func(mem *state.VM) {
+		mem.Statistics = mem.Statistics.Record(w.monitoring(vm), c)
 	})
 }
 
@@ -88,6 +208,7 @@ func (o *deltaObject) fill(d replicate.Delta) {
 }
 
 func (o *deltaObject) capture(c replicate.Captured) {
+	o.captured = !c.At.IsZero()
 	o.From, o.To, o.Unchanged = c.From.Seq, c.To.Seq, c.Unchanged()
 	o.Disks = diskObjects(c.Disks)
 	o.Sent = sentBytes(o.Disks)
@@ -101,32 +222,23 @@ func (o *deltaObject) summary() string {
 		size(changedBytes(o.Disks)), size(o.Sent), plural(o.Applied, "cut"), o.To, plural(o.Points, "recovery point"))
 }
 
-// capture writes the change logs beside the disks, and needs the store only to learn the phase, if it is there.
-func (w *world) capture(ctx context.Context, vm *site.VM, o *deltaObject) error {
-	return w.locked(vm, func() error {
-		return w.job(vm, "Capture changes", &o.vmHead, func(j *state.Job) error {
-			mem, err := w.relation(ctx, vm, &o.vmHead)
-			if err != nil {
-				return err
-			}
-			m := w.meter(vm.Name)
-			defer m.stop()
-			e := w.engine(vm, nil, mem.Replica, m)
-			if err := w.withSource(e, vm, mem.Disks, w.trackDir(vm)); err != nil {
-				return err
-			}
-			c := w.clock()
-			err = j.Step("Capture", func() (int64, string, error) {
-				captured, err := e.Capture(ctx)
-				o.capture(captured)
-				return 0, size(changedBytes(o.Disks)) + " changed", err
-			})
-			o.Seconds = c.took().Seconds()
-			if err == nil {
-				w.say("%s: captured: %s changed, position %d, in %s", vm.Name, size(changedBytes(o.Disks)), o.To, span(c.took()))
-			}
+// captureOnly writes the change logs beside the disks, and needs the store only to learn the phase, if it is there.
+func (w *world) captureOnly(ctx context.Context, vm *site.VM, o *deltaObject) error {
+	return w.job(vm, "Capture changes", &o.vmHead, func(j *state.Job) error {
+		mem, err := w.relation(ctx, vm, &o.vmHead)
+		if err != nil {
 			return err
+		}
+		c := w.clock()
+		err = j.Step("Capture", func() (int64, string, error) {
+			err := w.captureBeside(ctx, vm, mem, o)
+			return 0, size(changedBytes(o.Disks)) + " changed", err
 		})
+		o.Seconds = c.took().Seconds()
+		if err == nil {
+			w.say("%s: captured: %s changed, position %d, in %s", vm.Name, size(changedBytes(o.Disks)), o.To, span(c.took()))
+		}
+		return err
 	})
 }
 
@@ -137,8 +249,13 @@ func (w *world) relation(ctx context.Context, vm *site.VM, h *vmHead) (state.VM,
 	if err != nil {
 		return mem, err
 	}
-	st, serr := w.present(ctx, vm)
+	st, needs, serr := w.ledgerOrMark(ctx, vm)
 	switch {
+	case needs: // it takes no more space
+		h.State, h.Health = string(st.Phase), healthCritical
+		return mem, w.resyncNeeded(vm, st)
+	case mem.Critical != nil:
+		return mem, stopped(mem.Critical)
 	case serr == nil:
 		w.describe(vm, st, h)
 		if st.Phase != replica.Replicating {

@@ -35,7 +35,7 @@ func (p *program) object(err error, vm string) *errorObject {
 	o := &errorObject{
 		Code: string(code(err, e)), Message: message(err), Cause: code(err, e).Lookup().Cause,
 		Hint: p.advice(code(err, e), cmpOr(e.VM, vm)), Command: p.fill(code(err, e).Lookup().Command, cmpOr(e.VM, vm)),
-		VM: cmpOr(e.VM, vm), Disk: e.Disk, Path: e.Path,
+		VM: cmpOr(e.VM, vm), Disk: e.Disk, Path: e.Path, RetryAt: retryAt(err),
 	}
 	var lines *site.Errors
 	if errors.As(err, &lines) {
@@ -88,19 +88,21 @@ func (p *program) printError(w io.Writer, err error, vm string) {
 	entry := c.Lookup()
 	if c != fault.UsageError && c != fault.SiteInvalid && c != fault.VMUnknown {
 		fmt.Fprintf(w, "  cause: %s\n", entry.Cause)
-		fmt.Fprintf(w, "  retry: %s\n", retryText(entry.Class))
+		fmt.Fprintf(w, "  retry: %s\n", p.retryText(entry.Class, retryAt(err)))
 	}
 	if a := p.advice(c, vm); a != "" {
 		fmt.Fprintf(w, "  next:  %s\n", a)
 	}
 }
 
-// retryText says whether an error of this class is tried again.
-func retryText(c fault.Class) string {
-	switch c {
-	case fault.Recoverable:
+// retryText says whether an error of this class is tried again, and when, if that is known.
+func (p *program) retryText(c fault.Class, at *time.Time) string {
+	switch {
+	case at != nil:
+		return "yes, at " + p.clockTime(*at)
+	case c == fault.Recoverable:
 		return "yes, by the next run"
-	case fault.Locked:
+	case c == fault.Locked:
 		return "no need, the other run does the work"
 	}
 	return "not before something was done about it"

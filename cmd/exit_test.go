@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"slices"
 	"strings"
 	"testing"
 
@@ -96,18 +95,12 @@ func TestPrintedCommands(t *testing.T) {
 	p := testApp()
 	app := p.app()
 	app.Setup()
-	notYet := []string{"resync", "why"} // of the table, and not of this version
-	for _, name := range notYet {
-		if app.Command(name) != nil {
-			t.Errorf("%s is there now: let this test look at it", name)
-		}
-	}
 	for _, codes := range contract() {
 		for _, c := range codes {
 			for _, verb := range []string{"protect", "replicate", "delta", "apply", "verify", "unprotect", "status"} {
 				line := fault.Fill(c.Lookup().Command, "web01", verb)
 				words := strings.Fields(line)
-				if len(words) == 0 || slices.Contains(notYet, words[1]) {
+				if len(words) == 0 {
 					continue
 				}
 				cmd := app.Command(words[1])

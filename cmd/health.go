@@ -1,89 +1,105 @@
 package cmd
 
 import (
-	"fmt"
 	"time"
 
+	"sitrep/internal/health"
 	"sitrep/internal/replica"
+	"sitrep/internal/site"
 	"sitrep/internal/state"
 )
 
 // The words of health.
 const (
-	healthNormal   = "Normal"
-	healthWarning  = "Warning"
-	healthCritical = "Critical"
+	healthNormal   = string(health.Normal)
+	healthWarning  = string(health.Warning)
+	healthCritical = string(health.Critical)
 )
 
-// notProtected is the state of a VM without a replica.
-const notProtected = "not-protected"
+const (
+	notProtected = health.NotProtected
+	// outOfReach is the state of a VM whose ledger cannot be read.
+	outOfReach = "unknown"
+)
 
-// behindLimit is the age of a replica from which on its health is not normal.
-const behindLimit = time.Hour
-
-// verdict is how a VM stands.
-type verdict struct {
-	state   string
-	health  string // "" when the VM is not protected
-	reasons []string
-	next    string // the command to run, "" for none
-}
-
-// judge says how a VM stands, from its ledger and from what this site remembers of it. The gravest reason decides what
-// comes next. st is nil when there is no replica.
-func judge(vm string, st *replica.State, mem state.VM, now time.Time) verdict {
-	if st == nil {
-		return verdict{state: notProtected, next: "sitrep protect " + vm}
+// judge says how a VM stands, from its ledger and from what this site remembers of it. st is nil when there is no
+// replica; running names the job that works on the VM, "" for none.
+func (w *world) judge(vm *site.VM, st *replica.State, mem state.VM, running string) health.Verdict {
+	now := w.now()
+	f := health.Facts{VM: vm.Name, Now: now, Ledger: marked(st, mem), Critical: remembered(mem.Critical), Failed: remembered(mem.Failed),
+		Retry: mem.Retry, Statistics: w.statistics(vm, mem), Running: running}
+	if p := vm.Policy(); p.AutoResync {
+		f.ResyncAt = p.ResyncWindow.Next(now)
 	}
-	v := verdict{state: string(st.Phase), health: healthNormal}
-	if f := mem.Critical; f != nil {
-		v.add(healthCritical, "replication is in error since "+stamp(f.At)+": "+f.Message, cmpOr(f.Command, f.Advice))
+	if st != nil && mem.Replica != st.Replica { // of another relationship, or not remembered
+		f.Critical, f.Failed, f.Retry, f.Statistics = nil, nil, health.Retry{}, health.Statistics{}
 	}
-	switch st.Phase {
-	case replica.ResyncRequired:
-		v.add(healthCritical, "resynchronization is required since "+stamp(st.PhaseSince)+": "+st.Reason, "sitrep resync "+vm)
-	case replica.Paused:
-		v.add(healthWarning, "replication is paused since "+stamp(st.PhaseSince)+because(st.Reason), "sitrep resume "+vm)
-	case replica.Seeding:
-		v.add(healthWarning, fmt.Sprintf("the initial replication is not complete (%d%%)", seededPercent(st)), "sitrep replicate "+vm)
+	v := health.Judge(f)
+	for i := range v.Reasons {
+		v.Reasons[i].Next = betterNext(v.Reasons[i], mem)
 	}
-	if st.Applying != nil {
-		v.add(healthWarning, "change logs are applied, or an apply was interrupted", "sitrep apply "+vm)
-	}
-	if f := mem.Failed; f != nil {
-		v.add(healthWarning, "the last run failed at "+stamp(f.At)+": "+f.Message, cmpOr(f.Command, f.Advice))
-	}
-	if st.Phase == replica.Replicating && now.Sub(st.AsOf) > behindLimit {
-		v.add(healthWarning, "the replica is behind its source by more than an hour", "sitrep delta "+vm)
+	if len(v.Reasons) > 0 {
+		v.Next = v.Reasons[0].Next
 	}
 	return v
 }
 
-func (v *verdict) add(health, reason, next string) {
-	if v.health == healthNormal || health == healthCritical {
-		v.health = health
+// betterNext is the command of the table of faults, which knows what failed, instead of the one of the rules of health.
+func betterNext(r health.Reason, mem state.VM) string {
+	switch {
+	case r.Code == health.Error && mem.Critical != nil && mem.Critical.Command != "":
+		return mem.Critical.Command
+	case (r.Code == health.WaitingForRetry || r.Code == health.NotRecoverable) && mem.Failed != nil && mem.Failed.Command != "":
+		return mem.Failed.Command
 	}
-	if v.next == "" {
-		v.next = next
-	}
-	v.reasons = append(v.reasons, reason)
+	return r.Next
 }
 
-func because(reason string) string {
-	if reason == "" {
-		return ""
+// marked is the ledger as it will be when it has been told what this site found out while it was out of reach.
+func marked(st *replica.State, mem state.VM) *replica.State {
+	if st == nil || mem.Marked == nil || mem.Replica != st.Replica || st.Phase != replica.Replicating {
+		return st
 	}
-	return ": " + reason
+	told := *st
+	told.Phase, told.PhaseSince, told.Reason, told.ReasonCode = replica.ResyncRequired, mem.Marked.Since, mem.Marked.Reason, mem.Marked.Code
+	return &told
+}
+
+func remembered(f *state.Failure) *health.Failure {
+	if f == nil {
+		return nil
+	}
+	return &health.Failure{Code: f.Code, Message: f.Message, At: f.At}
+}
+
+// monitoring is how the cycles of a VM are counted.
+func (w *world) monitoring(vm *site.VM) health.Monitoring {
+	return health.DefaultMonitoring(vm.Policy().CopyFrequency, w.now().Location())
+}
+
+// statistics are the counters of a VM as of now. While it is not expected to replicate nothing is missed.
+func (w *world) statistics(vm *site.VM, mem state.VM) health.Statistics {
+	if mem.Statistics.Since.IsZero() || mem.Marked != nil || mem.Critical != nil || mem.Phase != replica.Replicating {
+		return mem.Statistics
+	}
+	return mem.Statistics.At(w.monitoring(vm), w.now())
+}
+
+// beginCycles counts cycles from now on: replication has begun, or goes on after it had to stop.
+func (w *world) beginCycles(vm *site.VM) error {
+	return w.memory.ChangeVM(vm.Name, func(mem *state.VM) {
+		mem.Statistics = mem.Statistics.Begin(w.monitoring(vm), w.now())
+	})
+}
+
+// describe puts the VM's state and health into h.
+func (w *world) describe(vm *site.VM, st replica.State, h *vmHead) {
+	mem, _, err := w.memory.VM(vm.Name)
+	if err != nil {
+		mem = state.VM{}
+	}
+	v := w.judge(vm, &st, mem, "")
+	h.State, h.Health = v.State, string(v.Health)
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
-
-// seededPercent is how much of the initial copy is durable: never 100 before it is complete.
-func seededPercent(st *replica.State) int {
-	if !st.Applied.IsZero() {
-		return 99 // only finalize protection is missing
-	}
-	return percent(
-		total(st.Disks, func(d replica.Disk) int64 { return d.Seeded }),
-		total(st.Disks, func(d replica.Disk) int64 { return d.Size }))
-}

@@ -3,12 +3,14 @@ package cmd
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"sitrep/internal/fault"
+	"sitrep/internal/site"
 	"sitrep/internal/state"
 )
 
@@ -26,6 +28,8 @@ func (p *program) jobsCommand() *cli.Command {
 		Name: "jobs", Usage: "what ran, with its steps, times, bytes and errors",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "vm", Usage: "only those of the VM `NAME`"},
+			&cli.StringFlag{Name: "state", Usage: "only those in the state `NAME`: " + strings.Join(jobStates(), ", ")},
+			&cli.StringFlag{Name: "since", Usage: "only those that began after the `TIME` (2006-01-02, 2006-01-02T15:04:05) or within it (24h)"},
 			&cli.IntFlag{Name: "limit", Usage: "the newest `N`, 0 = all", Value: defaultJobs},
 		},
 		Action: p.action("jobs", p.jobs),
@@ -52,7 +56,11 @@ func (p *program) jobs(_ context.Context, c *cli.Context) error {
 			return err
 		}
 	}
-	list, err := w.memory.Jobs(state.Query{VM: c.String("vm"), Limit: c.Int("limit")})
+	q, err := w.jobQuery(c)
+	if err != nil {
+		return err
+	}
+	list, err := w.memory.Jobs(q)
 	if err != nil {
 		return err
 	}
@@ -65,6 +73,44 @@ func (p *program) jobs(_ context.Context, c *cli.Context) error {
 			o.took(), size(j.Bytes)})
 	}
 	return w.show(table(rows))
+}
+
+// jobStates are the states that jobs can be looked for in.
+func jobStates() []string {
+	var names []string
+	for _, s := range []state.JobState{state.InProgress, state.Succeeded, state.Failed, state.Cancelled, state.Interrupted} {
+		names = append(names, string(s))
+	}
+	return names
+}
+
+func (w *world) jobQuery(c *cli.Context) (q state.Query, err error) {
+	q = state.Query{VM: c.String("vm"), Limit: c.Int("limit")}
+	if name := c.String("state"); name != "" {
+		i := slices.IndexFunc(jobStates(), func(s string) bool { return strings.EqualFold(s, name) })
+		if i < 0 {
+			return q, fault.New(fault.UsageError, "--state is one of %s%s", strings.Join(jobStates(), ", "), site.DidYouMean(name, jobStates()))
+		}
+		q.State = state.JobState(jobStates()[i])
+	}
+	if since := c.String("since"); since != "" {
+		q.Since, err = w.since(since)
+	}
+	return q, err
+}
+
+// since reads a time, or how long ago it was. A time without a zone is local.
+func (w *world) since(text string) (time.Time, error) {
+	now := w.now()
+	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
+		return now.Add(-d), nil
+	}
+	for _, form := range []string{time.RFC3339, "2006-01-02T15:04:05", "2006-01-02 15:04:05", "2006-01-02T15:04", "2006-01-02"} {
+		if t, err := time.ParseInLocation(form, text, now.Location()); err == nil {
+			return t, nil
+		}
+	}
+	return now, fault.New(fault.UsageError, "--since %q is no time (2006-01-02, 2006-01-02T15:04:05) and no duration (24h)", text)
 }
 
 // jobObject adds how long a job took, or has been running.

@@ -39,6 +39,8 @@ type vmHead struct {
 	Health string       `json:"health,omitempty"`
 	Job    string       `json:"job,omitempty"`
 	Error  *errorObject `json:"error,omitempty"`
+	// RetryAt is when the next attempt is due, after one that failed.
+	RetryAt *time.Time `json:"retry_at,omitempty"`
 }
 
 func (h *vmHead) head() *vmHead { return h }

@@ -3,6 +3,7 @@ package cmd
 import (
 	"context"
 	"encoding/json"
+	"errors"
 
 	"github.com/urfave/cli/v2"
 
@@ -245,7 +246,7 @@ func (s *session) settle(ctx context.Context, o *seedObject) (int64, string, err
 		return sent, "", err
 	}
 	s.say("%s: protected, %s", s.vm.Name, plural(d.Points, "recovery point"))
-	return sent, plural(d.Points, "recovery point"), s.noteSuccess(s.vm, rateDelta, 0, 0)
+	return sent, plural(d.Points, "recovery point"), errors.Join(s.noteSuccess(s.vm, rateDelta, 0, 0), s.beginCycles(s.vm))
 }
 
 // planProtect says what protect would do.

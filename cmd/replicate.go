@@ -13,14 +13,14 @@ import (
 func (p *program) replicateCommand() *cli.Command {
 	return &cli.Command{
 		Name: "replicate", Usage: "initial replication; an interrupted one continues where it stopped", ArgsUsage: "VM...",
-		Flags: vmFlags(nowFlag()),
-		Action: p.vmCommand("replicate", noneIsWrong, func(w *world, _ *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
+		Flags: vmFlags(paceFlags()...),
+		Action: p.vmCommand("replicate", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				o := &seedObject{}
 				if w.opts.dryRun {
 					return o, w.planReplicate(ctx, vm, o)
 				}
-				return o, w.locked(vm, func() error { return w.initial(ctx, vm, o) })
+				return o, w.attempt(ctx, vm, &o.vmHead, paceOf(c), func() error { return w.initial(ctx, vm, o) })
 			}
 		}),
 	}

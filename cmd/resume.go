@@ -2,11 +2,14 @@ package cmd
 
 import (
 	"context"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
+	"sitrep/internal/fault"
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
+	"sitrep/internal/state"
 )
 
 func (p *program) resumeCommand() *cli.Command {
@@ -32,6 +35,9 @@ func (w *world) resume(ctx context.Context, vm *site.VM, h *vmHead) error {
 		if err != nil {
 			return err
 		}
+		if err := s.mended(mem.Critical); err != nil {
+			return err
+		}
 		phase := s.state.Phase
 		err = s.step("Resume", func() (int64, string, error) {
 			if phase != replica.Paused && mem.Critical != nil {
@@ -44,6 +50,25 @@ func (w *world) resume(ctx context.Context, vm *site.VM, h *vmHead) error {
 			return err
 		}
 		s.say("%s: replication goes on, the state is %s", vm.Name, phase)
-		return s.noteSuccess(vm, rateDelta, 0, 0)
+		if err := s.noteSuccess(vm, rateDelta, 0, 0); err != nil {
+			return err
+		}
+		return s.beginCycles(vm)
 	})
+}
+
+// mended refuses to forget an error of a source disk that still cannot be opened.
+func (s *session) mended(f *state.Failure) error {
+	if f == nil || f.Disk == "" {
+		return nil
+	}
+	d := diskOf(s.vm, f.Disk)
+	if d == nil || !slices.Contains([]fault.Code{fault.DiskMissing, fault.DiskFormat, fault.DiskCorrupt, fault.DiskUnsupported, fault.ChainBroken}, f.Code) {
+		return nil
+	}
+	img, err := s.openDisk(s.vm, d)
+	if err != nil {
+		return err
+	}
+	return img.Close()
 }

@@ -75,10 +75,13 @@ type program struct {
 	stderr io.Writer
 	getenv func(string) string
 	now    func() time.Time
+	pause  func(context.Context, time.Duration) error // nil: the clock on the wall decides
 
 	opts options
 	log  *slog.Logger
 	res  result
+	// verdict is the exit code of a command whose exit code is its answer.
+	verdict *int
 }
 
 // app is the tree of subcommands.
@@ -108,7 +111,7 @@ func (p *program) app() *cli.App {
 func (p *program) subcommands() []*cli.Command {
 	return []*cli.Command{
 		p.initCommand(), p.checkCommand(), p.protectCommand(), p.replicateCommand(), p.deltaCommand(), p.applyCommand(),
-		p.verifyCommand(), p.pointsCommand(), p.statusCommand(), p.jobsCommand(), p.pauseCommand(), p.resumeCommand(),
+		p.resyncCommand(), p.verifyCommand(), p.pointsCommand(), p.statusCommand(), p.whyCommand(), p.jobsCommand(), p.pauseCommand(), p.resumeCommand(),
 		p.unprotectCommand(), p.hrlCommand(), p.versionCommand(), p.completionCommand(), p.manCommand(),
 	}
 }
@@ -195,7 +198,10 @@ func (p *program) finish(err error) int {
 		err = several.worst() // each was printed when it happened
 	}
 	p.res.ExitCode = exitCode(err)
-	p.res.OK = err == nil
+	if err == nil && p.verdict != nil {
+		p.res.ExitCode = *p.verdict
+	}
+	p.res.OK = p.res.ExitCode == exitDone
 	p.res.Error = p.object(err, "")
 	if p.opts.json && (p.res.Command != "" || err != nil) {
 		if werr := p.res.write(p.stdout); werr != nil {

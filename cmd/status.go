@@ -10,6 +10,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"sitrep/internal/fault"
+	"sitrep/internal/health"
+	"sitrep/internal/hrl"
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
 	"sitrep/internal/state"
@@ -19,6 +21,7 @@ import (
 type statusObject struct {
 	vmHead
 	HealthReasons  []string           `json:"health_reasons"`
+	Reasons        []reasonObject     `json:"reasons"`
 	Cloud          string             `json:"cloud"`
 	Host           string             `json:"host"`
 	Generation     uint64             `json:"generation"`
@@ -28,10 +31,41 @@ type statusObject struct {
 	Pending        int64              `json:"pending_log_bytes"`
 	Sequence       uint64             `json:"sequence"`
 	Points         int                `json:"points"`
+	NewestPoint    *time.Time         `json:"newest_point_at,omitempty"`
+	OldestPoint    *time.Time         `json:"oldest_point_at,omitempty"`
 	RetryAt        *time.Time         `json:"retry_at"`
+	Attempts       int                `json:"failed_attempts,omitempty"` // since the last success
 	LastError      *state.Failure     `json:"last_error,omitempty"`
+	Marked         *state.Mark        `json:"marked,omitempty"` // not yet told to the ledger
+	Running        string             `json:"running_job,omitempty"`
 	Next           string             `json:"next_action"`
+	Cycles         *cyclesObject      `json:"cycles,omitempty"`
 	Disks          []statusDiskObject `json:"disks"`
+}
+
+// reasonObject is one reason for a health.
+type reasonObject struct {
+	Code   string `json:"code"`
+	Health string `json:"health"`
+	Text   string `json:"text"`
+	Next   string `json:"next_action,omitempty"`
+}
+
+// cyclesObject is what happened in the monitoring interval that is running and in the one before it.
+type cyclesObject struct {
+	Current intervalObject  `json:"current"`
+	Last    *intervalObject `json:"last,omitempty"`
+}
+
+type intervalObject struct {
+	health.Interval
+	AverageBytes   int64   `json:"average_bytes"`
+	AverageLatency float64 `json:"average_latency_seconds"`
+	MaxLatency     float64 `json:"max_latency_seconds"`
+}
+
+func intervalOf(i health.Interval) intervalObject {
+	return intervalObject{i, i.AverageBytes(), i.AverageLatency().Seconds(), i.MaxLatency.Seconds()}
 }
 
 type statusDiskObject struct {
@@ -47,11 +81,25 @@ type statusDiskObject struct {
 func (p *program) statusCommand() *cli.Command {
 	return &cli.Command{
 		Name: "status", Usage: "state, health, age of the replica, pending logs, points, next action", ArgsUsage: "[VM...]",
-		Flags: vmFlags(), Action: p.action("status", p.status),
+		Flags: vmFlags(
+			&cli.BoolFlag{Name: "check", Usage: "one line and exit code 0, 1 or 2, for a monitoring plugin"},
+			&cli.StringFlag{Name: "prometheus", Usage: "write metrics into `FILE`, for the textfile collector"},
+			&cli.BoolFlag{Name: "watch", Usage: "again and again, until interrupted"},
+			&cli.DurationFlag{Name: "interval", Usage: "of --watch", Value: watchInterval}),
+		Action: p.action("status", p.status),
 	}
 }
 
 func (p *program) status(ctx context.Context, c *cli.Context) error {
+	file := c.String("prometheus")
+	switch {
+	case c.Bool("watch") && (c.Bool("check") || file != "" || p.opts.json):
+		return fault.New(fault.UsageError, "--watch is for people: it excludes --check, --prometheus and --json")
+	case c.IsSet("prometheus") && file == "":
+		return fault.New(fault.UsageError, "--prometheus needs the name of a file")
+	case c.Duration("interval") < minInterval:
+		return fault.New(fault.UsageError, "--interval cannot be less than %s", minInterval)
+	}
 	w, err := p.open()
 	if err != nil {
 		return err
@@ -60,46 +108,83 @@ func (p *program) status(ctx context.Context, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	var list []*statusObject
-	err = w.each(ctx, vms, func(ctx context.Context, vm *site.VM) (vmObject, error) {
-		o := &statusObject{Cloud: vm.Cloud.Name, Host: vm.Host.Name}
-		list = append(list, o)
-		return o, w.statusOf(ctx, vm, o)
-	})
-	if serr := w.show(w.statusText(list, len(c.Args().Slice()) > 0)); serr != nil && err == nil {
-		err = serr
+	if c.Bool("watch") {
+		return w.watch(ctx, vms, c.Duration("interval"), c.NArg() > 0)
+	}
+	list, errs := w.collect(ctx, vms)
+	for _, o := range list {
+		w.res.VMs = append(w.res.VMs, o)
+	}
+	if file != "" {
+		err = w.writeMetrics(file, list)
+	}
+	switch {
+	case err != nil:
+		return err
+	case c.Bool("check"):
+		return w.plugin(list, c.NArg() > 0)
+	case file == "":
+		err = w.show(w.statusText(list, c.NArg() > 0))
+	}
+	for _, e := range errs {
+		w.printError(w.stderr, e, "")
+	}
+	if len(errs) > 0 && err == nil {
+		err = &failures{errs}
 	}
 	return err
 }
 
-// statusOf needs the store and, for the logs beside the disks, the source if it is there.
-func (w *world) statusOf(ctx context.Context, vm *site.VM, o *statusObject) error {
-	o.VM = vm.Name
-	r, st, err := w.replica(ctx, vm, forReading)
-	if fault.Is(err, fault.NotProtected) {
-		o.fill(vm, judge(vm.Name, nil, state.VM{}, w.now()))
-		return nil
-	}
+// collect looks at the VMs. Each error is of one of them, which is in the list all the same.
+func (w *world) collect(ctx context.Context, vms []*site.VM) (list []*statusObject, errs []error) {
+	running, err := w.memory.Running()
 	if err != nil {
-		o.State, o.Health = "unknown", healthCritical
-		o.HealthReasons = []string{message(err)}
-		return err
+		w.log.Info("it is not known which jobs run", "error", err)
 	}
-	defer closing(r, &err)
+	for _, vm := range vms {
+		if ctx.Err() != nil {
+			return list, append(errs, fault.FromOS(ctx.Err()))
+		}
+		o := &statusObject{Cloud: vm.Cloud.Name, Host: vm.Host.Name, HealthReasons: []string{}, Reasons: []reasonObject{}}
+		o.VM = vm.Name
+		if j, ok := running[vm.Name]; ok {
+			o.Running = j.ID
+		}
+		if err := w.statusOf(ctx, vm, o); err != nil {
+			err = fault.In(err, vm.Name, "")
+			o.Error = w.object(err, vm.Name)
+			errs = append(errs, err)
+		}
+		list = append(list, o)
+	}
+	return list, errs
+}
+
+// statusOf needs the store and, for the logs beside the disks, the source if it is there.
+func (w *world) statusOf(ctx context.Context, vm *site.VM, o *statusObject) (err error) {
 	mem, _, err := w.memory.VM(vm.Name)
 	if err != nil {
 		return err
 	}
-	o.fill(vm, judge(vm.Name, &st, mem, w.now()))
+	r, st, err := w.replica(ctx, vm, forReading)
+	if fault.Is(err, fault.NotProtected) {
+		o.judged(w.judge(vm, nil, state.VM{}, o.Running))
+		for _, d := range vm.Disks {
+			o.Disks = append(o.Disks, statusDiskObject{Name: d.Name, Path: d.Path})
+		}
+		return nil
+	}
+	if err != nil {
+		w.blind(vm, mem, err, o)
+		return err
+	}
+	defer closing(r, &err)
+	o.judged(w.judge(vm, &st, mem, o.Running))
 	o.ledger(st, w.now())
-	o.LastError = mem.Critical
-	if o.LastError == nil {
-		o.LastError = mem.Failed
+	if mem.Replica == st.Replica {
+		o.remembered(mem, w.statistics(vm, mem))
 	}
-	beside, perr := w.engine(vm, nil, st.Replica, nil).PendingBytes(st.Received)
-	if perr != nil {
-		w.log.Info("the logs beside the disks cannot be counted from here", "vm", vm.Name, "error", perr)
-	}
+	beside := w.besides(vm, st.Replica, st.Applied)
 	for _, d := range st.Disks {
 		x, err := w.statusDisk(ctx, r, vm, d)
 		if err != nil {
@@ -112,13 +197,51 @@ func (w *world) statusOf(ctx context.Context, vm *site.VM, o *statusObject) erro
 	return nil
 }
 
-func (o *statusObject) fill(vm *site.VM, v verdict) {
-	o.State, o.Health, o.Next = v.state, v.health, v.next
-	o.HealthReasons = append([]string{}, v.reasons...)
-	if o.State == notProtected {
-		for _, d := range vm.Disks {
-			o.Disks = append(o.Disks, statusDiskObject{Name: d.Name, Path: d.Path})
+// blind says of a VM whose ledger is out of reach, because of err, what this site remembers.
+func (w *world) blind(vm *site.VM, mem state.VM, err error, o *statusObject) {
+	e := fault.FromOS(err)
+	first := reasonObject{Code: string(code(err, e)), Health: healthCritical, Text: message(err), Next: w.fillPlain(code(err, e), vm.Name)}
+	var v health.Verdict
+	if mem.Phase != "" {
+		v = w.judge(vm, &replica.State{VM: vm.Name, Replica: mem.Replica, Phase: mem.Phase, PhaseSince: mem.AsOf, AsOf: mem.AsOf,
+			Consistent: true}, mem, o.Running)
+	}
+	o.judged(v)
+	o.State, o.Health, o.Next = outOfReach, healthCritical, first.Next
+	o.Reasons = append([]reasonObject{first}, o.Reasons...)
+	o.HealthReasons = append([]string{first.Text}, o.HealthReasons...)
+	o.age(mem.AsOf, w.now())
+	o.remembered(mem, w.statistics(vm, mem))
+	beside := w.besides(vm, mem.Replica, hrl.Pos{})
+	for _, d := range mem.Disks {
+		x := statusDiskObject{Name: d.Name, Pending: beside[d.Name]}
+		if s := diskOf(vm, d.Name); s != nil {
+			x.Path = s.Path
 		}
+		o.Pending += x.Pending
+		o.Disks = append(o.Disks, x)
+	}
+}
+
+// fillPlain is the command that the table has for a code.
+func (w *world) fillPlain(c fault.Code, vm string) string {
+	return fault.Fill(c.Lookup().Command, vm, w.res.Command)
+}
+
+// besides is the bytes of change logs beside the disks that lead on from a position; nil where there are no disks.
+func (w *world) besides(vm *site.VM, id hrl.ID, from hrl.Pos) map[string]int64 {
+	n, err := w.engine(vm, nil, id, nil).PendingBytes(from)
+	if err != nil {
+		w.log.Info("the logs beside the disks cannot be counted from here", "vm", vm.Name, "error", err)
+	}
+	return n
+}
+
+func (o *statusObject) judged(v health.Verdict) {
+	o.State, o.Health, o.Next = v.State, string(v.Health), v.Next
+	for _, r := range v.Reasons {
+		o.Reasons = append(o.Reasons, reasonObject{string(r.Code), string(r.Health), r.Text, r.Next})
+		o.HealthReasons = append(o.HealthReasons, r.Text)
 	}
 }
 
@@ -126,9 +249,35 @@ func (o *statusObject) fill(vm *site.VM, v verdict) {
 func (o *statusObject) ledger(st replica.State, now time.Time) {
 	owner := st.Owner
 	o.Generation, o.Owner, o.Sequence, o.Points = st.Generation, &owner, st.Applied.Seq, len(st.Points)
-	if o.LastReplicated = utc(st.AsOf); o.LastReplicated != nil {
-		rpo := max(0, now.Sub(st.AsOf)).Seconds()
+	if n := len(st.Points); n > 0 {
+		o.NewestPoint, o.OldestPoint = utc(st.Points[n-1].CutAt), utc(st.Points[0].CutAt)
+	}
+	o.age(st.AsOf, now)
+}
+
+func (o *statusObject) age(asOf, now time.Time) {
+	if o.LastReplicated = utc(asOf); o.LastReplicated == nil {
+		return
+	}
+	if age, known := health.RPO(asOf, now); known {
+		rpo := age.Seconds()
 		o.RPO = &rpo
+	}
+}
+
+// remembered takes over what this site remembers.
+func (o *statusObject) remembered(mem state.VM, s health.Statistics) {
+	if o.LastError = mem.Critical; o.LastError == nil {
+		o.LastError = mem.Failed
+	}
+	o.Marked, o.RetryAt, o.Attempts = mem.Marked, utc(mem.Retry.NextAt), mem.Retry.Attempts
+	if s.Current.End.IsZero() {
+		return
+	}
+	o.Cycles = &cyclesObject{Current: intervalOf(s.Current)}
+	if !s.Last.End.IsZero() {
+		last := intervalOf(s.Last)
+		o.Cycles.Last = &last
 	}
 }
 
@@ -163,28 +312,81 @@ func utc(t time.Time) *time.Time {
 
 func num(n uint64) string { return strconv.FormatUint(n, 10) }
 
-// statusText is a table of the VMs, and for VMs that were named, or are not healthy, what there is to say of each.
+// statusText is a table of the VMs, the reasons why they are not healthy, and of VMs that were named all there is to say.
 func (w *world) statusText(list []*statusObject, details bool) string {
 	rows := [][]string{{"VM", "STATE", "HEALTH", "LAST REPLICATED", "PENDING", "POINTS", "NEXT"}}
 	for _, o := range list {
-		last, health := "-", cmpOr(o.Health, "-")
+		last := "-"
 		if o.LastReplicated != nil {
 			last = w.when(*o.LastReplicated)
 		}
-		rows = append(rows, []string{o.VM, o.State, health, last, size(o.Pending), strconv.Itoa(o.Points),
+		rows = append(rows, []string{o.VM, o.State, cmpOr(o.Health, "-"), last, size(o.Pending), strconv.Itoa(o.Points),
 			cmpOr(w.commands(o.Next), "-")})
 	}
 	var b strings.Builder
-	b.WriteString(table(rows))
+	b.WriteString(w.coloured(table(rows)))
 	for _, o := range list {
 		for _, r := range o.HealthReasons {
 			fmt.Fprintf(&b, "%s: %s\n", o.VM, r)
 		}
-		if details && len(o.Disks) > 0 && o.Generation > 0 {
-			b.WriteString("\n" + w.diskTable(o))
+		if details && o.State != notProtected {
+			b.WriteString("\n" + w.detailText(o))
 		}
 	}
 	return b.String()
+}
+
+// detailText is all there is to say of one VM.
+func (w *world) detailText(o *statusObject) string {
+	rows := [][]string{{"VM", o.VM + " in cloud " + o.Cloud + " on host " + o.Host}}
+	add := func(name, text string) {
+		if text != "" {
+			rows = append(rows, []string{name, text})
+		}
+	}
+	if o.RPO != nil {
+		add("RPO", span(time.Duration(*o.RPO*float64(time.Second))))
+	}
+	if o.Owner != nil {
+		add("owner", fmt.Sprintf("%s on %s since %s, generation %d", o.Owner.Site, o.Owner.Host, stamp(o.Owner.Since), o.Generation))
+		add("position", num(o.Sequence))
+	}
+	if o.NewestPoint != nil {
+		add("points", fmt.Sprintf("%s, %s to %s", plural(o.Points, "recovery point"), stamp(*o.OldestPoint), stamp(*o.NewestPoint)))
+	}
+	if o.Running != "" {
+		add("running", "job "+o.Running)
+	}
+	if o.Cycles != nil {
+		add("cycles", o.Cycles.Current.text())
+		if o.Cycles.Last != nil {
+			add("before", o.Cycles.Last.text())
+		}
+	}
+	if e := o.LastError; e != nil {
+		add("last error", fmt.Sprintf("%s at %s%s", e.Code, stamp(e.At), jobText(e.Job)))
+	}
+	if o.RetryAt != nil {
+		add("next attempt", fmt.Sprintf("%s, after %s", w.clockTime(*o.RetryAt), plural(o.Attempts, "failed attempt")))
+	}
+	return table(rows) + w.diskTable(o)
+}
+
+func jobText(id string) string {
+	if id == "" {
+		return ""
+	}
+	return ", job " + id
+}
+
+// text words what happened in an interval.
+func (i intervalObject) text() string {
+	s := fmt.Sprintf("%s to %s: %d completed, %d missed, %d failed", stamp(i.Start), stamp(i.End), i.Successes, i.Missed, i.Failures)
+	if i.Successes == 0 {
+		return s
+	}
+	return s + fmt.Sprintf("; logs %s on average, %s at most; latency %s on average, %s at most", size(i.AverageBytes), size(i.MaxBytes),
+		span(i.Interval.AverageLatency()), span(i.Interval.MaxLatency))
 }
 
 func (w *world) diskTable(o *statusObject) string {

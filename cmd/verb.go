@@ -75,6 +75,11 @@ func (w *world) session(ctx context.Context, vm *site.VM, r replica.Replica, st 
 		}
 		after = st
 	}
+	if s.record != nil {
+		if nerr := w.noteLedger(vm, after); nerr != nil {
+			w.log.Warn("the site's memory cannot be kept in order", "error", nerr) // what was done stands
+		}
+	}
 	w.describe(vm, after, h)
 	return err
 }

@@ -10,6 +10,7 @@ import (
 	"sitrep/internal/fault"
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
+	"sitrep/internal/state"
 	"sitrep/replicate"
 )
 
@@ -68,9 +69,24 @@ func (w *world) verify(ctx context.Context, vm *site.VM, v verifyOptions) (vmObj
 		})
 		o.Seconds = c.took().Seconds()
 		if err == nil {
+			if err := s.proven(v, o); err != nil {
+				return err
+			}
 			s.say("%s: no difference, %s read in %s%s", vm.Name, size(o.Read), span(c.took()), o.unfinished())
 		}
 		return err
+	})
+}
+
+// proven forgets a difference that was found earlier, when all of the replica's bytes were looked at and it is gone.
+func (s *session) proven(v verifyOptions, o *verifyObject) error {
+	if v.source || !o.Complete {
+		return nil
+	}
+	return s.memory.ChangeVM(s.vm.Name, func(mem *state.VM) {
+		if mem.Failed != nil && inDoubt(mem.Failed.Code) {
+			mem.Failed = nil
+		}
 	})
 }
 

@@ -41,7 +41,7 @@ func (p *program) open() (*world, error) {
 	if s.Store.Azure != nil {
 		return w, nil
 	}
-	w.store = dir.New(p.fs, s.Store.Directory)
+	w.store = replica.WithRetries(dir.New(p.fs, s.Store.Directory), replica.Retries{Sleep: p.sleep, Log: p.log})
 	return w, nil
 }
 
@@ -159,8 +159,10 @@ func (w *world) remember(ctx context.Context, vm *site.VM, st replica.State) err
 	if err != nil || mem.Replica == st.Replica && mem.Store == known.ID {
 		return err
 	}
-	mem = state.VM{VM: vm.Name, Replica: st.Replica, Store: known.ID, Protected: st.Created,
-		Disks: disksOf(st), Rates: mem.Rates}
+	if mem.Replica != st.Replica {
+		mem = state.VM{VM: vm.Name, Replica: st.Replica, Protected: st.Created, Rates: mem.Rates}
+	}
+	mem.Store, mem.Disks, mem.Phase, mem.AsOf = known.ID, disksOf(st), st.Phase, st.AsOf
 	return w.memory.RememberVM(mem)
 }
 

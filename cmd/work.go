@@ -76,52 +76,53 @@ func (w *world) job(vm *site.VM, name string, h *vmHead, f func(*state.Job) erro
 	}
 	err = j.End(err)
 	w.log.Info("job ended", "job", j.ID(), "state", j.State())
-	if nerr := errors.Join(w.noteFailure(vm, err), w.memory.Prune(vm.Policy().JobRetention)); nerr != nil {
+	if nerr := errors.Join(w.noteFailure(vm, j.ID(), err), w.memory.Prune(vm.Policy().JobRetention)); nerr != nil {
 		w.log.Warn("the site's memory cannot be kept in order", "error", nerr) // what the job did stands
 	}
 	return err
 }
 
-// noteFailure keeps what stopped the VM, so that status tells it. An error that says nothing about the VM's health, such
-// as a refusal, is not kept.
-func (w *world) noteFailure(vm *site.VM, err error) error {
+// noteFailure keeps what stopped the VM in a job, so that status tells it. An error that says nothing about the VM's
+// health, such as a refusal, is not kept.
+func (w *world) noteFailure(vm *site.VM, job string, err error) error {
 	if err == nil || fault.Cancelled(err) {
 		return nil
 	}
-	mem, ok, merr := w.memory.VM(vm.Name)
-	if merr != nil || !ok {
-		return merr
-	}
 	f := state.FailureOf(err, vm.Name, w.res.Command, w.now())
-	switch f.Code.Class() {
-	case fault.Critical:
-		mem.Critical = f
-	case fault.Recoverable, fault.Resync, fault.Differs, fault.Prerequisite:
-		mem.Failed = f
-	default:
-		return nil
-	}
-	return w.memory.RememberVM(mem)
+	f.Job = job
+	return w.memory.ChangeVM(vm.Name, func(mem *state.VM) {
+		switch f.Code.Class() {
+		case fault.Critical:
+			mem.Critical = f
+		case fault.Recoverable, fault.Resync, fault.Differs, fault.Prerequisite:
+			mem.Failed = f
+		}
+	})
 }
 
 // noteSuccess forgets what had stopped the VM, and keeps how fast bytes of this kind of work moved.
 func (w *world) noteSuccess(vm *site.VM, kind string, bytes int64, took time.Duration) error {
-	mem, ok, err := w.memory.VM(vm.Name)
-	if err != nil || !ok {
-		return err
-	}
-	measured := bytes >= minMeasured && took > 0
-	if mem.Critical == nil && mem.Failed == nil && !measured {
-		return nil
-	}
-	mem.Critical, mem.Failed = nil, nil
-	if measured {
-		if mem.Rates == nil {
-			mem.Rates = map[string]float64{}
+	return w.memory.ChangeVM(vm.Name, func(mem *state.VM) {
+		mem.Critical = nil
+		if mem.Failed != nil && (kind == rateResync || !inDoubt(mem.Failed.Code)) { // a delta does not make wrong bytes right
+			mem.Failed = nil
 		}
-		mem.Rates[kind] = float64(bytes) / took.Seconds()
-	}
-	return w.memory.RememberVM(mem)
+		if bytes >= minMeasured && took > 0 {
+			if mem.Rates == nil {
+				mem.Rates = map[string]float64{}
+			}
+			mem.Rates[kind] = float64(bytes) / took.Seconds()
+		}
+	})
+}
+
+// noteLedger keeps what the ledger says, for when it is out of reach.
+func (w *world) noteLedger(vm *site.VM, st replica.State) error {
+	return w.memory.ChangeVM(vm.Name, func(mem *state.VM) {
+		if mem.Replica == st.Replica {
+			mem.Phase, mem.AsOf = st.Phase, st.AsOf
+		}
+	})
 }
 
 // minMeasured is how many bytes tell a rate that estimates can be made of.
@@ -129,8 +130,9 @@ const minMeasured = 8 << 20
 
 // The kinds of work that rates are kept of.
 const (
-	rateSeed  = "seed"
-	rateDelta = "delta"
+	rateSeed   = "seed"   // bytes sent
+	rateDelta  = "delta"  // bytes sent
+	rateResync = "resync" // bytes compared
 )
 
 // estimate is how long bytes of a kind of work take, by what was measured last; nil when nothing was.
@@ -150,16 +152,6 @@ func estimateText(seconds *float64) string {
 		return "time unknown: nothing was measured yet"
 	}
 	return "about " + span(time.Duration(*seconds*float64(time.Second)))
-}
-
-// describe puts the VM's state and health into h.
-func (w *world) describe(vm *site.VM, st replica.State, h *vmHead) {
-	mem, _, err := w.memory.VM(vm.Name)
-	if err != nil {
-		mem = state.VM{}
-	}
-	v := judge(vm.Name, &st, mem, w.now())
-	h.State, h.Health = v.state, v.health
 }
 
 // closing joins the error of a replica's Close.

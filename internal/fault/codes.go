@@ -82,7 +82,7 @@ func again(verb string) string {
 	switch verb {
 	case "replicate", "apply", "resync":
 		return "sitrep " + verb + " {vm} --now"
-	case "protect", "unprotect", "pause", "resume", "verify":
+	case "protect", "unprotect", "pause", "resume", "verify", "check":
 		return "sitrep " + verb + " {vm}"
 	}
 	return "sitrep delta {vm} --now"

@@ -195,8 +195,14 @@ func (d *Dir) lockFile(id string) string { return d.Path("jobs", id+".lock") }
 
 // Query selects jobs.
 type Query struct {
-	VM    string // "" = all
-	Limit int    // the newest so many; 0 = all
+	VM    string    // "" = all
+	State JobState  // "" = all
+	Since time.Time // those that began at this time or later; zero = all
+	Limit int       // the newest so many; 0 = all
+}
+
+func (q Query) has(r Record) bool {
+	return (q.VM == "" || r.VM == q.VM) && (q.State == "" || r.State == q.State)
 }
 
 // Jobs returns the jobs of the query, the newest first.
@@ -207,11 +213,14 @@ func (d *Dir) Jobs(q Query) ([]Record, error) {
 	}
 	var out []Record
 	for i := len(ids) - 1; i >= 0 && (q.Limit == 0 || len(out) < q.Limit); i-- {
+		if at, _ := idTime(ids[i]); at.Before(q.Since.Truncate(time.Millisecond)) { // as exact as an ID is
+			break
+		}
 		rec, ok, err := d.job(ids[i])
 		if err != nil {
 			return nil, err
 		}
-		if ok && (q.VM == "" || rec.VM == q.VM) {
+		if ok && q.has(rec) {
 			out = append(out, rec)
 		}
 	}
@@ -235,6 +244,33 @@ func (d *Dir) ids() ([]string, error) {
 		}
 	}
 	return ids, nil
+}
+
+// Running returns the jobs of this moment, by VM. Only a job that runs, or whose process died, has a lock file, so that not
+// many records are looked at.
+func (d *Dir) Running() (map[string]Record, error) {
+	list, err := d.fs.ReadDir(d.Path("jobs"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fault.FromOS(err)
+	}
+	running := map[string]Record{}
+	for _, e := range list {
+		id, isLock := strings.CutSuffix(e.Name, ".lock")
+		if !isLock || !idShape.MatchString(id) {
+			continue
+		}
+		rec, ok, err := d.job(id)
+		if err != nil {
+			return nil, err
+		}
+		if ok && rec.State == InProgress {
+			running[rec.VM] = rec
+		}
+	}
+	return running, nil
 }
 
 // Job returns the job whose ID is, or begins or ends with, id.

@@ -21,12 +21,16 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"path/filepath"
+	"reflect"
 	"time"
 
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
+	"sitrep/internal/health"
 	"sitrep/internal/hrl"
+	"sitrep/internal/replica"
 )
 
 // maxRecord is the longest file of this package in bytes, far above what it writes.
@@ -83,8 +87,24 @@ type VM struct {
 	Critical *Failure `json:"critical,omitempty"`
 	// Failed is the last error of another class, cleared by the next success.
 	Failed *Failure `json:"failed,omitempty"`
+	// Marked says that only resynchronization helps, as long as the ledger could not be told.
+	Marked *Mark `json:"marked,omitempty"`
+	// Retry is when an attempt may be made after one that failed with a recoverable error.
+	Retry health.Retry `json:"retry,omitzero"`
+	// Statistics count the cycles of the monitoring interval.
+	Statistics health.Statistics `json:"statistics,omitzero"`
+	// Phase and AsOf are what the ledger said when it was last read, for as long as it is out of reach.
+	Phase replica.Phase `json:"phase,omitempty"`
+	AsOf  time.Time     `json:"as_of,omitzero"`
 	// Rates are the last measured bytes per second, by kind of work.
 	Rates map[string]float64 `json:"rates,omitempty"`
+}
+
+// Mark is a reason for resynchronization that was found while the ledger was out of reach.
+type Mark struct {
+	Code   fault.Code `json:"code"`
+	Reason string     `json:"reason"`
+	Since  time.Time  `json:"since"`
 }
 
 // Disk is how a disk is read: fixed when protection is enabled.
@@ -102,6 +122,22 @@ func (d *Dir) VM(name string) (vm VM, ok bool, err error) {
 
 // RememberVM keeps vm. It is durable on return.
 func (d *Dir) RememberVM(vm VM) error { return d.save(d.vmFile(vm.VM), vm) }
+
+// ChangeVM changes what is remembered of a VM; when nothing is, or nothing changes, it writes nothing. The caller holds the
+// VM's lock. It is durable on return.
+func (d *Dir) ChangeVM(name string, change func(*VM)) error {
+	old, ok, err := d.VM(name)
+	if err != nil || !ok {
+		return err
+	}
+	vm := old
+	vm.Rates = maps.Clone(old.Rates)
+	change(&vm)
+	if reflect.DeepEqual(old, vm) {
+		return nil
+	}
+	return d.RememberVM(vm)
+}
 
 // ForgetVM removes what is remembered of a VM.
 func (d *Dir) ForgetVM(name string) error {

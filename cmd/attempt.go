@@ -1,0 +1,155 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"sitrep/internal/fault"
+	"sitrep/internal/health"
+	"sitrep/internal/site"
+	"sitrep/internal/state"
+)
+
+// pace is how a command follows the schedule of retries.
+type pace string
+
+const (
+	onSchedule pace = ""     // before its time nothing is tried
+	atOnce     pace = "now"  // --now: it is tried whatever the schedule says
+	following  pace = "wait" // --wait: the schedule is followed to the end
+)
+
+// paceFlags are the flags of the commands that obey the schedule of retries.
+func paceFlags() []cli.Flag {
+	return []cli.Flag{nowFlag(), &cli.BoolFlag{Name: "wait", Usage: "follow the retry schedule until it is done, or cannot be"}}
+}
+
+func paceOf(c *cli.Context) pace {
+	switch {
+	case c.Bool("wait"):
+		return following
+	case c.Bool("now"):
+		return atOnce
+	}
+	return onSchedule
+}
+
+// retrying is a recoverable error that is tried again at a time that is known.
+type retrying struct {
+	error
+	at time.Time
+}
+
+func (r *retrying) Unwrap() error { return r.error }
+
+// attempt does f, which holds the VM's lock meanwhile, when the schedule of retries allows it, and keeps the schedule by
+// what became of it. Not yet is no error: h says when.
+func (w *world) attempt(ctx context.Context, vm *site.VM, h *vmHead, p pace, f func() error) error {
+	first := p
+	for {
+		err := w.locked(vm, func() error { return w.try(vm, h, first, f) })
+		if p != following || h.RetryAt == nil {
+			return err
+		}
+		if err != nil {
+			w.printError(w.stderr, fault.In(err, vm.Name, ""), vm.Name)
+		}
+		if err := w.sleep(ctx, h.RetryAt.Sub(w.now())); err != nil {
+			return err
+		}
+		h.Job, h.RetryAt = "", nil
+	}
+}
+
+// try is one attempt, by whoever holds the VM's lock.
+func (w *world) try(vm *site.VM, h *vmHead, p pace, f func() error) error {
+	mem, _, err := w.memory.VM(vm.Name)
+	if err != nil {
+		return err
+	}
+	started := w.now()
+	switch {
+	case mem.Critical != nil:
+		return stopped(mem.Critical)
+	case p != atOnce && !mem.Retry.Due(started):
+		w.notYet(vm, h, mem)
+		return nil
+	}
+	return w.keepSchedule(vm, h, started, f())
+}
+
+// notYet says when the next attempt is made.
+func (w *world) notYet(vm *site.VM, h *vmHead, mem state.VM) {
+	at := mem.Retry.NextAt
+	h.RetryAt = &at
+	h.State = string(mem.Phase)
+	why := ""
+	if mem.Failed != nil {
+		why = " (" + string(mem.Failed.Code) + ")"
+	}
+	w.say("%s: not tried: the last attempt failed%s, the next one is due at %s; %s tries at once", vm.Name, why, w.clockTime(at),
+		w.commands("sitrep "+w.res.Command+" "+vm.Name+" --now"))
+}
+
+// stopped is the refusal to try before an administrator has mended the cause of an error, in the words of that error.
+func stopped(f *state.Failure) error {
+	return fault.New(f.Code, "nothing is tried since %s, until \"sitrep resume\" says that the cause was mended: %s", stamp(f.At), f.Message)
+}
+
+// keepSchedule keeps in memory when the next attempt is made after one that began at started and ended with err.
+func (w *world) keepSchedule(vm *site.VM, h *vmHead, started time.Time, err error) error {
+	if fault.Cancelled(err) || err != nil && fault.FromOS(err).Class() == fault.Locked {
+		return err
+	}
+	again := err != nil && fault.FromOS(err).Class() == fault.Recoverable
+	kerr := w.memory.ChangeVM(vm.Name, func(mem *state.VM) {
+		if !again {
+			mem.Retry = health.Retry{}
+			return
+		}
+		mem.Retry = mem.Retry.Failed(started, w.now())
+		at := mem.Retry.NextAt
+		h.RetryAt = &at
+	})
+	if kerr != nil {
+		w.log.Warn("the retry schedule cannot be kept, the next run tries again", "vm", vm.Name, "error", kerr)
+	}
+	if h.RetryAt != nil && err != nil {
+		return &retrying{fault.In(err, vm.Name, ""), *h.RetryAt}
+	}
+	return err
+}
+
+// retryAt is when an error is tried again, nil when that is not known.
+func retryAt(err error) *time.Time {
+	var r *retrying
+	if errors.As(err, &r) {
+		return &r.at
+	}
+	return nil
+}
+
+// clockTime writes a moment to come for people: local time, and how far away.
+func (p *program) clockTime(t time.Time) string {
+	now := p.now()
+	return fmt.Sprintf("%s (in %s)", t.In(now.Location()).Format("2006-01-02 15:04:05"), span(max(0, t.Sub(now))))
+}
+
+// sleep waits, or returns why it could not.
+func (p *program) sleep(ctx context.Context, d time.Duration) error {
+	if p.pause != nil {
+		return p.pause(ctx, d)
+	}
+	t := time.NewTimer(max(d, 0))
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return fault.FromOS(ctx.Err())
+	case <-t.C:
+		return nil
+	}
+}

@@ -1,0 +1,74 @@
+package cmd
+
+import (
+	"fmt"
+	"strings"
+)
+
+// The exit codes of status --check are those of monitoring plugins.
+const (
+	checkOK       = 0
+	checkWarning  = 1
+	checkCritical = 2
+)
+
+// plugin writes the one line that a monitoring plugin shows, and sets the exit code. A VM that is not protected is none of
+// its business, unless it was named.
+func (w *world) plugin(list []*statusObject, named bool) error {
+	worst, bad, protected := checkOK, []string{}, 0
+	for _, o := range list {
+		code := checkCodeOf(o, named)
+		if o.State != notProtected {
+			protected++
+		}
+		if code == checkOK {
+			continue
+		}
+		why := "it is not protected"
+		if len(o.HealthReasons) > 0 {
+			why = o.HealthReasons[0]
+		}
+		text := o.VM + ": " + strings.Join(strings.Fields(why), " ")
+		if code > worst { // the gravest comes first
+			bad = append([]string{text}, bad...)
+		} else {
+			bad = append(bad, text)
+		}
+		worst = max(worst, code)
+	}
+	summary := fmt.Sprintf("%d of %d VMs are protected", protected, len(list))
+	if len(bad) > 0 {
+		summary = strings.Join(bad, "; ")
+	}
+	w.verdict = &worst
+	word := [...]string{"OK", "WARNING", "CRITICAL"}[worst]
+	return w.show(fmt.Sprintf("%s - %s%s\n", word, strings.ReplaceAll(summary, "|", "/"), perfdata(list)))
+}
+
+func checkCodeOf(o *statusObject, named bool) int {
+	switch {
+	case o.Health == healthCritical:
+		return checkCritical
+	case o.Health == healthWarning, o.State == notProtected && named:
+		return checkWarning
+	}
+	return checkOK
+}
+
+// perfdata is the numbers behind the line, in the form that plugins have for them.
+func perfdata(list []*statusObject) string {
+	var b strings.Builder
+	for _, o := range list {
+		if o.State == notProtected {
+			continue
+		}
+		if o.RPO != nil {
+			fmt.Fprintf(&b, " '%s rpo'=%.0fs", o.VM, *o.RPO)
+		}
+		fmt.Fprintf(&b, " '%s pending'=%dB", o.VM, o.Pending)
+	}
+	if b.Len() == 0 {
+		return ""
+	}
+	return " |" + b.String()
+}

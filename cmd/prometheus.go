@@ -1,0 +1,230 @@
+package cmd
+
+import (
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"sitrep/internal/durable"
+	"sitrep/internal/fault"
+	"sitrep/internal/health"
+	"sitrep/internal/replica"
+)
+
+// writeMetrics writes the status in the text format of Prometheus, in one step, so that the collector never reads half.
+func (w *world) writeMetrics(file string, list []*statusObject) error {
+	path, err := filepath.Abs(file)
+	if err != nil {
+		return fault.FromOS(err)
+	}
+	if err := durable.WriteFile(w.fs, path, []byte(metricsText(list, w.now()))); err != nil {
+		return fault.FromOS(err)
+	}
+	return nil
+}
+
+// metric is one family of samples.
+type metric struct {
+	name, help string
+	vm         func(*statusObject) []sample
+}
+
+// sample is one value, with labels besides that of the VM: names and values in turn.
+type sample struct {
+	value  float64
+	labels []string
+}
+
+func value(v float64) []sample { return []sample{{value: v}} }
+
+func optional(v *float64) []sample {
+	if v == nil {
+		return nil
+	}
+	return value(*v)
+}
+
+func moment(t *time.Time) []sample {
+	if t == nil {
+		return nil
+	}
+	return value(float64(t.UnixMilli()) / 1e3)
+}
+
+// metrics is all families. A family without a sample of a VM says that this is not known of it.
+func metrics() []metric {
+	return []metric{
+		{"sitrep_vm_info", "The VM, its cloud and host.", func(o *statusObject) []sample {
+			return []sample{{1, []string{"cloud", o.Cloud, "host", o.Host}}}
+		}},
+		{"sitrep_vm_protected", "1 when the VM is protected.", func(o *statusObject) []sample { return value(one(o.State != notProtected)) }},
+		{"sitrep_vm_state", "1 for the state that the VM is in.", stateSamples},
+		{"sitrep_vm_health", "0 normal, 1 warning, 2 critical; nothing when the VM is not expected to replicate.", healthSample},
+		{"sitrep_vm_health_reason", "1 for each reason why the VM is not healthy.", reasonSamples},
+		{"sitrep_vm_rpo_seconds", "Age of the replica.", func(o *statusObject) []sample { return optional(o.RPO) }},
+		{"sitrep_vm_last_replicated_timestamp_seconds", "Moment that the replica is of.", func(o *statusObject) []sample { return moment(o.LastReplicated) }},
+		{"sitrep_vm_pending_log_bytes", "Change logs that are not applied.", protectedOnly(func(o *statusObject) []sample { return value(float64(o.Pending)) })},
+		{"sitrep_vm_recovery_points", "Recovery points.", ledgerOnly(func(o *statusObject) []sample { return value(float64(o.Points)) })},
+		{"sitrep_vm_sequence", "Position of the replica.", ledgerOnly(func(o *statusObject) []sample { return value(float64(o.Sequence)) })},
+		{"sitrep_vm_generation", "Generation of the owner of the replica.", ledgerOnly(func(o *statusObject) []sample { return value(float64(o.Generation)) })},
+		{"sitrep_vm_retry_timestamp_seconds", "When the next attempt is due, after one that failed.", func(o *statusObject) []sample { return moment(o.RetryAt) }},
+		{"sitrep_vm_failed_attempts", "Attempts that failed since the last success.", protectedOnly(func(o *statusObject) []sample { return value(float64(o.Attempts)) })},
+		{"sitrep_vm_cycles", "Cycles of the monitoring interval, by outcome.", cycleSamples},
+		{"sitrep_vm_log_bytes", "Change logs of a cycle of the monitoring interval.", cycleStat(func(i intervalObject) (float64, float64) {
+			return float64(i.AverageBytes), float64(i.MaxBytes)
+		})},
+		{"sitrep_vm_latency_seconds", "Time from the cut to the end of a cycle of the monitoring interval.", cycleStat(func(i intervalObject) (float64, float64) {
+			return i.AverageLatency, i.MaxLatency
+		})},
+		{"sitrep_disk_size_bytes", "Size of the disk.", diskSamples(func(d statusDiskObject) []sample { return value(float64(d.Size)) })},
+		{"sitrep_disk_pending_log_bytes", "Change logs of the disk that are not applied.", diskSamples(func(d statusDiskObject) []sample { return value(float64(d.Pending)) })},
+		{"sitrep_disk_seeded_bytes", "How much of the initial copy of the disk is durable.", diskSamples(func(d statusDiskObject) []sample { return value(float64(d.Seeded)) })},
+		{"sitrep_disk_last_verified_timestamp_seconds", "When the replica of the disk was last proved against its sums.", diskSamples(func(d statusDiskObject) []sample { return moment(d.LastVerified) })},
+	}
+}
+
+func one(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// allStates are the states that a VM can be in.
+func allStates() []string {
+	return []string{notProtected, string(replica.Seeding), string(replica.Replicating), string(replica.Paused), string(replica.ResyncRequired),
+		string(replica.Resynchronizing), string(replica.Retired), health.InError, outOfReach}
+}
+
+func stateSamples(o *statusObject) (list []sample) {
+	for _, s := range allStates() {
+		list = append(list, sample{one(o.State == s), []string{"state", s}})
+	}
+	return list
+}
+
+func healthSample(o *statusObject) []sample {
+	switch o.Health {
+	case healthNormal:
+		return value(0)
+	case healthWarning:
+		return value(1)
+	case healthCritical:
+		return value(2)
+	}
+	return nil
+}
+
+func reasonSamples(o *statusObject) (list []sample) {
+	seen := map[string]bool{}
+	for _, r := range o.Reasons {
+		if !seen[r.Code] {
+			list = append(list, sample{1, []string{"reason", r.Code, "health", r.Health}})
+		}
+		seen[r.Code] = true
+	}
+	return list
+}
+
+func protectedOnly(f func(*statusObject) []sample) func(*statusObject) []sample {
+	return func(o *statusObject) []sample {
+		if o.State == notProtected {
+			return nil
+		}
+		return f(o)
+	}
+}
+
+// ledgerOnly is for what only the ledger knows.
+func ledgerOnly(f func(*statusObject) []sample) func(*statusObject) []sample {
+	return func(o *statusObject) []sample {
+		if o.Generation == 0 {
+			return nil
+		}
+		return f(o)
+	}
+}
+
+func cycleSamples(o *statusObject) (list []sample) {
+	if o.Cycles == nil {
+		return nil
+	}
+	of := func(which string, i intervalObject) {
+		for _, x := range []struct {
+			outcome string
+			n       int
+		}{{"completed", i.Successes}, {"missed", i.Missed}, {"failed", i.Failures}} {
+			list = append(list, sample{float64(x.n), []string{"interval", which, "outcome", x.outcome}})
+		}
+	}
+	of("current", o.Cycles.Current)
+	if o.Cycles.Last != nil {
+		of("last", *o.Cycles.Last)
+	}
+	return list
+}
+
+// cycleStat is the average and the maximum of something, in the intervals in which a cycle completed.
+func cycleStat(f func(intervalObject) (average, most float64)) func(*statusObject) []sample {
+	return func(o *statusObject) (list []sample) {
+		if o.Cycles == nil {
+			return nil
+		}
+		of := func(which string, i *intervalObject) {
+			if i == nil || i.Successes == 0 {
+				return
+			}
+			average, most := f(*i)
+			list = append(list, sample{average, []string{"interval", which, "stat", "average"}}, sample{most, []string{"interval", which, "stat", "max"}})
+		}
+		of("current", &o.Cycles.Current)
+		of("last", o.Cycles.Last)
+		return list
+	}
+}
+
+func diskSamples(f func(statusDiskObject) []sample) func(*statusObject) []sample {
+	return ledgerOnly(func(o *statusObject) (list []sample) {
+		for _, d := range o.Disks {
+			for _, s := range f(d) {
+				list = append(list, sample{s.value, append([]string{"disk", d.Name}, s.labels...)})
+			}
+		}
+		return list
+	})
+}
+
+// metricsText writes the families, each with its head, in the exposition format of Prometheus.
+func metricsText(list []*statusObject, now time.Time) string {
+	var b strings.Builder
+	head := func(name, help string) { fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s gauge\n", name, help, name) }
+	for _, m := range metrics() {
+		headed := false
+		for _, o := range list {
+			for _, s := range m.vm(o) {
+				if !headed {
+					head(m.name, m.help)
+					headed = true
+				}
+				fmt.Fprintf(&b, "%s{%s} %s\n", m.name, labelText(append([]string{"vm", o.VM}, s.labels...)), number(s.value))
+			}
+		}
+	}
+	head("sitrep_status_timestamp_seconds", "When this was written.")
+	fmt.Fprintf(&b, "sitrep_status_timestamp_seconds %s\n", number(float64(now.UnixMilli())/1e3))
+	return b.String()
+}
+
+func number(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }
+
+// labelText writes labels, given as names and values in turn.
+func labelText(pairs []string) string {
+	escape := strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
+	var parts []string
+	for i := 0; i+1 < len(pairs); i += 2 {
+		parts = append(parts, pairs[i]+`="`+escape.Replace(pairs[i+1])+`"`)
+	}
+	return strings.Join(parts, ",")
+}
