@@ -14,7 +14,7 @@ import (
 // same again.
 func TestKill(t *testing.T) {
 	t.Parallel()
-	k := newKiller(newRig(t), 160*mib)
+	k := newKiller(newRig(t), 104*mib)
 	k.live(times(10, 100, 3))
 }
 

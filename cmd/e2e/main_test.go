@@ -24,7 +24,12 @@ import (
 	"time"
 )
 
-func TestMain(m *testing.M) { os.Exit(withBinary(m)) }
+func TestMain(m *testing.M) {
+	if to := os.Getenv(measureEnv); to != "" {
+		os.Exit(measure(to, os.Args[1:]))
+	}
+	os.Exit(withBinary(m))
+}
 
 // binaryEnv tells the tests where the binary is.
 const binaryEnv = "SITREP_E2E_BINARY"

@@ -175,7 +175,11 @@ func (r *rig) wait(c *exec.Cmd, out, errs *bytes.Buffer) outcome {
 }
 
 func (o outcome) String() string {
-	return fmt.Sprintf("sitrep %q: exit code %d\n%s%s", o.args, o.code, o.stdout, o.stderr)
+	text := o.stderr // which has it all when something went wrong
+	if text == "" {
+		text = o.stdout
+	}
+	return fmt.Sprintf("sitrep %q: exit code %d\n%s", o.args, o.code, text)
 }
 
 // ok runs the binary; it must succeed, and be silent on stderr unless the tests expect remarks there.
@@ -215,7 +219,7 @@ func (r *rig) vm(args ...string) vmObject {
 
 // refused runs the binary; it must fail with the exit code and the error code. words must stand in the message for people,
 // with what is to be done next; what is tried first is what the operator sees, then the object for programs.
-func (r *rig) refused(exit int, code string, words []string, args ...string) {
+func (r *rig) refused(exit int, code string, words []string, args ...string) outcome {
 	r.Helper()
 	o := r.run(append(args, "--json")...)
 	if o.code != exit {
@@ -233,6 +237,7 @@ func (r *rig) refused(exit int, code string, words []string, args ...string) {
 	if strings.Contains(o.stderr, "panic") || strings.Contains(o.stderr, "goroutine") {
 		r.Fatal(o)
 	}
+	return o
 }
 
 // now is what the VM's disks hold.
