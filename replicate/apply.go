@@ -167,8 +167,7 @@ func unchangedPages(ctx context.Context, pages replica.Pages, d replica.Disk) er
 		return err
 	}
 	if stamp != d.Stamp {
-		return fault.New(fault.ReplicaChanged, "the replica was written to by something other than sitrep (it was left as %s and is %s)",
-			d.Stamp, stamp).At(pages.Path())
+		return fault.New(fault.ReplicaChanged, "the replica was written to by something other than sitrep").At(pages.Path())
 	}
 	return nil
 }
