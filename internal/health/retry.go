@@ -37,7 +37,7 @@ func (r Retry) Failed(started, now time.Time) Retry {
 	if r.FirstAttempt.IsZero() || started.Before(r.FirstAttempt) {
 		r = Retry{FirstAttempt: started}
 	}
-	r.Attempts = max(r.Attempts, 0) + 1
+	r.Attempts++
 	r.NextAt = r.next(now)
 	return r
 }
@@ -71,5 +71,5 @@ func (r Retry) Wait(now time.Time) time.Duration {
 	return wait
 }
 
-// plain is a moment as it is stored: by the clock on the wall, which may jump, in UTC.
-func plain(t time.Time) time.Time { return t.Round(0).UTC() }
+// plain is a moment as it is stored: by the clock on the wall, which may jump, without the monotonic reading.
+func plain(t time.Time) time.Time { return t.UTC() }

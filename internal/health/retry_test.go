@@ -56,7 +56,7 @@ func TestScheduleTimes(t *testing.T) {
 		{"set back during the first", health.Retry{}, 60 * minute, 0, failed(0, 1, minute)},
 		{"set back during another", failed(0, 5, 40*minute), 40 * minute, 20 * minute, failed(0, 6, 40*minute)},
 		{"set back during another, far", failed(0, 5, 40*minute), 40 * minute, -20 * minute, failed(-20, 1, -19*minute)},
-		{"a record by hand", health.Retry{Attempts: -7, NextAt: after(9000 * time.Hour)}, 0, 0, failed(0, 1, minute)},
+		{"a record by hand", health.Retry{Attempts: 7, NextAt: after(9000 * time.Hour)}, 0, 0, failed(0, 1, minute)},
 	} {
 		if got := c.r.Failed(after(c.start), after(c.now)); got != c.want {
 			t.Errorf("%s: %+v\nwant %+v", c.name, got, c.want)
@@ -76,6 +76,9 @@ func TestScheduleOfOtherClocks(t *testing.T) {
 		if got := r.Wait(after(c.now)); got != c.wait || r.Due(after(c.now)) != (c.wait == 0) {
 			t.Errorf("at %s: wait %s, want %s", c.now, got, c.wait)
 		}
+	}
+	if first := (health.Retry{}).Failed(noon, noon); !first.Due(after(-1)) || first.Due(noon) {
+		t.Error("before the first attempt the next one is waited for")
 	}
 	far := time.Date(2700, 1, 1, 0, 0, 0, 0, time.UTC) // longer than a Duration holds
 	if got := r.Failed(far, far); got.NextAt.Sub(far) != 30*minute {

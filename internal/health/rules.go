@@ -229,7 +229,7 @@ func nextDelta(f *Facts) string {
 }
 
 func notConsistent(f *Facts) bool {
-	return f.phase() == replica.Replicating && !f.Ledger.Consistent && f.Ledger.Applying == nil
+	return f.phase() == replica.Replicating && !f.Ledger.Consistent
 }
 
 func notConsistentText(*Facts) string {

@@ -10,6 +10,7 @@ import (
 	"iter"
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"sitrep/internal/block"
@@ -215,7 +216,8 @@ func (s *retryStore) Remove(ctx context.Context, vm string) error {
 
 type retryReplica struct {
 	*Retries
-	in Replica
+	in   Replica
+	seen atomic.Uint64 // the last Version of the ledger
 }
 
 func (r *retryReplica) Disk(ctx context.Context, d Disk) (Pages, error) {
@@ -227,7 +229,7 @@ func (r *retryReplica) Disk(ctx context.Context, d Disk) (Pages, error) {
 }
 
 func (r *retryReplica) Shelf() Shelf   { return &retryShelf{Retries: r.Retries, in: r.in.Shelf()} }
-func (r *retryReplica) Ledger() Ledger { return &retryLedger{Retries: r.Retries, in: r.in.Ledger()} }
+func (r *retryReplica) Ledger() Ledger { return &retryLedger{r.Retries, r.in.Ledger(), &r.seen} }
 func (r *retryReplica) Points() Points { return &retryPoints{Retries: r.Retries, in: r.in.Points()} }
 func (r *retryReplica) Close() error   { return r.in.Close() }
 
@@ -349,22 +351,28 @@ func (l *retryLog) Extent(off, n int64) (block.Extent, error) {
 // failed may be the one that makes it so: it is saved once more, on top, and has the next Version then.
 type retryLedger struct {
 	*Retries
-	in Ledger
+	in   Ledger
+	seen *atomic.Uint64
 }
 
 func (l *retryLedger) Load(ctx context.Context) (State, error) {
-	return value(ctx, l.Retries, "read the ledger", func() (State, error) { return l.in.Load(ctx) })
+	s, err := value(ctx, l.Retries, "read the ledger", func() (State, error) { return l.in.Load(ctx) })
+	if err == nil {
+		l.seen.Store(s.Version)
+	}
+	return s, err
 }
 
 func (l *retryLedger) Save(ctx context.Context, s State) (State, error) {
 	next, failed := s, false
+	stale := l.seen.Load() > s.Version // then whatever there is was saved before
 	saved, err := value(ctx, l.Retries, "write the ledger", func() (State, error) {
 		if failed {
 			stored, err := l.in.Load(ctx)
 			if err != nil {
 				return s, err
 			}
-			if isSaved(stored, next) {
+			if !stale && isSaved(stored, next) {
 				next.Version = stored.Version
 			}
 		}
@@ -374,6 +382,7 @@ func (l *retryLedger) Save(ctx context.Context, s State) (State, error) {
 	if err != nil {
 		return s, err
 	}
+	l.seen.Store(saved.Version)
 	return saved, nil
 }
 

@@ -745,6 +745,19 @@ func TestSaveWithLostAnswers(t *testing.T) {
 	}
 }
 
+// TestSaveOfAnOldState: that the ledger holds what an old state would make of it does not make this Save the one that did.
+func TestSaveOfAnOldState(t *testing.T) {
+	b := newBench(t)
+	old := b.state
+	old.Reason = "because"
+	_, err := b.rep.Ledger().Save(t.Context(), old)
+	b.ok(err)
+	b.fail("Save", before, 1, momentary())
+	if _, err := b.rep.Ledger().Save(t.Context(), old); fault.Find(err) == nil || fault.Find(err).Code != fault.LedgerConflict {
+		t.Errorf("the error is %v", err)
+	}
+}
+
 // fixed is a store with one replica that is open already.
 type fixed struct {
 	replica.Store
