@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -23,12 +24,15 @@ type different struct {
 	sums []sums.Sum // nil: zeros
 }
 
-// slice is a part of a disk that has been compared. Nothing differs in it but runs; stale is blocks whose bytes are right
-// and whose sums in the table are not.
+// slice is a part of a disk that has been compared. Nothing differs in it but runs and rotten; stale is blocks whose bytes
+// are right and whose sums in the table are not.
 type slice struct {
 	block.Range
-	runs  []different
-	stale map[int64]sums.Sum
+	runs []different
+	// rotten is blocks that something else wrote to, and of which the source still has what their sums speak of. What they
+	// hold was never on the disk and must not be preserved.
+	rotten []different
+	stale  map[int64]sums.Sum
 }
 
 func (s *slice) overwrites() *block.Set {
@@ -51,6 +55,7 @@ type comparer struct {
 
 	mu                              sync.Mutex
 	scanned, read, changed, sent, n int64
+	lost                            int64 // blocks that something else wrote to, and whose content is nowhere
 	failure                         error
 }
 
@@ -71,6 +76,12 @@ func (c *comparer) totals() (scanned, read, changed, sent, blocks int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.scanned, c.read, c.changed, c.sent, c.n
+}
+
+func (c *comparer) lostBlocks() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lost
 }
 
 // scanAhead is how many bytes are compared at most in one slice: so much is compared again, at most, after an
@@ -140,7 +151,7 @@ func (c *comparer) next(from int64) (*slice, error) {
 			return nil, err
 		}
 		for _, f := range found {
-			s.runs = append(s.runs, f.runs...)
+			s.runs, s.rotten = append(s.runs, f.runs...), append(s.rotten, f.rotten...)
 			for i, sum := range f.stale {
 				s.stale[i] = sum
 			}
@@ -176,9 +187,10 @@ func (c *comparer) unit(ctx context.Context, at int64) (block.Range, error) {
 // found is what the comparison of one unit brought.
 type found struct {
 	block.Range
-	runs  []different
-	stale map[int64]sums.Sum
-	held  int64 // bytes of data in runs
+	runs, rotten []different
+	stale        map[int64]sums.Sum
+	held         int64 // bytes of data in runs and rotten
+	lost         int64 // blocks
 }
 
 func newFound(r block.Range) *found { return &found{Range: r, stale: map[int64]sums.Sum{}} }
@@ -205,8 +217,13 @@ func (c *comparer) compare(ctx context.Context, f *found) error {
 	for i, sum := range have {
 		b := block.Nth(int64(i), bs, f.Len)
 		switch {
+		case sum != is[i] && sum == table[i]:
+			f.add(&f.rotten, b, sum)
 		case sum != is[i]:
-			f.add(b, sum)
+			f.add(&f.runs, b, sum)
+			if is[i] != table[i] {
+				f.lost++
+			}
 		case sum != table[i]:
 			f.stale[(f.Off+b.Off)/bs] = sum
 		}
@@ -220,7 +237,8 @@ func (c *comparer) count(f *found, scanned int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.scanned += scanned
-	for _, d := range f.runs {
+	c.lost += f.lost
+	for _, d := range slices.Concat(f.runs, f.rotten) {
 		c.changed += d.Len
 		c.n += block.Count(d.Len, c.rep.Of.BlockSize)
 		c.sent += int64(len(d.data))
@@ -274,11 +292,11 @@ func (c *comparer) replicaSums(ctx context.Context, r block.Range, table []sums.
 	return out, nil
 }
 
-// add puts a block, given by its place in the unit, to the runs; neighbours of a kind are one run.
-func (f *found) add(b block.Range, sum sums.Sum) {
+// add puts a block, given by its place in the unit, to a list of runs; neighbours of a kind are one run.
+func (f *found) add(list *[]different, b block.Range, sum sums.Sum) {
 	at := block.Range{Off: f.Off + b.Off, Len: b.Len}
-	if n := len(f.runs); n > 0 && f.runs[n-1].End() == at.Off && (f.runs[n-1].sums == nil) == sum.IsZero() {
-		last := &f.runs[n-1]
+	if n := len(*list); n > 0 && (*list)[n-1].End() == at.Off && ((*list)[n-1].sums == nil) == sum.IsZero() {
+		last := &(*list)[n-1]
 		last.Len += at.Len
 		if !sum.IsZero() {
 			last.sums = append(last.sums, sum)
@@ -289,19 +307,21 @@ func (f *found) add(b block.Range, sum sums.Sum) {
 	if !sum.IsZero() {
 		d.sums = []sums.Sum{sum}
 	}
-	f.runs = append(f.runs, d)
+	*list = append(*list, d)
 }
 
 // take copies the bytes of the runs out of the buffer of the unit, which is needed for the next one.
 func (f *found) take(buf []byte) {
-	for i := range f.runs {
-		d := &f.runs[i]
-		if d.sums == nil {
-			continue
+	for _, list := range [][]different{f.runs, f.rotten} {
+		for i := range list {
+			d := &list[i]
+			if d.sums == nil {
+				continue
+			}
+			d.data = durable.AlignedBuffer(int(d.Len))
+			copy(d.data, buf[d.Off-f.Off:])
+			f.held += d.Len
 		}
-		d.data = durable.AlignedBuffer(int(d.Len))
-		copy(d.data, buf[d.Off-f.Off:])
-		f.held += d.Len
 	}
 }
 

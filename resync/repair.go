@@ -18,6 +18,9 @@ import (
 
 // repair brings one slice of a disk into the replica: see the package comment for the order.
 func (r *run) repair(ctx context.Context, i int, pages replica.Pages, s *slice) error {
+	if err := r.heal(ctx, i, pages, s); err != nil {
+		return err
+	}
 	if len(s.runs) == 0 && len(s.stale) == 0 {
 		return r.compared(ctx, i, s.End())
 	}
@@ -31,6 +34,21 @@ func (r *run) repair(ctx context.Context, i int, pages replica.Pages, s *slice) 
 		r.state.Resync.Sent += int64(len(d.data))
 	}
 	return r.shut(ctx, i, pages, s.End())
+}
+
+// heal gives blocks back what they held before something else wrote to them, so that it is right again in all recovery
+// points that share them. It is durable on return. Interrupted, it is done again: sums and position stay what they are.
+func (r *run) heal(ctx context.Context, i int, pages replica.Pages, s *slice) error {
+	if len(s.rotten) == 0 {
+		return nil
+	}
+	if err := write(ctx, pages, &slice{runs: s.rotten}, r.state.Disks[i].BlockSize, r.pace); err != nil {
+		return err
+	}
+	for _, d := range s.rotten {
+		r.state.Resync.Sent += int64(len(d.data))
+	}
+	return pages.Flush(ctx)
 }
 
 // compared records that nothing differs before an offset. It is recorded with the next slice too, so it costs a save only

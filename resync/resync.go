@@ -234,6 +234,10 @@ func (r *run) disk(ctx context.Context, cut track.Cut, i int) (res Result, err e
 	}
 	res.Scanned, res.Read, res.Changed, res.Sent, res.Blocks = c.totals()
 	res.Took = time.Since(began)
+	if n := c.lostBlocks(); n > 0 && c.err() == nil {
+		r.Log.Warn("something else wrote to blocks of the replica, and the source has changed them since: recovery points from "+
+			"before that hold what was written there", "vm", r.VM, "disk", d.Name, "blocks", n)
+	}
 	return res, c.err()
 }
 
