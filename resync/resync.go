@@ -178,6 +178,9 @@ func (r *run) proven(ctx context.Context) (bool, error) {
 	}
 	for _, d := range r.state.Disks {
 		ok, err := r.provenDisk(ctx, d)
+		if fault.Is(err, fault.ReplicaChanged) {
+			return false, nil
+		}
 		if err != nil || !ok {
 			return false, err
 		}

@@ -102,6 +102,20 @@ func vandalize(t *testing.T, r *replicatetest.Rig) {
 	must(t, f.Close())
 }
 
+// reshape gives the pages another length, by so many bytes, and spoils the footer when that is still there.
+func reshape(t *testing.T, r *replicatetest.Rig, by int64) {
+	t.Helper()
+	f, err := r.FS.OpenRW("/store/web01/os.vhd")
+	must(t, err)
+	size, err := f.Size()
+	must(t, err)
+	_, err = f.WriteAt([]byte("a footer of another"), size-512)
+	must(t, err)
+	must(t, f.Truncate(size+by))
+	must(t, f.Sync())
+	must(t, f.Close())
+}
+
 // loseLog captures, and removes the log.
 func loseLog(t *testing.T, r *replicatetest.Rig) {
 	t.Helper()
@@ -130,6 +144,9 @@ func TestEveryWayToNeedIt(t *testing.T) {
 		"position lost":   {forget, fault.PositionLost, false},
 		"log lost":        {loseLog, fault.LogGap, false},
 		"replica changed": {vandalize, fault.ReplicaChanged, true},
+		"replica cut":     {func(t *testing.T, r *replicatetest.Rig) { reshape(t, r, -9*replicatetest.BlockSize) }, fault.ReplicaChanged, true},
+		"replica longer":  {func(t *testing.T, r *replicatetest.Rig) { reshape(t, r, 1000) }, fault.ReplicaChanged, true},
+		"footer changed":  {func(t *testing.T, r *replicatetest.Rig) { reshape(t, r, 0) }, fault.ReplicaChanged, true},
 	} {
 		for _, clones := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/clones=%v", name, clones), func(t *testing.T) {

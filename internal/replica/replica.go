@@ -50,7 +50,8 @@ type Store interface {
 type Replica interface {
 	// Disk returns the pages of a disk, creating them at the size that is given in the ledger when they do not exist and
 	// the ledger says that the disk was never written (a disk that should have pages and has none is
-	// fault.ReplicaMissing).
+	// fault.ReplicaMissing). Pages that something else has cut or lengthened are fault.ReplicaChanged; opened for writing
+	// while the ledger says Resynchronizing, they get their size back, whatever they then hold.
 	Disk(ctx context.Context, d Disk) (Pages, error)
 	Shelf() Shelf
 	Ledger() Ledger

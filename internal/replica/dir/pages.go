@@ -80,10 +80,26 @@ func (r *vmReplica) openDisk(ctx context.Context, d replica.Disk) (*pages, error
 			err = p.open(false)
 		}
 	}
+	if fault.Is(err, fault.ReplicaChanged) && r.lock != nil && s.Phase == replica.Resynchronizing {
+		err = p.relayout()
+	}
 	if err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
+}
+
+// relayout gives a file that something else has cut, lengthened or written a footer into the shape of the disk again. What
+// it holds is for the resynchronization to find out.
+func (p *pages) relayout() error {
+	p.size = p.old
+	if err := p.f.Truncate(p.old + vhd.FooterSize); err != nil {
+		return err
+	}
+	if _, err := p.f.WriteAt(p.footer(p.old), p.old); err != nil {
+		return err
+	}
+	return p.f.Sync()
 }
 
 // growing says whether the pages may be larger than the ledger says: they grow before the ledger does.
