@@ -16,8 +16,9 @@ import (
 	"sitrep/internal/track"
 )
 
-// verifyWindow is how many bytes are verified between two looks at the budget.
-const verifyWindow = 64 << 20
+// verifyWindow is how many transfers' bytes each task verifies between two looks at the budget: 64 MiB in all, unless the
+// caller chose another pace.
+const verifyWindow = 16
 
 // Verified is what Verify found on one disk.
 type Verified struct {
@@ -97,26 +98,28 @@ func (v *verification) disk(ctx context.Context, i int) error {
 	defer v.job.Meter.End(task)
 	out := Verified{Name: d.Name}
 	check := &checker{pages: pages, sums: replica.DiskSums{Pages: pages, Of: *d}, pace: v.job.pace()}
-	for d.VerifyCursor < d.Size && !v.over() {
-		w, err := check.window(ctx, d.VerifyCursor)
-		if err != nil {
-			return err
+	at := d.VerifyCursor
+	for at < d.Size && !v.over() && err == nil {
+		var w block.Range
+		if w, err = check.window(ctx, at); err == nil {
+			v.job.Meter.Add(task, w.Len)
+			at = w.End()
 		}
-		v.job.Meter.Add(task, w.End()-d.VerifyCursor)
-		d.VerifyCursor = w.End()
 	}
-	out.Read, out.Cursor, out.Complete = check.read, d.VerifyCursor, d.VerifyCursor >= d.Size
+	out.Read, out.Cursor, out.Complete = check.read, at, at >= d.Size
 	for r := range check.differs.All() {
 		out.Differs = append(out.Differs, Different{Off: r.Off, Len: r.Len})
 	}
 	v.found = append(v.found, out)
-	if out.Complete {
-		d.VerifyCursor = 0
-		if len(out.Differs) == 0 {
-			d.VerifiedAt, d.Stamp = d.VerifyStarted, stamp
-		}
+	switch {
+	case len(out.Differs) > 0:
+		d.VerifyCursor = out.Differs[0].Off // the next run begins with it: what lies behind it proves nothing
+	case out.Complete:
+		d.VerifyCursor, d.VerifiedAt, d.Stamp = 0, d.VerifyStarted, stamp
+	default:
+		d.VerifyCursor = at
 	}
-	return nil
+	return err
 }
 
 // sealHolds proves the table of sums itself.
@@ -197,14 +200,14 @@ type checker struct {
 	differs block.Set
 }
 
-// window checks about verifyWindow bytes of data from an offset on, and returns the range that it covered; what is known
+// window checks about verifyWindow transfers of each task from an offset on, and returns the range that it covered; what is known
 // to be zero and has no sums costs nothing and does not count.
 func (c *checker) window(ctx context.Context, from int64) (block.Range, error) {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(c.pace.Tasks)
 	at, sum := from, int64(0)
 	var err error
-	for at < c.sums.Size() && sum < verifyWindow && gctx.Err() == nil {
+	for at < c.sums.Size() && sum < verifyWindow*c.pace.Unit*int64(c.pace.Tasks) && gctx.Err() == nil {
 		var r block.Range
 		if r, err = c.sums.Next(gctx, at, c.pace.Unit); err != nil || r.Empty() {
 			if err == nil {

@@ -1,0 +1,85 @@
+package replicate_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"sitrep/internal/fault"
+	"sitrep/internal/progress"
+	"sitrep/internal/replica"
+	"sitrep/replicate"
+	"sitrep/replicate/replicatetest"
+)
+
+// spoil writes into the replica's first disk as something else would.
+func spoil(t *testing.T, r *replicatetest.Rig) {
+	t.Helper()
+	f, err := r.FS.OpenRW("/store/web01/os.vhd")
+	must(t, err)
+	_, err = f.WriteAt([]byte("not ours"), 512)
+	must(t, err)
+	must(t, f.Sync())
+	must(t, f.Close())
+}
+
+// stopping ends a context at the first progress.
+type stopping struct {
+	progress.Meter
+	stop context.CancelFunc
+}
+
+func (s stopping) Add(task string, n int64) {
+	s.Meter.Add(task, n)
+	s.stop()
+}
+
+// TestVerifyInterrupted finds a difference, and then the time is over or the run is interrupted: the next runs may not
+// prove the disk, or trust the replica again, by what lies behind the difference.
+func TestVerifyInterrupted(t *testing.T) {
+	for name, interrupt := range map[string]bool{"the time is over": false, "interrupted": true} {
+		t.Run(name, func(t *testing.T) {
+			r, g := protectedRig(t)
+			spoil(t, r)
+			_, err := r.Delta(context.Background())
+			if g["os"][0] ^= 1; !fault.Is(err, fault.ReplicaChanged) {
+				t.Fatalf("delta: %v", err)
+			}
+			verifyBegun(t, r, interrupt)
+			j, done, err := r.Job(context.Background(), false)
+			must(t, err)
+			if _, err := j.Verify(context.Background(), 0); !fault.Is(err, fault.Difference) {
+				t.Errorf("the next verification: %v", err)
+			}
+			must(t, done())
+			st, err := r.State(context.Background())
+			must(t, err)
+			if st.Phase != replica.ResyncRequired || !st.Disk("os").VerifiedAt.IsZero() {
+				t.Errorf("phase %s, verified at %s", st.Phase, st.Disk("os").VerifiedAt)
+			}
+		})
+	}
+}
+
+// verifyBegun is a verification that ends after its first window, in which the difference lies.
+func verifyBegun(t *testing.T, r *replicatetest.Rig, interrupt bool) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	j, done, err := r.Job(ctx, false)
+	must(t, err)
+	j.Pace = replicate.Pace{Unit: replicatetest.BlockSize, Tasks: 1}
+	budget := time.Duration(0)
+	if interrupt {
+		j.Meter = stopping{j.Meter, cancel}
+	} else {
+		budget = time.Second
+		calls := 0
+		j.Now = func() time.Time { calls++; return r.Now.Add(time.Duration(calls/5) * time.Second) }
+	}
+	_, err = j.Verify(ctx, budget)
+	if interrupt && !fault.Cancelled(err) || !interrupt && !fault.Is(err, fault.Difference) {
+		t.Fatalf("the first verification: %v", err)
+	}
+	must(t, done())
+}
