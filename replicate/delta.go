@@ -134,8 +134,12 @@ func (j *Job) mark(ctx context.Context, err error) error {
 	if lerr != nil {
 		return err
 	}
-	st.Phase, st.PhaseSince = replica.ResyncRequired, j.Now()
-	st.Reason, st.ReasonCode = e.Error(), e.Code
+	if st.Phase == replica.Paused { // an administrator's word; the mark is for when it is taken back
+		st.PausedFrom, st.PausedReason, st.ReasonCode = replica.ResyncRequired, e.Error(), e.Code
+	} else {
+		st.Phase, st.PhaseSince = replica.ResyncRequired, j.Now()
+		st.Reason, st.ReasonCode = e.Error(), e.Code
+	}
 	if _, serr := j.Replica.Ledger().Save(ctx, st); serr != nil {
 		return fmt.Errorf("%w (and the ledger could not be marked: %w)", err, serr)
 	}

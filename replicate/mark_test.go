@@ -90,3 +90,38 @@ func TestDropLogs(t *testing.T) {
 		t.Errorf("left: %q", names)
 	}
 }
+
+// TestApplyWhilePaused finds a damaged log on the shelf of a VM that an administrator has paused: it stays paused, and is
+// marked when the pause is over.
+func TestApplyWhilePaused(t *testing.T) {
+	ctx := context.Background()
+	r, g := protectedRig(t)
+	g["os"][5] ^= 1
+	must(t, r.Write(g))
+	j, done, err := r.Job(ctx, false)
+	must(t, err)
+	_, err = j.Capture(ctx)
+	must(t, err)
+	_, err = j.Ship(ctx)
+	must(t, err)
+	must(t, j.Pause(ctx, "lunch"))
+	f, err := r.FS.OpenRW(j.Replica.Shelf().Path(hrl.ShelfName("os", j.Tracker.Position())))
+	must(t, err)
+	_, err = f.WriteAt([]byte("damage"), 4096)
+	must(t, err)
+	must(t, f.Close())
+	if _, err := j.Apply(ctx); fault.Find(err) == nil || fault.Find(err).Class() != fault.Resync {
+		t.Fatalf("apply: %v", err)
+	}
+	st, err := r.State(ctx)
+	must(t, err)
+	if st.Phase != replica.Paused || st.Reason != "lunch" {
+		t.Errorf("the VM is %s: %s", st.Phase, st.Reason)
+	}
+	phase, err := j.Resume(ctx)
+	must(t, err)
+	must(t, done())
+	if st, err = r.State(ctx); err != nil || phase != replica.ResyncRequired || st.ReasonCode != fault.LogCorrupt || st.Reason == "" {
+		t.Errorf("after the pause: %s, %s: %s (%v)", phase, st.ReasonCode, st.Reason, err)
+	}
+}
