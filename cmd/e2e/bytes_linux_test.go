@@ -81,7 +81,7 @@ func deltaBytes(t *testing.T, rnd *rand.Rand, blockSize int64) {
 func TestUntouched(t *testing.T) {
 	t.Parallel()
 	rnd := random(t)
-	const size = 128 * mib
+	const size = 64 * mib
 	r, m, g := one(t, size)
 	m.disks["data"] = newQEMU(t, r.path("web01", "data.vhdx"), "vhdx/dynamic", 256*mib)
 	r.writeSite()

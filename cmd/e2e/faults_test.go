@@ -25,10 +25,10 @@ func rich(t *testing.T, rnd *rand.Rand) (*rig, *machine) {
 func richIn(r *rig, rnd *rand.Rand) (*rig, *machine) {
 	r.Helper()
 	m := r.add("web01", map[string]guest{
-		"os":   newQEMU(r.T, r.path("web01", "os.raw"), "raw", 24*mib),
-		"data": newQEMU(r.T, r.path("web01", "data.vhdx"), "vhdx/dynamic", 16*mib),
+		"os":   newQEMU(r.T, r.path("web01", "os.raw"), "raw", 12*mib),
+		"data": newQEMU(r.T, r.path("web01", "data.vhdx"), "vhdx/dynamic", 8*mib),
 	})
-	m.disks["os"].put(r.T, []change{{off: 0, n: 24 * mib, data: noise(rnd, 24*mib)}})
+	m.disks["os"].put(r.T, []change{{off: 0, n: 12 * mib, data: noise(rnd, 12*mib)}})
 	r.protect(m)
 	r.scribble(m, rnd)
 	r.up(m)
@@ -70,29 +70,43 @@ func (r *rig) mended(m *machine, o outcome) {
 	r.proven(m)
 }
 
-// resynced leads a VM out of the state resynchronization-required. A version without resync has one other way.
+// resynced leads a VM out of the state resynchronization-required, by the command that the error named. Recovery points
+// may hold nothing but what the disks held.
 func (r *rig) resynced(m *machine, o outcome) {
 	r.Helper()
-	next := r.advised(o)
-	if next[0] != "resync" {
-		r.Fatalf("the next command is %q", next)
-	}
-	if v := r.run("delta", m.name, "--now", "--json"); v.code != 5 {
-		r.Fatalf("a delta of a VM that needs a resynchronization: %v", v)
-	}
 	// It may say besides what is wrong with the replica, and fail for that.
 	if v := r.run("status", m.name, "--json").object(r.T).VMs[0]; v.State != "resynchronization-required" || v.Health != "Critical" {
 		r.Fatalf("state %s, health %s", v.State, v.Health)
 	}
-	if strings.Contains(r.ok("help").stdout, "  resync ") {
-		r.ok(next...)
-		r.ok("delta", m.name, "--now")
-	} else {
-		r.ok("unprotect", m.name)
-		r.ok("protect", m.name)
+	next := r.advised(o)
+	if next[0] != "resync" {
+		r.Fatalf("the next command is %q", next)
 	}
+	r.ok(next...)
+	r.ok("delta", m.name, "--now")
 	r.same(m)
 	r.proven(m)
+	if now := m.now(r.T); !equalMoments(now, m.past[len(m.past)-1]) {
+		m.past = append(m.past, now)
+	}
+	r.pointsAmong(m)
+}
+
+// pointsAmong fails the test unless every recovery point is what the disks held, in order, and the last one is the present.
+func (r *rig) pointsAmong(m *machine) {
+	r.Helper()
+	at := 0
+	points := r.points(m)
+	for i, p := range points {
+		n := slices.IndexFunc(m.past[at:], func(x moment) bool { return equalMoments(x, p) })
+		if n < 0 {
+			r.Fatalf("recovery point %d of %d is nothing that the disks held after the one before it", i, len(points))
+		}
+		at += n
+	}
+	if at != len(m.past)-1 {
+		r.Fatalf("the last of %d recovery points is moment %d of %d", len(points), at, len(m.past))
+	}
 }
 
 func move(t *testing.T, from, to string) {
@@ -229,7 +243,11 @@ func TestStoreNotMounted(t *testing.T) {
 			check(t, os.Mkdir(store, 0o755))
 		}
 		for _, verb := range []string{"protect", "replicate", "apply", "verify", "points", "status", "unprotect", "delta"} {
-			last = r.refused(1, "store-not-mounted", []string{"web01", store}, verb, "web01")
+			args := []string{verb, "web01"}
+			if verb == "replicate" || verb == "apply" || verb == "delta" { // which would wait for the time of their next try
+				args = append(args, "--now")
+			}
+			last = r.refused(1, "store-not-mounted", []string{"web01", store}, args...)
 		}
 		r.refused(1, "store-not-mounted", []string{"db01", store}, "protect", "db01") // no new store in its place either
 		if entries, err := os.ReadDir(store); err == nil && len(entries) > 0 || err != nil && is == "empty" {
@@ -256,7 +274,7 @@ func TestReplicaEdited(t *testing.T) {
 		"booted": func(t *testing.T, r *rig, m *machine) {
 			tool(t, "qemu-io", "-f", "vpc", "-c", "write 0 512", r.replica(m, "data"))
 		},
-		"shorter":       func(t *testing.T, r *rig, m *machine) { check(t, os.Truncate(r.replica(m, "os"), 20*mib)) },
+		"shorter":       func(t *testing.T, r *rig, m *machine) { check(t, os.Truncate(r.replica(m, "os"), 10*mib)) },
 		"an older copy": func(t *testing.T, r *rig, m *machine) { replace(t, r.replica(m, "os"), read(t, r.replica(m, "os"))) },
 	} {
 		seed := rnd.Uint64()
@@ -265,7 +283,9 @@ func TestReplicaEdited(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 0))
 			r, m := rich(t, rnd)
 			spoil(t, r, m)
-			r.scribble(m, rnd)
+			for _, g := range m.disks { // elsewhere: what was there before is still known, in the source
+				g.put(t, []change{{off: 2 * mib, n: 70000 / 512 * 512, data: noise(rnd, 70000/512*512)}})
+			}
 			o := r.refused(5, "replica-changed", []string{"web01", r.path("store", "web01")}, "delta", "web01")
 			r.resynced(m, o)
 		})
@@ -284,6 +304,24 @@ func TestReplicaRotten(t *testing.T) {
 	o := r.refused(7, "difference", []string{"web01", "os"}, "verify", "web01")
 	r.scribble(m, rnd)
 	r.resynced(m, o)
+}
+
+// TestReplicaLost changes a byte of the replica where the source has gone on too: what was there is nowhere any more. The
+// resynchronization says so.
+func TestReplicaLost(t *testing.T) {
+	t.Parallel()
+	rnd := random(t)
+	r, m := rich(t, rnd)
+	edit(t, r.replica(m, "os"), 9*mib, flip)
+	m.disks["os"].put(t, []change{{off: 9 * mib, n: 512, data: noise(rnd, 512)}})
+	o := r.refused(5, "replica-changed", []string{"web01", "os"}, "delta", "web01")
+	o = r.ok(r.advised(o)...)
+	if !strings.Contains(o.stderr, "recovery points from before") {
+		t.Errorf("nothing is said of the recovery points: %v", o)
+	}
+	r.ok("delta", "web01", "--now")
+	r.same(m)
+	r.proven(m)
 }
 
 func TestLedger(t *testing.T) {

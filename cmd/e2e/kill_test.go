@@ -29,12 +29,12 @@ func times(normal, longer, short int) int {
 	return normal
 }
 
-// killer is a VM whose runs are killed.
+// killer is a VM whose runs are killed. Its past is everything that the disks held between two writes: any of it may have
+// become a recovery point.
 type killer struct {
 	*rig
 	rnd      *rand.Rand
 	m        *machine
-	history  []moment                 // everything that the disks held at a moment at which they could be read
 	took     map[string]time.Duration // of the last run of a verb that came to its end
 	kills    int
 	states   map[string]int // of the jobs that were killed
@@ -81,7 +81,8 @@ func (k *killer) write(n int) {
 		size := g.size(k.T)
 		list := scattered(k.rnd, size, g.sector())
 		for range n {
-			c := change{off: k.rnd.Int64N(size/512-2048) * 512, n: (1 + k.rnd.Int64N(2047)) * 512}
+			most := size / 512 / 128
+			c := change{off: k.rnd.Int64N(size/512-most) * 512, n: (1 + k.rnd.Int64N(most)) * 512}
 			if k.rnd.IntN(8) > 0 {
 				c.data = noise(k.rnd, c.n)
 			}
@@ -89,7 +90,7 @@ func (k *killer) write(n int) {
 		}
 		g.put(k.T, list)
 	}
-	k.history = append(k.history, k.m.now(k.T))
+	k.m.past = append(k.m.past, k.m.now(k.T))
 }
 
 // insist runs a verb until it comes to its end, and kills it a few times before.
@@ -136,7 +137,7 @@ func (k *killer) killed(verb string, after time.Duration) (done bool) {
 		k.Fatalf("after %d kills: %v", k.kills, o)
 	}
 	k.kills++
-	k.judgeJobs(before)
+	k.judgeJobs(before, verb != "delta")
 	return false
 }
 
@@ -149,8 +150,8 @@ func (k *killer) jobs() []jobObject {
 }
 
 // judgeJobs looks at the jobs of a run that was killed: the last one was interrupted, unless the kill came after its end;
-// those before it had ended.
-func (k *killer) judgeJobs(before []jobObject) {
+// those before it had ended. A run may also have found that all was done, and so refused to do it again.
+func (k *killer) judgeJobs(before []jobObject, mayRefuse bool) {
 	k.Helper()
 	list := k.jobs()
 	fresh := list[len(before):]
@@ -158,7 +159,8 @@ func (k *killer) judgeJobs(before []jobObject) {
 		k.Fatalf("the list of jobs changed: %v, it was %v", list, before)
 	}
 	for i, j := range fresh {
-		if j.State != "Succeeded" && (i < len(fresh)-1 || j.State != "Interrupted") {
+		last := i == len(fresh)-1
+		if j.State != "Succeeded" && !(last && (j.State == "Interrupted" || mayRefuse && j.State == "Failed")) {
 			k.Fatalf("job %v after a kill", j)
 		}
 		k.states[j.State]++
@@ -174,17 +176,9 @@ func (k *killer) proof() {
 	k.same(k.m)
 	k.ok("verify", "web01")
 	k.clean(k.m)
-	at := 0
-	points := k.points(k.m)
-	for i, p := range points {
-		n := slices.IndexFunc(k.history[at:], func(h moment) bool { return equalMoments(h, p) })
-		if n < 0 {
-			k.Fatalf("recovery point %d of %d is nothing that the disks held after the one before it", i, len(points))
-		}
-		at += n
-	}
-	if at != len(k.history)-1 || len(points) > k.keep {
-		k.Fatalf("%d recovery points, the last one is moment %d of %d", len(points), at, len(k.history))
+	k.pointsAmong(k.m)
+	if n := len(k.points(k.m)); n > k.keep {
+		k.Fatalf("%d recovery points", n)
 	}
 	if entries, err := os.ReadDir(k.path("web01")); err != nil || len(entries) != len(k.m.disks) {
 		k.Fatal(fmt.Sprint("beside the disks: ", entries, err))

@@ -70,7 +70,7 @@ func one(t *testing.T, size int64) (*rig, *machine, *qemuGuest) {
 func (r *rig) writeSite() {
 	r.Helper()
 	var b strings.Builder
-	fmt.Fprintf(&b, "vault: e2e\nstore: {directory: ./store}\npolicies:\n  - {name: gold, recovery_points: %d%s}\nnetworks: [{name: lan}]\n", r.keep, r.policy)
+	fmt.Fprintf(&b, "vault: e2e\nstore: {directory: ./store}\npolicies:\n  - {name: gold, recovery_points: %d, log_limit_percent: 100%s}\nnetworks: [{name: lan}]\n", r.keep, r.policy)
 	b.WriteString("vmm:\n  clouds:\n    - name: c\n      policy: gold\n      hosts:\n        - name: h\n          hypervisor: none\n          vms:\n")
 	for _, m := range r.vms {
 		fmt.Fprintf(&b, "            - {name: %s, generation: 1, os: linux, cpus: 1, memory: 1GiB, nics: [{network: lan}], disks: [", m.name)
@@ -270,7 +270,7 @@ func (r *rig) same(m *machine) {
 // up does what brings the replica up to date, and proves that it is, with all its recovery points.
 func (r *rig) up(m *machine) vmObject {
 	r.Helper()
-	o := r.vm("delta", m.name)
+	o := r.vm("delta", m.name, "--now")
 	r.same(m)
 	at := m.now(r.T)
 	isNew := len(m.past) == 0 || !equalMoments(m.past[len(m.past)-1], at)
