@@ -181,15 +181,32 @@ func (w *world) engine(vm *site.VM, r replica.Replica, id hrl.ID, m *meter) *rep
 // logDir is the folder of a disk's change logs: the one of the disk itself, but for devices, whose folder is the
 // system's.
 func (w *world) logDir(vm *site.VM, d *site.Disk) string {
-	if strings.HasPrefix(filepath.ToSlash(d.Path), "/dev/") || strings.HasPrefix(d.Path, `\\.\`) {
+	if isDevice(d.Path) {
 		return w.memory.Path("logs", vm.Name)
 	}
 	return filepath.Dir(d.Path)
 }
 
+func isDevice(path string) bool {
+	return strings.HasPrefix(filepath.ToSlash(path), "/dev/") || strings.HasPrefix(path, `\\.\`)
+}
+
+// makeLogDirs makes the folder of the change logs of a VM's devices.
+func (w *world) makeLogDirs(vm *site.VM) error {
+	for _, d := range vm.Disks {
+		if !w.opts.dryRun && isDevice(d.Path) {
+			return w.fs.MkdirAll(w.logDir(vm, d))
+		}
+	}
+	return nil
+}
+
 // withSource gives an engine the tracker of the VM's disks. where is the folder of the tracker's memory.
 func (w *world) withSource(j *replicate.Job, vm *site.VM, disks []state.Disk, where string) (err error) {
 	tracked, err := trackedDisks(vm, disks)
+	if err == nil {
+		err = w.makeLogDirs(vm)
+	}
 	if err != nil {
 		return err
 	}

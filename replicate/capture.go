@@ -217,10 +217,20 @@ type localLog struct {
 	size int64
 }
 
+// logFolder lists the folder of a disk's logs. That of a device is made when its disk is opened for the first time, and there
+// are no logs before.
+func (j *Job) logFolder(disk string) ([]durable.Entry, error) {
+	entries, err := j.FS.ReadDir(j.LogDir[disk])
+	if isNotExist(err) {
+		return nil, nil
+	}
+	return entries, err
+}
+
 // localLogs lists the logs of a disk that lie beside it and belong to this relationship, in order of their positions.
 func (j *Job) localLogs(disk string) ([]localLog, error) {
 	dir := j.LogDir[disk]
-	entries, err := j.FS.ReadDir(dir)
+	entries, err := j.logFolder(disk)
 	if err != nil {
 		return nil, err
 	}
@@ -279,7 +289,7 @@ func (j *Job) dropUncommitted(at hrl.Pos) error {
 
 // dropTemps removes what is left of logs that were being begun.
 func (j *Job) dropTemps(disk string) error {
-	entries, err := j.FS.ReadDir(j.LogDir[disk])
+	entries, err := j.logFolder(disk)
 	if err != nil {
 		return err
 	}

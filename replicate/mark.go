@@ -40,7 +40,7 @@ func (j *Job) DropLogs() (freed int64, err error) {
 		if err := j.dropTemps(disk); err != nil {
 			return freed, fault.In(err, j.VM, disk)
 		}
-		entries, err := j.FS.ReadDir(dir)
+		entries, err := j.logFolder(disk)
 		if err != nil {
 			return freed, fault.In(err, j.VM, disk)
 		}
