@@ -144,13 +144,15 @@ func (w *world) captureMeanwhile(ctx context.Context, vm *site.VM, o *deltaObjec
 	if err != nil || !known || len(mem.Disks) == 0 || mem.Phase != "" && mem.Phase != replica.Replicating {
 		return errors.Join(cause, err)
 	}
-	err = j.Step("Capture changes, the store is out of reach", func() (int64, string, error) {
+	err = j.Step("Capture changes beside the disks", func() (int64, string, error) {
 		err := w.captureBeside(ctx, vm, mem, o)
 		return 0, size(changedBytes(o.Disks)) + " changed", err
 	})
 	switch {
 	case err == nil:
 		w.say("%s: the store is out of reach; captured beside the disks: %s changed, position %d", vm.Name, size(changedBytes(o.Disks)), o.To)
+		return cause
+	case fault.FromOS(err).Code == fault.FromOS(cause).Code: // it was no error of the store
 		return cause
 	case fault.FromOS(err).Class() == fault.Recoverable && !fault.Cancelled(err):
 		return fmt.Errorf("%w (and nothing was captured: %w)", cause, err)

@@ -85,9 +85,9 @@ func (w *world) why(ctx context.Context, vm *site.VM) (*whyObject, error) {
 		blind = errs[0]
 	}
 	ledger, lerr := w.present(ctx, vm)
-	for _, r := range st.Reasons {
+	for i, r := range st.Reasons {
 		l := linkObject{Code: r.Code, What: r.Text, Cause: causeOf(fault.Code(r.Code))}
-		if lerr == nil {
+		if lerr == nil && i == 0 {
 			w.ledgerEvidence(&l, ledger)
 		}
 		o.Chain = append(o.Chain, l)
@@ -114,7 +114,9 @@ func (w *world) ledgerEvidence(l *linkObject, st replica.State) {
 		text += ", reason_code " + string(st.ReasonCode)
 	}
 	l.show("ledger", "%s in %s: %s", st.VM, w.store.Describe(), text)
-	l.show("clock", "%s here, the replica is of %s", stamp(w.now()), stamp(st.AsOf))
+	if !st.AsOf.IsZero() {
+		l.show("clock", "%s here, the replica is of %s", stamp(w.now()), stamp(st.AsOf))
+	}
 }
 
 // behind is what led to what is seen: the errors that are remembered, and how disks and logs are at this moment.
@@ -128,6 +130,10 @@ func (w *world) behind(vm *site.VM, mem state.VM, ledger replica.State, lerr err
 	}
 	for _, f := range []*state.Failure{mem.Critical, mem.Failed} {
 		if f == nil || st.State == notProtected {
+			continue
+		}
+		if n := len(chain); n > 0 && chain[n-1].What == f.Message { // the error that the mark was made of
+			w.failureEvidence(&chain[n-1], f)
 			continue
 		}
 		l := linkObject{Code: string(f.Code), What: f.Message, Cause: f.Cause, Since: utc(f.At)}
@@ -188,7 +194,7 @@ func (w *world) logsNow(vm *site.VM, d *site.Disk, id hrl.ID) (l linkObject, any
 	if err != nil || len(logs) == 0 {
 		return l, false
 	}
-	l = linkObject{Code: "logs-waiting", What: fmt.Sprintf("%s waits beside disk %s", plural(len(logs), "change log"), d.Name)}
+	l = linkObject{Code: "logs-waiting", What: fmt.Sprintf("beside disk %s: %s", d.Name, plural(len(logs), "change log"))}
 	for i, x := range logs {
 		if i > 0 && x.From != logs[i-1].To {
 			l.show("gap", "no log leads from position %d to %d", logs[i-1].To.Seq, x.From.Seq)
@@ -212,19 +218,16 @@ func (w *world) nextStep(vm *site.VM, mem state.VM, ledger replica.State, blind 
 	switch {
 	case st.Running != "":
 		say(fault.RunLocked, "")
-	case blind != nil && mem.Critical != nil:
+	case mem.Critical != nil && st.State != notProtected:
 		say(mem.Critical.Code, "")
+	case mem.Marked != nil:
+		say(mem.Marked.Code, "")
 	case blind != nil && mem.Failed != nil && mem.Failed.Code == fault.FromOS(blind).Code:
-		o.Next, o.Mend = w.commands(mem.Failed.Command), ""
 		say(mem.Failed.Code, verbOf(w, mem.Failed))
 	case blind != nil:
 		say(fault.FromOS(blind).Code, "")
-	case mem.Critical != nil && st.State != notProtected:
-		say(mem.Critical.Code, "")
 	case marked(&ledger, mem).Phase == replica.ResyncRequired && ledger.ReasonCode != "":
 		say(ledger.ReasonCode, "")
-	case mem.Marked != nil:
-		say(mem.Marked.Code, "")
 	case mem.Failed != nil && len(st.Reasons) > 0 && ledger.Phase != replica.Paused:
 		say(mem.Failed.Code, verbOf(w, mem.Failed))
 	default:
