@@ -14,29 +14,18 @@ import (
 	"sitrep/internal/state"
 )
 
-// pace is how a command follows the schedule of retries.
-type pace string
-
-const (
-	onSchedule pace = ""     // before its time nothing is tried
-	atOnce     pace = "now"  // --now: it is tried whatever the schedule says
-	following  pace = "wait" // --wait: the schedule is followed to the end
-)
+// pace is how a command follows the schedule of retries. The zero pace tries nothing before its time.
+type pace struct {
+	atOnce    bool // --now: it is tried whatever the schedule says
+	following bool // --wait: the schedule is followed to the end
+}
 
 // paceFlags are the flags of the commands that obey the schedule of retries.
 func paceFlags() []cli.Flag {
 	return []cli.Flag{nowFlag(), &cli.BoolFlag{Name: "wait", Usage: "follow the retry schedule until it is done, or cannot be"}}
 }
 
-func paceOf(c *cli.Context) pace {
-	switch {
-	case c.Bool("wait"):
-		return following
-	case c.Bool("now"):
-		return atOnce
-	}
-	return onSchedule
-}
+func paceOf(c *cli.Context) pace { return pace{c.Bool("now"), c.Bool("wait")} }
 
 // retrying is a recoverable error that is tried again at a time that is known.
 type retrying struct {
@@ -49,10 +38,9 @@ func (r *retrying) Unwrap() error { return r.error }
 // attempt does f, which holds the VM's lock meanwhile, when the schedule of retries allows it, and keeps the schedule by
 // what became of it. Not yet is no error: h says when.
 func (w *world) attempt(ctx context.Context, vm *site.VM, h *vmHead, p pace, f func() error) error {
-	first := p
 	for {
-		err := w.locked(vm, func() error { return w.try(vm, h, first, f) })
-		if p != following || h.RetryAt == nil {
+		err := w.locked(vm, func() error { return w.try(vm, h, p, f) })
+		if !p.following || h.RetryAt == nil {
 			return err
 		}
 		if err != nil {
@@ -62,6 +50,7 @@ func (w *world) attempt(ctx context.Context, vm *site.VM, h *vmHead, p pace, f f
 			return err
 		}
 		h.Job, h.RetryAt = "", nil
+		p.atOnce = false
 	}
 }
 
@@ -75,7 +64,7 @@ func (w *world) try(vm *site.VM, h *vmHead, p pace, f func() error) error {
 	switch {
 	case mem.Critical != nil:
 		return stopped(mem.Critical)
-	case p != atOnce && !mem.Retry.Due(started):
+	case !p.atOnce && !mem.Retry.Due(started):
 		w.notYet(vm, h, mem)
 		return nil
 	}

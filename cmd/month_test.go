@@ -3,6 +3,8 @@ package cmd
 import (
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -286,5 +288,65 @@ func TestLogLimit(t *testing.T) {
 	if names, bytes := m.logs("web01."); len(names) > 0 {
 		t.Errorf("%d bytes of logs stay: %v", bytes, names)
 	}
+	m.must(0, "verify", "web01")
+}
+
+// TestWait: --wait stays, follows the schedule of 1, 2, 4, 8, 10 and then every 30 minutes from the first attempt, and ends
+// with the success.
+func TestWait(t *testing.T) {
+	m := &month{rig: newRig(t, "auto_resync: false")}
+	m.must(0, "protect", "web01")
+	m.away()
+	began := m.now
+	var tried []time.Duration
+	m.slept = func() {
+		tried = append(tried, m.now.Sub(began))
+		if len(tried) == 7 {
+			m.back()
+		}
+	}
+	m.write("os", 0, 4096, 9)
+	_, stderr := m.must(0, "delta", "--wait", "web01")
+	want := []time.Duration{1, 2, 4, 8, 10, 40, 70}
+	for i := range want {
+		want[i] *= time.Minute
+	}
+	if !slices.Equal(tried, want) {
+		t.Errorf("tried after %v, want %v", tried, want)
+	}
+	if n := strings.Count(stderr, "retry: yes, at "); n != 7 {
+		t.Errorf("%d failures were told:\n%s", n, stderr)
+	}
+	m.slept = nil
+	m.same()
+	if o := m.object("status", "web01"); o["retry_at"] != nil {
+		t.Errorf("the schedule was not cleared: %v", o)
+	}
+}
+
+// TestFullWhileCapturing: a full volume while a change log is written harms neither the source nor the replica, wherever it fills up.
+func TestFullWhileCapturing(t *testing.T) {
+	m := newRig(t, "auto_resync: false")
+	m.must(0, "protect", "web01")
+	m.write("os", 0, 40<<10, 9)
+	m.write("data", 4096, 8192, 9)
+	source := readAll(t, m.fs, "/disks/os.raw")
+	replica := readAll(t, m.fs, "/store/web01/os.vhd")
+	for space := int64(0); ; space += 4096 {
+		m.fs.SetCapacity(m.fs.Allocated() + space)
+		code, _, stderr := m.run("delta", "--capture-only", "web01")
+		if string(source) != string(readAll(t, m.fs, "/disks/os.raw")) || string(replica) != string(readAll(t, m.fs, "/store/web01/os.vhd")) {
+			t.Fatalf("with %d bytes: source or replica was changed", space)
+		}
+		if code == 0 {
+			break
+		}
+		if code != exitFailed || !strings.Contains(stderr, "The volume is full") {
+			t.Fatalf("with %d bytes: exit code %d\n%s", space, code, stderr)
+		}
+	}
+	m.fs.SetCapacity(0)
+	m.must(0, "delta", "--now", "web01")
+	m.same()
 	m.must(0, "verify", "web01")
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"sitrep/internal/fault"
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
 	"sitrep/resync"
@@ -67,6 +68,10 @@ func (w *world) resyncDue(ctx context.Context, vm *site.VM, o *resyncObject, opt
 		return true, nil
 	}
 	st, needs, err := w.ledgerOrMark(ctx, vm)
+	if fault.Is(err, fault.NotProtected) { // cron asks for all VMs
+		o.Due, o.State = new(bool), notProtected
+		return false, nil
+	}
 	if err != nil && !needs {
 		return false, err
 	}

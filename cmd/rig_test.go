@@ -16,6 +16,8 @@ type rig struct {
 	t   *testing.T
 	fs  *crashfs.FS
 	now time.Time
+	// slept is called when the program has waited; nil: nothing is.
+	slept func()
 }
 
 const machineSite = `vault: test
@@ -70,6 +72,9 @@ func (m *rig) runOn(fsys *crashfs.FS, args ...string) (code int, stdout, stderr 
 	p := &program{fs: fsys, stdin: bytes.NewReader(nil), stdout: &out, stderr: &errs, now: func() time.Time { return m.now },
 		pause: func(ctx context.Context, d time.Duration) error {
 			m.now = m.now.Add(d)
+			if m.slept != nil {
+				m.slept()
+			}
 			return ctx.Err()
 		},
 		getenv: func(string) string { return "" }}

@@ -167,7 +167,7 @@ func replicating(st replica.State, verb string) error {
 func wrongState(st replica.State, verb string) error {
 	allowed := map[replica.Phase]string{
 		replica.Seeding:         "replicate, status, unprotect",
-		replica.Replicating:     "delta, apply, verify, points, pause, status, unprotect",
+		replica.Replicating:     "delta, apply, resync, verify, points, pause, status, unprotect",
 		replica.Paused:          "resume, apply, verify, points, status, unprotect",
 		replica.ResyncRequired:  "resync, verify, points, status, unprotect",
 		replica.Resynchronizing: "resync, points, status, unprotect",
