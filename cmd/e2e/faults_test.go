@@ -209,7 +209,7 @@ func TestVanishedSource(t *testing.T) {
 	}
 	folder := r.path("web01") // all of them, with their folder
 	move(t, folder, away)
-	o := r.refused(4, "not-found", []string{"web01", folder}, "delta", "web01")
+	o := r.refused(4, "disk-missing", []string{"web01", folder}, "delta", "web01")
 	move(t, away, folder)
 	r.mended(m, o)
 }
@@ -270,7 +270,10 @@ func TestReplicaEdited(t *testing.T) {
 	for name, spoil := range map[string]func(t *testing.T, r *rig, m *machine){
 		"pages":  func(t *testing.T, r *rig, m *machine) { edit(t, r.replica(m, "os"), 9*mib, flip) },
 		"footer": func(t *testing.T, r *rig, m *machine) { edit(t, r.replica(m, "os"), -512+68, flip) },
-		"sums":   func(t *testing.T, r *rig, m *machine) { edit(t, r.path("store", "web01", "os.sums"), 64, flip) },
+		"no sums": func(t *testing.T, r *rig, m *machine) {
+			check(t, os.Remove(r.path("store", "web01", "data.sums")))
+		},
+		"sums": func(t *testing.T, r *rig, m *machine) { edit(t, r.path("store", "web01", "os.sums"), 64, flip) },
 		"booted": func(t *testing.T, r *rig, m *machine) {
 			tool(t, "qemu-io", "-f", "vpc", "-c", "write 0 512", r.replica(m, "data"))
 		},
@@ -368,10 +371,10 @@ func TestPagesMissing(t *testing.T) {
 	rnd := random(t)
 	r, m := rich(t, rnd)
 	r.scribble(m, rnd)
-	for _, name := range []string{"os.vhd", "data.sums"} {
-		file, away := r.path("store", "web01", name), r.path("away")
+	for _, name := range m.names() {
+		file, away := r.replica(m, name), r.path("away")
 		move(t, file, away)
-		o := r.refused(4, "replica-missing", []string{"web01", strings.SplitN(name, ".", 2)[0], file}, "delta", "web01")
+		o := r.refused(4, "replica-missing", []string{"web01", name, file}, "delta", "web01")
 		move(t, away, file)
 		r.mended(m, o)
 		r.scribble(m, rnd)

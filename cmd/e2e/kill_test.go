@@ -33,12 +33,11 @@ func times(normal, longer, short int) int {
 // become a recovery point.
 type killer struct {
 	*rig
-	rnd      *rand.Rand
-	m        *machine
-	took     map[string]time.Duration // of the last run of a verb that came to its end
-	kills    int
-	states   map[string]int // of the jobs that were killed
-	attempts int
+	rnd    *rand.Rand
+	m      *machine
+	took   map[string]time.Duration // of the last run of a verb that came to its end
+	kills  int
+	states map[string]int // of the jobs that were killed
 }
 
 func newKiller(r *rig, size int64) *killer {
