@@ -50,6 +50,7 @@ type comparer struct {
 	src    disk.Image
 	rep    replica.DiskSums
 	deep   bool
+	sealed bool // the replica's sums are proven, whatever became of its bytes
 	pace   Pace
 	free   sync.Pool // buffers of different bytes
 
@@ -217,11 +218,11 @@ func (c *comparer) compare(ctx context.Context, f *found) error {
 	for i, sum := range have {
 		b := block.Nth(int64(i), bs, f.Len)
 		switch {
-		case sum != is[i] && sum == table[i]:
+		case sum != is[i] && sum == table[i] && c.sealed:
 			f.add(&f.rotten, b, sum)
 		case sum != is[i]:
 			f.add(&f.runs, b, sum)
-			if is[i] != table[i] {
+			if is[i] != table[i] && c.sealed {
 				f.lost++
 			}
 		case sum != table[i]:

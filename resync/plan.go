@@ -30,7 +30,7 @@ func (j *Job) Plan(ctx context.Context) (out Outcome, err error) {
 			cursors = under.Cursors
 		}
 	} else {
-		proven, err := r.proven(ctx)
+		proven, _, err := r.proven(ctx)
 		if err != nil {
 			return out, fault.In(err, j.VM, "")
 		}

@@ -18,6 +18,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"time"
 
 	"sitrep/internal/block"
@@ -152,16 +153,41 @@ func (r *run) begin(ctx context.Context) error {
 		}
 		return nil
 	}
-	proven, err := r.proven(ctx)
+	proven, sealed, err := r.proven(ctx)
 	if err != nil {
 		return err
 	}
 	st.Phase, st.PhaseSince = replica.Resynchronizing, r.Now()
-	st.Resync = &replica.Resync{Started: r.Now(), Deep: r.Deep || !proven, Cursors: map[string]int64{}}
+	st.Resync = &replica.Resync{Started: r.Now(), Deep: r.Deep || !proven, Sealed: sealed, Cursors: map[string]int64{}}
 	st.Received, st.Pending = st.Applied, nil
 	for i := range st.Disks {
 		st.Disks[i].VerifyCursor = 0
 	}
+	if err := r.save(ctx, st); err != nil || st.Applying != nil || len(sealed) == len(st.Disks) {
+		return err
+	}
+	return r.sealRest(ctx)
+}
+
+// sealRest looks at the sums of the disks that could not be opened before the ledger said Resynchronizing.
+func (r *run) sealRest(ctx context.Context) error {
+	st := r.state
+	resync := *st.Resync
+	resync.Sealed = map[string]bool{}
+	maps.Copy(resync.Sealed, st.Resync.Sealed)
+	for _, d := range st.Disks {
+		if resync.Sealed[d.Name] {
+			continue
+		}
+		_, seal, err := r.provenDisk(ctx, d)
+		if err != nil {
+			return err
+		}
+		if seal {
+			resync.Sealed[d.Name] = true
+		}
+	}
+	st.Resync = &resync
 	return r.save(ctx, st)
 }
 
@@ -171,38 +197,39 @@ func (r *run) save(ctx context.Context, st replica.State) (err error) {
 }
 
 // proven says whether the block sums of all disks can be trusted: the pages are as the ledger left them, and the seal
-// proves the table.
-func (r *run) proven(ctx context.Context) (bool, error) {
+// proves the table. sealed is the disks of which the seal does so, whatever became of the pages.
+func (r *run) proven(ctx context.Context) (proven bool, sealed map[string]bool, err error) {
+	sealed = map[string]bool{}
 	if r.state.Applying != nil {
-		return false, nil
+		return false, sealed, nil
 	}
+	proven = true
 	for _, d := range r.state.Disks {
-		ok, err := r.provenDisk(ctx, d)
-		if fault.Is(err, fault.ReplicaChanged) {
-			return false, nil
+		same, seal, err := r.provenDisk(ctx, d)
+		if err != nil && !fault.Is(err, fault.ReplicaChanged) {
+			return false, nil, err
 		}
-		if err != nil || !ok {
-			return false, err
+		proven = proven && same && seal
+		if seal {
+			sealed[d.Name] = true
 		}
 	}
-	return true, nil
+	return proven, sealed, nil
 }
 
-func (r *run) provenDisk(ctx context.Context, d replica.Disk) (bool, error) {
-	if d.Seal == nil {
-		return false, nil
-	}
+// provenDisk says whether the pages of a disk are the same as the ledger left them, and whether the seal proves its sums.
+func (r *run) provenDisk(ctx context.Context, d replica.Disk) (same, sealed bool, err error) {
 	pages, err := r.Replica.Disk(ctx, d)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	defer pages.Close()
 	stamp, err := pages.Stamp(ctx)
-	if err != nil || stamp != d.Stamp {
-		return false, err
+	if err != nil || d.Seal == nil {
+		return false, false, err
 	}
 	seal, err := replica.DiskSums{Pages: pages, Of: d}.Seal(ctx)
-	return err == nil && seal == *d.Seal, err
+	return stamp == d.Stamp, err == nil && seal == *d.Seal, err
 }
 
 // disk compares and repairs one disk from its cursor on.
@@ -228,6 +255,7 @@ func (r *run) disk(ctx context.Context, cut track.Cut, i int) (res Result, err e
 	defer r.Meter.End(task)
 
 	c := newComparer(ctx, src.Image(), replica.DiskSums{Pages: pages, Of: r.state.Disks[i]}, r.state.Resync.Deep, r.pace)
+	c.sealed = r.state.Resync.Sealed[d.Name]
 	defer c.stop()
 	for s := range c.slices(from) {
 		if err := r.repair(ctx, i, pages, s); err != nil {

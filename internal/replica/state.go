@@ -114,6 +114,9 @@ type Resync struct {
 	Started time.Time `json:"started"`
 	// Deep says that the replica's bytes are read, because its block sums are not proven.
 	Deep bool `json:"deep"`
+	// Sealed names the disks whose block sums were those of Applied when it began: what is not as they say was written by
+	// something else.
+	Sealed map[string]bool `json:"sums_sealed,omitempty"`
 	// Cursors is how far each disk is compared and repaired, in guest bytes.
 	Cursors map[string]int64 `json:"cursors"`
 	// Slice is what is being repaired while the ledger says Applying.

@@ -255,7 +255,7 @@ func TestPagesChanged(t *testing.T) {
 		want   fault.Code
 	}{
 		"missing":          {func(t *testing.T, fs *crashfs.FS) { check(t, fs.Remove(vhd)) }, fault.ReplicaMissing},
-		"sums missing":     {func(t *testing.T, fs *crashfs.FS) { check(t, fs.Remove(sums)) }, fault.ReplicaMissing},
+		"sums missing":     {func(t *testing.T, fs *crashfs.FS) { check(t, fs.Remove(sums)) }, fault.ReplicaChanged},
 		"empty":            {func(t *testing.T, fs *crashfs.FS) { write(t, fs, vhd, nil) }, fault.ReplicaChanged},
 		"shorter":          {func(t *testing.T, fs *crashfs.FS) { resize(t, fs, vhd, -512) }, fault.ReplicaChanged},
 		"longer":           {func(t *testing.T, fs *crashfs.FS) { resize(t, fs, vhd, 4096) }, fault.ReplicaChanged},

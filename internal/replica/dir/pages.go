@@ -81,7 +81,7 @@ func (r *vmReplica) openDisk(ctx context.Context, d replica.Disk) (*pages, error
 		}
 	}
 	if fault.Is(err, fault.ReplicaChanged) && r.lock != nil && s.Phase == replica.Resynchronizing {
-		err = p.relayout()
+		err = p.relayout(growing(&s))
 	}
 	if err != nil {
 		return nil, errors.Join(err, p.Close())
@@ -89,9 +89,21 @@ func (r *vmReplica) openDisk(ctx context.Context, d replica.Disk) (*pages, error
 	return p, nil
 }
 
-// relayout gives a file that something else has cut, lengthened or written a footer into the shape of the disk again. What
-// it holds is for the resynchronization to find out.
-func (p *pages) relayout() error {
+// relayout gives a file that something else has cut, lengthened or written a footer into the shape of the disk again, and
+// makes new sums where there are none. What it holds is for the resynchronization to find out.
+func (p *pages) relayout(growing bool) error {
+	if p.sf == nil {
+		err := durable.WriteFile(p.r.fs, p.r.sumsPath(p.disk), nil)
+		if err == nil {
+			err = p.openSums()
+		}
+		if err == nil {
+			err = p.checkLayout(growing)
+		}
+		if !fault.Is(err, fault.ReplicaChanged) {
+			return err
+		}
+	}
 	p.size = p.old
 	if err := p.f.Truncate(p.old + vhd.FooterSize); err != nil {
 		return err
@@ -131,11 +143,20 @@ func (p *pages) open(growing bool) (err error) {
 	if p.f, err = p.openFile(p.Path()); err != nil {
 		return err
 	}
-	if p.sf, err = p.openFile(p.r.sumsPath(p.disk)); err != nil {
+	if err = p.openSums(); err != nil {
 		return err
 	}
-	p.table = sums.NewTable(p.sf)
 	return p.checkLayout(growing)
+}
+
+// openSums opens the table of sums. It can be made anew from the pages, so a missing one is no missing replica.
+func (p *pages) openSums() (err error) {
+	p.sf, err = p.openFile(p.r.sumsPath(p.disk))
+	if fault.Is(err, fault.ReplicaMissing) {
+		return fault.New(fault.ReplicaChanged, "the block sums are missing").At(p.r.sumsPath(p.disk))
+	}
+	p.table = sums.NewTable(p.sf)
+	return err
 }
 
 func (p *pages) openFile(path string) (durable.File, error) {

@@ -162,8 +162,12 @@ func (t *step) build(ctx context.Context, folder string) error {
 	return t.r.fs.SyncDir(folder)
 }
 
-// clone clones the pages of all disks; done is false when that cannot be done, or the position is no point.
+// clone clones the pages of all disks; done is false when that cannot be done, or the position is no point. It is also
+// when the pages are in doubt: what a deep resynchronization has not come to may hold what was never on the disk.
 func (t *step) clone(folder string) (done bool, err error) {
+	if t.s.Resync != nil && t.s.Resync.Deep {
+		return false, nil
+	}
 	if !slices.ContainsFunc(t.s.Points, func(p replica.Point) bool { return p.At == t.s.Applied }) {
 		return false, nil
 	}
