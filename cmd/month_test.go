@@ -166,6 +166,7 @@ func (s seen) is(want seen) bool {
 // TestMonth runs cron for a month, by a clock that jumps and is put forward, through outages and accidents, and compares
 // every change of state with the table above. SITREP_LONG runs it every five minutes instead of every fifteen.
 func TestMonth(t *testing.T) {
+	t.Parallel()
 	m := &month{rig: newRig(t, "copy_frequency: 15m, job_retention: 24h"), every: 15 * time.Minute}
 	if os.Getenv("SITREP_LONG") != "" {
 		m.rig = newRig(t, "copy_frequency: 5m, job_retention: 24h")

@@ -58,14 +58,20 @@ type cyclesObject struct {
 }
 
 type intervalObject struct {
-	health.Interval
-	AverageBytes   int64   `json:"average_bytes"`
-	AverageLatency float64 `json:"average_latency_seconds"`
-	MaxLatency     float64 `json:"max_latency_seconds"`
+	Start          time.Time `json:"start"`
+	End            time.Time `json:"end"`
+	Successes      int       `json:"successes"`
+	Failures       int       `json:"failures"`
+	Missed         int       `json:"missed"`
+	AverageBytes   int64     `json:"average_bytes"` // of the change logs of a cycle
+	MaxBytes       int64     `json:"max_bytes"`
+	AverageLatency float64   `json:"average_latency_seconds"`
+	MaxLatency     float64   `json:"max_latency_seconds"`
 }
 
 func intervalOf(i health.Interval) intervalObject {
-	return intervalObject{i, i.AverageBytes(), i.AverageLatency().Seconds(), i.MaxLatency.Seconds()}
+	return intervalObject{i.Start, i.End, i.Successes, i.Failures, i.Missed, i.AverageBytes(), i.MaxBytes,
+		i.AverageLatency().Seconds(), i.MaxLatency.Seconds()}
 }
 
 type statusDiskObject struct {
@@ -379,6 +385,8 @@ func jobText(id string) string {
 	return ", job " + id
 }
 
+func seconds(s float64) string { return span(time.Duration(s * float64(time.Second))) }
+
 // text words what happened in an interval.
 func (i intervalObject) text() string {
 	s := fmt.Sprintf("%s to %s: %d completed, %d missed, %d failed", stamp(i.Start), stamp(i.End), i.Successes, i.Missed, i.Failures)
@@ -386,7 +394,7 @@ func (i intervalObject) text() string {
 		return s
 	}
 	return s + fmt.Sprintf("; logs %s on average, %s at most; latency %s on average, %s at most", size(i.AverageBytes), size(i.MaxBytes),
-		span(i.Interval.AverageLatency()), span(i.Interval.MaxLatency))
+		seconds(i.AverageLatency), seconds(i.MaxLatency))
 }
 
 func (w *world) diskTable(o *statusObject) string {
