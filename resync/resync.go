@@ -157,6 +157,11 @@ func (r *run) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if st.Applying == nil {
+		if st.Applied, err = r.Replica.Points().Reached(ctx, st); err != nil {
+			return err
+		}
+	}
 	st.Phase, st.PhaseSince = replica.Resynchronizing, r.Now()
 	st.Resync = &replica.Resync{Started: r.Now(), Deep: r.Deep || !proven, Sealed: sealed, Cursors: map[string]int64{}}
 	st.Received, st.Pending = st.Applied, nil

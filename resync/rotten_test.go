@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/replicate/replicatetest"
 )
@@ -105,4 +106,59 @@ func cutSums(t *testing.T, r *replicatetest.Rig, size int64) {
 	must(t, f.Truncate(size))
 	must(t, f.Sync())
 	must(t, f.Close())
+}
+
+// TestOlderLedger brings a ledger back from a backup, as the advice for a damaged one says, while the pages have gone on
+// since: its recovery points stay what they were, before and after the resynchronization.
+func TestOlderLedger(t *testing.T) {
+	ctx := context.Background()
+	const ledger = "/store/web01/ledger.json"
+	for _, clones := range []bool{false, true} {
+		t.Run(fmt.Sprintf("clones=%v", clones), func(t *testing.T) {
+			r, g, rng := protected(t, clones)
+			r.Keep = 24
+			before, err := r.Points(ctx)
+			must(t, err)
+			old, err := durable.ReadFile(r.FS, ledger, 1<<20)
+			must(t, err)
+			for range 3 {
+				goesOn(t, r, g, rng)
+			}
+			must(t, durable.WriteFile(r.FS, ledger, old))
+			same := func(when string) {
+				t.Helper()
+				after, err := r.Points(ctx)
+				must(t, err)
+				for at, want := range before {
+					if !reflect.DeepEqual(after[at], want) {
+						t.Errorf("%s: the recovery point at %s has changed", when, at)
+					}
+				}
+			}
+			same("at first")
+			apply(t, r)
+			same("after an apply of nothing")
+			replicatetest.Scribble(rng, g)
+			must(t, r.Write(g))
+			if _, err := r.Delta(ctx); fault.Find(err) == nil || fault.Find(err).Class() != fault.Resync {
+				t.Errorf("delta: %v", err)
+			}
+			_, err = run(ctx, r, false)
+			must(t, err)
+			must(t, r.SameReplica(ctx, g))
+			same("after the resynchronization")
+			goesOn(t, r, g, rng)
+			same("later")
+		})
+	}
+}
+
+// apply applies what lies on the shelf.
+func apply(t *testing.T, r *replicatetest.Rig) {
+	t.Helper()
+	j, done, err := r.Job(context.Background(), false)
+	must(t, err)
+	defer done()
+	_, err = j.Apply(context.Background())
+	must(t, err)
 }

@@ -245,6 +245,14 @@ func (p *flawedPoints) Preserved(ctx context.Context, s replica.State, to hrl.Po
 	return ranges, all, err
 }
 
+func (p *flawedPoints) Reached(ctx context.Context, s replica.State) (at hrl.Pos, err error) {
+	err = p.flaw.around("Reached", func() (err error) {
+		at, err = p.Points.Reached(ctx, s)
+		return err
+	})
+	return at, err
+}
+
 func (p *flawedPoints) Open(ctx context.Context, s replica.State, id string) (replica.PointView, error) {
 	v, err := around(p.flaw, "Points.Open", func() (replica.PointView, error) { return p.Points.Open(ctx, s, id) }, replica.PointView.Close)
 	if err != nil {

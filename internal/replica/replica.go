@@ -126,6 +126,10 @@ type Points interface {
 	// Preserved says what the step from s.Applied to the position to has preserved: the ranges of each disk, or, when all is
 	// true, everything. Whatever else is overwritten before the next Preserve is lost to the points.
 	Preserved(ctx context.Context, s State, to hrl.Pos) (ranges map[string]*block.Set, all bool, err error)
+	// Reached is the position of the pages as far as what was preserved tells: s.Applied, or a later one when s is not the
+	// newest ledger of the replica but one that was brought back. Points of s stay readable only if the pages move on from
+	// there.
+	Reached(ctx context.Context, s State) (hrl.Pos, error)
 	// Open gives a read-only view of the VM's disks as of a point of the ledger, without copying them.
 	Open(ctx context.Context, s State, id string) (PointView, error)
 	// Sweep removes what no point of s needs any more: after retention, and after crashes.

@@ -413,6 +413,10 @@ func (p *retryPoints) Preserved(ctx context.Context, s State, to hrl.Pos) (range
 	return ranges, all, err
 }
 
+func (p *retryPoints) Reached(ctx context.Context, s State) (hrl.Pos, error) {
+	return value(ctx, p.Retries, "read where the pages are", func() (hrl.Pos, error) { return p.in.Reached(ctx, s) })
+}
+
 func (p *retryPoints) Open(ctx context.Context, s State, id string) (PointView, error) {
 	v, err := value(ctx, p.Retries, "open a recovery point", func() (PointView, error) { return p.in.Open(ctx, s, id) })
 	if err != nil {

@@ -253,6 +253,7 @@ func (b *bench) ops(ctx context.Context) map[string]func() error {
 			return b.rep.Points().Preserve(ctx, b.state, b.state.Applied.Next(), nil, false)
 		},
 		"Preserved":    func() error { _, _, err := b.rep.Points().Preserved(ctx, b.state, b.state.Applied); return err },
+		"Reached":      func() error { _, err := b.rep.Points().Reached(ctx, b.state); return err },
 		"Points.Open":  point(func(replica.PointView) error { return nil }),
 		"Sweep":        func() error { return b.rep.Points().Sweep(ctx, b.state) },
 		"Point.Disk":   pointDisk(func(replica.PointDisk) error { return nil }),

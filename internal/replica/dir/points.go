@@ -33,7 +33,8 @@ func (p *points) clonePath(at hrl.Pos, disk string) string {
 	return filepath.Join(p.stepPath(at), disk+pagesSuffix)
 }
 
-// head is the position that the chain of steps ends at. While pages are being changed that is the one they are led to:
+// head is the position that the chain of steps ends at, or that it goes on behind when the ledger is an older one (see
+// Reached). While pages are being changed that is the one they are led to:
 // the step back from there holds whatever is overwritten on the way.
 func head(s *replica.State) hrl.Pos {
 	if s.Applying != nil {
@@ -78,6 +79,23 @@ func (p *points) preserve(ctx context.Context, t *step, redo bool) error {
 		return errors.Join(err, p.drop(tmp))
 	}
 	return p.r.fs.SyncDir(p.r.pointsPath())
+}
+
+// Reached follows the steps that lead on from s.Applied; see replica.Points. There are some when a run did not go on after
+// it had preserved, and then they hold what the pages hold; or when the ledger was brought back from a backup.
+func (p *points) Reached(ctx context.Context, s replica.State) (hrl.Pos, error) {
+	for at := head(&s); ; {
+		next, err := p.next(ctx, &s, at)
+		switch {
+		case fault.Is(err, fault.PointMissing): // none, or one that was removed in part
+			return at, nil
+		case err != nil:
+			return at, fault.In(err, p.r.vm, "")
+		case next.IsZero(): // clones, which do not say where from
+			return at.Next(), nil
+		}
+		at = next
+	}
 }
 
 // drop removes a step. One that is removed in part is no step any more, for check and for Open.
@@ -324,8 +342,13 @@ func (p *points) sweep(ctx context.Context, s *replica.State) error {
 func (p *points) needed(ctx context.Context, s *replica.State) (map[hrl.Pos]bool, error) {
 	needed := map[hrl.Pos]bool{}
 	for _, point := range s.Points {
-		for at := point.At; at != head(s) && !needed[at]; {
+		reached := false
+		for at := point.At; !needed[at]; {
+			reached = reached || at == head(s)
 			next, err := p.next(ctx, s, at)
+			if reached && fault.Is(err, fault.PointMissing) {
+				break // what is seen from here on is the pages
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -368,7 +391,7 @@ func (p *points) openUndo(ctx context.Context, s *replica.State, at hrl.Pos, dis
 	path := p.undoPath(at, disk)
 	f, err := p.r.fs.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.PointMissing, "the undo log is missing").At(path)
+		return nil, fault.Wrap(fault.PointMissing, err, "the undo log is missing").At(path)
 	}
 	if err != nil {
 		return nil, err

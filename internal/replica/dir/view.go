@@ -49,7 +49,8 @@ func (p *points) openDisk(ctx context.Context, s *replica.State, at hrl.Pos, d *
 		return fault.Wrap(fault.LedgerCorrupt, err, "the ledger contradicts itself").At(p.r.ledgerPath())
 	}
 	base := p.r.pagesPath(d.name)
-	for at != head(s) {
+	for reached := false; ; {
+		reached = reached || at == head(s)
 		if _, err := p.r.fs.Stat(p.clonePath(at, d.name)); err == nil {
 			base = p.clonePath(at, d.name)
 			break
@@ -57,6 +58,9 @@ func (p *points) openDisk(ctx context.Context, s *replica.State, at hrl.Pos, d *
 			return err
 		}
 		l, err := p.openUndo(ctx, s, at, d.name)
+		if reached && fault.Is(err, fault.PointMissing) && errors.Is(err, fs.ErrNotExist) {
+			break
+		}
 		if err != nil {
 			return err
 		}

@@ -131,6 +131,11 @@ func (d *pointDisk) Extent(off, n int64) (block.Extent, error) {
 	return d.content.extent(off, n), nil
 }
 
+// Reached is s.Applied: an old ledger cannot be brought back here.
+func (p *points) Reached(ctx context.Context, s replica.State) (hrl.Pos, error) {
+	return s.Applied, ctx.Err()
+}
+
 // Preserved is everything: points are copies of whole disks.
 func (p *points) Preserved(ctx context.Context, _ replica.State, _ hrl.Pos) (map[string]*block.Set, bool, error) {
 	return nil, true, fault.In(ctx.Err(), p.r.vm.name, "")
