@@ -3,6 +3,7 @@ package cmd
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -213,4 +214,45 @@ func TestReadOnly(t *testing.T) {
 		t.Fatalf("resume: exit code %d\n%s", code, errs)
 	}
 	recovered(t, fsys)
+}
+
+// TestResyncCrashAnywhere cuts the power at operations of a resynchronization and of what leads to it: the next runs end
+// it, and nothing is left marked.
+func TestResyncCrashAnywhere(t *testing.T) {
+	t.Parallel()
+	marked := func() *crashfs.FS {
+		fsys := crashMachine(t)
+		sitrep(fsys, "protect", "web01")
+		if err := errors.Join(change(fsys, 9), fsys.Rename("/.sitrep/track", "/away")); err != nil {
+			t.Fatal(err)
+		}
+		return fsys
+	}
+	harmed := func(fsys *crashfs.FS) {
+		sitrep(fsys, "delta", "web01")
+		sitrep(fsys, "resync", "web01")
+	}
+	whole := marked()
+	before := whole.Ops()
+	harmed(whole)
+	ops := whole.Ops() - before
+	step := 7
+	if os.Getenv("SITREP_LONG") != "" {
+		step = 1
+	}
+	for k := 1; k <= ops; k += step {
+		fsys := marked()
+		fsys.CutAfter(k)
+		harmed(fsys)
+		for _, policy := range crashfs.Policies() {
+			after := fsys.AfterCrash(policy, uint64(k))
+			if code, errs := sitrep(after, "delta", "--now", "web01"); code != exitDone && code != exitResync {
+				t.Fatalf("%d of %d, %v: delta: exit code %d\n%s", k, ops, policy, code, errs)
+			}
+			if code, errs := sitrep(after, "resync", "--now", "web01"); code != exitDone {
+				t.Fatalf("%d of %d, %v: resync: exit code %d\n%s", k, ops, policy, code, errs)
+			}
+			recovered(t, after)
+		}
+	}
 }

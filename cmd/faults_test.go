@@ -123,11 +123,11 @@ func troubles() []trouble {
 			harm: func(m *rig) { m.rename("/store/web01", "/srv/web01") }, mend: func(m *rig) { m.rename("/srv/web01", "/store/web01") }},
 		{name: "log limit", code: 5, want: fault.LogLimit, mend: back, run: []string{"delta", "--now", "web01"}, harm: func(m *rig) {
 			away(m)
-			for i := range byte(2) { // each log has a block of data and 8 KiB of its own, of a disk of 64 KiB
+			for i := range byte(2) { // a few KiB each, of a disk of 256
 				m.write("data", int64(i)*4096, 4096, i+1)
 				m.must(1, "delta", "--now", "web01")
 			}
-			m.write("data", 0, 24576, 99)
+			m.write("data", 0, 150<<10, 99)
 		}},
 		{name: "paused", code: 6, harm: func(m *rig) { m.must(0, "pause", "web01", "--reason", "maintenance") }},
 		{name: "locked", code: 11, want: fault.RunLocked,

@@ -58,7 +58,7 @@ func newRig(t *testing.T, policy string) *rig {
 	}
 	writeAll(t, m.fs, "/site.yaml", []byte(strings.ReplaceAll(machineSite, "POLICY", policy)))
 	writeAll(t, m.fs, "/disks/os.raw", bytes.Repeat([]byte{1, 2, 3, 4}, 64<<10))
-	writeAll(t, m.fs, "/disks/data.raw", bytes.Repeat([]byte{5, 0, 0, 0}, 16<<10))
+	writeAll(t, m.fs, "/disks/data.raw", bytes.Repeat([]byte{5, 0, 0, 0}, 64<<10))
 	return m
 }
 
