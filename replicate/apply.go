@@ -56,7 +56,12 @@ func (j *Job) tidy(ctx context.Context, st replica.State) error {
 			}
 		}
 	}
-	return j.Replica.Points().Sweep(ctx, st)
+	err = j.Replica.Points().Sweep(ctx, st)
+	if fault.Is(err, fault.PointMissing) { // that is no reason to take no new points; nothing is removed until it is too old
+		j.Log.Warn("a recovery point is lost", "vm", j.VM, "error", err)
+		return nil
+	}
+	return err
 }
 
 // diskStep is one disk of a cut that is being applied.

@@ -361,5 +361,10 @@ func (r *run) finish(ctx context.Context, cut track.Cut, whole bool) (bool, erro
 	if err := r.save(ctx, st); err != nil {
 		return still, err
 	}
-	return still, r.Replica.Points().Sweep(ctx, r.state)
+	err := r.Replica.Points().Sweep(ctx, r.state)
+	if fault.Is(err, fault.PointMissing) { // that is no reason to take no new points; nothing is removed until it is too old
+		r.Log.Warn("a recovery point is lost", "vm", r.VM, "error", err)
+		return still, nil
+	}
+	return still, err
 }
