@@ -177,7 +177,7 @@ func (p *params) check() string {
 		return "the physical sector size is neither 512 nor 4096"
 	case p.blockSize < minBlock || p.blockSize > maxBlock || p.blockSize&(p.blockSize-1) != 0:
 		return "the block size is not a power of two from 1 to 256 MiB"
-	case p.size < 0 || p.size > maxDiskSize || p.size%p.logicalSector != 0:
+	case p.size <= 0 || p.size > maxDiskSize || p.size%p.logicalSector != 0:
 		return "the size of the disk is not a whole number of sectors up to 64 TiB"
 	}
 	return ""

@@ -292,6 +292,7 @@ func TestDamage(t *testing.T) {
 		"size 65 TiB":          {put(u64(65*tib), item+8), fault.DiskCorrupt},
 		"size -1":              {put(u64(1<<64-512), item+8), fault.DiskCorrupt},
 		"size odd":             {put(u64(8*mib-100), item+8), fault.DiskCorrupt},
+		"size 0":               {put(u64(0), item+8), fault.DiskCorrupt},
 		"BAT too short":        {put(u64(1*tib), item+8), fault.DiskCorrupt},
 		"sector size":          {put(u32(1024), item+8+8+16), fault.DiskCorrupt},
 		"state 4":              {put(u64(4), bat), fault.DiskCorrupt},
