@@ -139,14 +139,12 @@ func (v *volume) debugfs(mode, script string) string {
 // overwrite writes to the first data block of a file, in place, with qemu-io.
 func (v *volume) overwrite(file string) {
 	v.Helper()
-	out := v.debugfs("-c", "blocks /"+file+"\n")
-	fields := strings.Fields(out[strings.LastIndex(strings.TrimSpace(out), "\n")+1:])
-	if len(fields) == 0 {
-		return // an empty file
-	}
-	at, err := strconv.ParseInt(fields[0], 10, 64)
-	if err != nil {
-		return // a small file that lies in its inode
+	// Not "blocks": that lists those of the extent tree too, and they are not the file's.
+	fields := strings.Fields(v.debugfs("-c", "bmap /"+file+" 0\n"))
+	at, err := strconv.ParseInt(fields[len(fields)-1], 10, 64)
+	check(v.T, err)
+	if at == 0 {
+		return // an empty file, or a hole
 	}
 	unit := v.blockSize()
 	raw := &qemuGuest{path: v.shadow, qemu: "raw"}
