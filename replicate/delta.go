@@ -87,7 +87,7 @@ func (j *Job) confirm(ctx context.Context, c Captured) (replica.State, error) {
 	}
 	st.AsOf, st.Consistent = c.At, true
 	if n := len(st.Points); n == 0 || st.Points[n-1].At != st.Applied {
-		st.Points = append(st.Points, j.point(st, c.At, j.AppConsistent))
+		st.Points, _ = replica.Retain(append(st.Points, j.point(st, c.At, j.AppConsistent)), j.Keep)
 	}
 	return j.Replica.Ledger().Save(ctx, st)
 }

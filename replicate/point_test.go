@@ -44,3 +44,30 @@ func TestLostPoint(t *testing.T) {
 		t.Errorf("there are %d points", len(points))
 	}
 }
+
+// TestPointOfNothing takes a point of a position that is none yet, as after a resynchronization of a disk that went on
+// changing, without a change to apply: no more points stay than the policy says.
+func TestPointOfNothing(t *testing.T) {
+	ctx := context.Background()
+	r, g := protectedRig(t)
+	for range 2 {
+		g["os"][0]++
+		must(t, r.Write(g))
+		_, err := r.Delta(ctx)
+		must(t, err)
+	}
+	j, done, err := r.Job(ctx, false)
+	must(t, err)
+	st, err := j.Replica.Ledger().Load(ctx)
+	must(t, err)
+	st.Points = st.Points[:2]
+	_, err = j.Replica.Ledger().Save(ctx, st)
+	must(t, err)
+	must(t, done())
+	r.Keep = 2
+	_, err = r.Delta(ctx)
+	must(t, err)
+	if st, err = r.State(ctx); err != nil || len(st.Points) != 2 || st.Points[1].At != st.Applied {
+		t.Errorf("%d points, the newest at %s (%v)", len(st.Points), st.Points[len(st.Points)-1].At, err)
+	}
+}
