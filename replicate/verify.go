@@ -148,9 +148,14 @@ func (v *verification) save(ctx context.Context) error {
 	if proved && st.Phase == replica.ResyncRequired && st.ReasonCode == fault.ReplicaChanged {
 		st.Phase, st.PhaseSince, st.Reason, st.ReasonCode = replica.Replicating, v.job.Now(), "", ""
 	}
-	if e := v.difference(); e != nil && st.Phase == replica.Replicating {
-		st.Phase, st.PhaseSince = replica.ResyncRequired, v.job.Now()
-		st.Reason, st.ReasonCode = e.Error(), fault.ReplicaCorrupt
+	if e := v.difference(); e != nil {
+		switch {
+		case st.Phase == replica.Replicating:
+			st.Phase, st.PhaseSince = replica.ResyncRequired, v.job.Now()
+			st.Reason, st.ReasonCode = e.Error(), fault.ReplicaCorrupt
+		case st.Phase == replica.Paused && st.PausedFrom == replica.Replicating:
+			st.PausedFrom, st.PausedReason, st.ReasonCode = replica.ResyncRequired, e.Error(), fault.ReplicaCorrupt
+		}
 	}
 	_, err := v.job.Replica.Ledger().Save(context.WithoutCancel(ctx), st)
 	return err

@@ -83,3 +83,22 @@ func verifyBegun(t *testing.T, r *replicatetest.Rig, interrupt bool) {
 	}
 	must(t, done())
 }
+
+// TestVerifyWhilePaused finds a difference in the replica of a paused VM: it is not forgotten when the pause is over.
+func TestVerifyWhilePaused(t *testing.T) {
+	ctx := context.Background()
+	r, _ := protectedRig(t)
+	j, done, err := r.Job(ctx, false)
+	must(t, err)
+	must(t, j.Pause(ctx, "lunch"))
+	spoil(t, r)
+	if _, err := j.Verify(ctx, 0); !fault.Is(err, fault.Difference) {
+		t.Fatalf("verify: %v", err)
+	}
+	phase, err := j.Resume(ctx)
+	must(t, err)
+	must(t, done())
+	if st, err := r.State(ctx); err != nil || phase != replica.ResyncRequired || st.ReasonCode != fault.ReplicaCorrupt {
+		t.Errorf("after the pause: %s, %s (%v)", phase, st.ReasonCode, err)
+	}
+}
