@@ -22,10 +22,10 @@ import (
 // Capture takes a cut and writes its change logs beside the disks, without the store. They count from the moment at
 // which the tracker stands at the new position; what an interrupted Capture left before it is removed by the next one.
 func (j *Job) Capture(ctx context.Context) (Captured, error) {
-	return j.capture(ctx)
+	return j.capture(ctx, j.LogLimit)
 }
 
-func (j *Job) capture(ctx context.Context) (c Captured, err error) {
+func (j *Job) capture(ctx context.Context, limit int) (c Captured, err error) {
 	from := j.Tracker.Position()
 	if from.IsZero() {
 		return c, fault.New(fault.PositionLost, "this site does not know the position of its disks any more").Of(j.VM, "")
@@ -43,7 +43,7 @@ func (j *Job) capture(ctx context.Context) (c Captured, err error) {
 	logs := &cutLogs{job: j, cut: cut, to: from.Next(), writers: map[string]*hrl.Writer{}}
 	defer logs.abort()
 	for _, d := range cut.Disks() {
-		r, err := j.captureDisk(ctx, d, logs)
+		r, err := j.captureDisk(ctx, d, logs, limit)
 		if err != nil {
 			return c, fault.In(err, j.VM, d.Name())
 		}
@@ -66,7 +66,7 @@ func (j *Job) capture(ctx context.Context) (c Captured, err error) {
 	return c, nil
 }
 
-func (j *Job) captureDisk(ctx context.Context, d track.CutDisk, logs *cutLogs) (DiskResult, error) {
+func (j *Job) captureDisk(ctx context.Context, d track.CutDisk, logs *cutLogs, limit int) (DiskResult, error) {
 	r := DiskResult{Name: d.Name()}
 	if d.Untouched() {
 		return r, nil
@@ -76,14 +76,14 @@ func (j *Job) captureDisk(ctx context.Context, d track.CutDisk, logs *cutLogs) (
 	j.Meter.Begin(task, d.Size(), 0)
 	defer j.Meter.End(task)
 	tally := newTally(d.BlockSize())
-	room, err := j.logRoom(d)
+	room, err := j.logRoom(d, limit)
 	if err != nil {
 		return r, err
 	}
 	stats, err := d.Scan(ctx, j.scanOptions(task), func(ch track.Change) error {
 		tally.add(ch)
 		if tally.data.Load() > room {
-			return j.overLimit(d)
+			return j.overLimit(d, limit)
 		}
 		w, err := logs.writer(d)
 		if err != nil {
@@ -100,27 +100,27 @@ func (j *Job) captureDisk(ctx context.Context, d track.CutDisk, logs *cutLogs) (
 }
 
 // logRoom is how many more bytes of change logs a disk may have waiting. There being none is an error.
-func (j *Job) logRoom(d track.CutDisk) (int64, error) {
-	if j.LogLimit == 0 {
+func (j *Job) logRoom(d track.CutDisk, limit int) (int64, error) {
+	if limit == 0 {
 		return math.MaxInt64, nil
 	}
 	logs, err := j.localLogs(d.Name())
 	if err != nil {
 		return 0, err
 	}
-	room := d.Size() / 100 * int64(j.LogLimit)
+	room := d.Size() / 100 * int64(limit)
 	for _, l := range logs {
 		room -= l.size
 	}
 	if room <= 0 {
-		return 0, j.overLimit(d)
+		return 0, j.overLimit(d, limit)
 	}
 	return room, nil
 }
 
-func (j *Job) overLimit(d track.CutDisk) error {
+func (j *Job) overLimit(d track.CutDisk, limit int) error {
 	return fault.New(fault.LogLimit, "the change logs that wait would take more than %d %% of the disk's %d bytes",
-		j.LogLimit, d.Size()).At(j.LogDir[d.Name()])
+		limit, d.Size()).At(j.LogDir[d.Name()])
 }
 
 // tally counts changes. It may be used concurrently.

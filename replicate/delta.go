@@ -31,26 +31,44 @@ func (j *Job) cycle(ctx context.Context) (Delta, error) {
 	if err := j.ready(ctx); err != nil {
 		return d, err
 	}
-	c, err := j.capture(ctx)
+	j.sent = map[string]int64{}
+	err := j.forward(ctx, &d) // first what waits, so that its logs take no space beside the new ones
+	if err != nil {
+		return d, err
+	}
+	c, err := j.capture(ctx, 0)
 	d.Captured = c
 	if err != nil {
 		return d, err
 	}
-	if d.Shipped, err = j.ship(ctx); err != nil {
-		return d, err
-	}
-	if d.Applied, err = j.apply(ctx); err != nil {
+	if err := j.forward(ctx, &d); err != nil {
 		return d, err
 	}
 	st, err := j.confirm(ctx, c)
-	if err != nil {
-		return d, err
-	}
 	d.Points = len(st.Points)
 	for i := range d.Disks {
 		d.Disks[i].Sent = j.sent[d.Disks[i].Name]
 	}
-	return d, j.release(ctx, st)
+	return d, err
+}
+
+// forward ships and applies the logs that wait, and removes them.
+func (j *Job) forward(ctx context.Context, d *Delta) error {
+	shipped, err := j.ship(ctx)
+	d.Shipped += shipped
+	if err != nil {
+		return err
+	}
+	applied, err := j.apply(ctx)
+	d.Applied += applied
+	if err != nil {
+		return err
+	}
+	st, err := j.Replica.Ledger().Load(ctx)
+	if err != nil {
+		return err
+	}
+	return j.release(ctx, st)
 }
 
 // ready says, before any disk is read, whether the logs that wait lead on from what the replica has, and whether the replica

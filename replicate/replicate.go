@@ -44,8 +44,8 @@ type Job struct {
 	// FS is where the disks and their logs lie, and LogDir the folder of each disk's logs, by the disk's name.
 	FS     durable.FS
 	LogDir map[string]string
-	// LogLimit is the share of a disk's size, in percent, that its waiting change logs may take; 0 is no limit. A cut that
-	// would take more is given up with fault.LogLimit.
+	// LogLimit is the share of a disk's size, in percent, that the change logs may take which Capture leaves waiting; 0 is no
+	// limit. A cut that would take more is given up with fault.LogLimit. Delta, which ships what it writes, has no limit.
 	LogLimit int
 	// Keep is how many recovery points stay (1 or more).
 	Keep int

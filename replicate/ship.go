@@ -39,7 +39,9 @@ func (j *Job) ship(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	j.sent = map[string]int64{}
+	if j.sent == nil {
+		j.sent = map[string]int64{}
+	}
 	for i, s := range steps {
 		if st, err = j.shipStep(ctx, st, s); err != nil {
 			return i, err

@@ -146,7 +146,7 @@ func table() map[Code]row {
 		LogForeign:       {Resync, "A change log belongs to another disk or another history.", "Move the file away.", "sitrep resync {vm} --now"},
 		LogGap:           {Resync, "A change log is missing in the sequence.", "", "sitrep resync {vm} --now"},
 		LogVersion:       {Critical, "The change log was written by a newer version.", "Update sitrep.", "sitrep resume {vm}"},
-		LogLimit:         {Resync, "Change logs have piled up because they could not be shipped, and take no more space.", "Mend what keeps the store out of reach.", "sitrep resync {vm} --now"},
+		LogLimit:         {Resync, "The change logs that wait beside the disk have reached the policy's share of its size, and take no more space.", "Mend what keeps them from being shipped.", "sitrep resync {vm} --now"},
 		PositionLost:     {Resync, "This site no longer knows which changes the replica has.", "", "sitrep resync {vm} --now"},
 		StoreNotMounted:  {Recoverable, "The store's folder is missing or empty: the volume is probably not mounted.", "Mount the store.", "{again}"},
 		StoreForeign:     {Critical, "The folder holds another store than the one this site replicates to.", "Correct the store in the site file, or mount the right volume.", "sitrep resume {vm}"},
