@@ -127,7 +127,7 @@ func (w *world) mayProtect(ctx context.Context, vm *site.VM, o *seedObject) (dis
 		return nil, false, err
 	}
 	if st != nil {
-		return nil, true, continues(st)
+		return nil, true, w.continues(st)
 	}
 	facts, findings := w.examine(ctx, vm)
 	o.Findings = findings
@@ -144,11 +144,14 @@ func (w *world) mayProtect(ctx context.Context, vm *site.VM, o *seedObject) (dis
 }
 
 // continues refuses a VM that has a replica already, unless its initial replication can go on.
-func continues(st *replica.State) error {
+func (w *world) continues(st *replica.State) error {
+	if err := w.owned(*st); err != nil {
+		return err
+	}
 	switch {
 	case st.Phase == replica.Retired:
-		return fault.New(fault.AlreadyProtected, "the store holds a replica that was kept when protection was disabled at %s; "+
-			"\"sitrep unprotect %s\" removes it", stamp(st.PhaseSince), st.VM).Of(st.VM, "")
+		return fault.New(fault.ReplicaKept, "the store holds a replica that was kept when protection was disabled at %s",
+			stamp(st.PhaseSince)).Of(st.VM, "")
 	case st.Phase != replica.Seeding:
 		return fault.New(fault.AlreadyProtected, "the VM is protected since %s, its state is %s", stamp(st.Created), st.Phase).
 			Of(st.VM, "")

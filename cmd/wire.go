@@ -81,12 +81,25 @@ func (w *world) replica(ctx context.Context, vm *site.VM, a access) (replica.Rep
 	}
 	st, err := r.Ledger().Load(ctx)
 	if err == nil && a == forWriting {
+		err = w.owned(st)
+	}
+	if err == nil && a == forWriting {
 		err = w.remember(ctx, vm, st)
 	}
 	if err != nil {
 		return nil, none, errors.Join(err, r.Close())
 	}
 	return r, st, nil
+}
+
+// owned refuses to write to a replica of another vault: two sites whose VMs have the same name, and that were given the same
+// store, would overwrite each other's. Looking is free, from anywhere.
+func (w *world) owned(st replica.State) error {
+	if st.Vault == w.site.Vault {
+		return nil
+	}
+	return fault.New(fault.Fenced, "the replica belongs to vault %q (site %s on host %s, since %s), and this site file is of vault %q",
+		st.Vault, st.Owner.Site, st.Owner.Host, stamp(st.Owner.Since), w.site.Vault).Of(st.VM, "").At(w.store.Describe())
 }
 
 // checkStore asks whether the store is the one that this site knows. A store in another place was changed in the site

@@ -202,6 +202,6 @@ func wrongState(st replica.State, verb string) error {
 }
 
 func retired(st replica.State) error {
-	return fault.New(fault.NotProtected, "protection was disabled at %s; the replica that was kept is for reading only",
+	return fault.New(fault.ReplicaKept, "protection was disabled at %s; the replica that was kept is for reading only",
 		st.PhaseSince.UTC().Format(time.RFC3339)).Of(st.VM, "")
 }

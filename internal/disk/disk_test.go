@@ -520,3 +520,26 @@ func FuzzOpen(f *testing.F) {
 		}
 	})
 }
+
+// TestNameAgainstContent: a damaged image is not taken for a raw disk because its signature is gone.
+func TestNameAgainstContent(t *testing.T) {
+	for _, name := range []string{"a.vhdx", "a.AVHDX", "a.vhd", "a.qcow2"} {
+		fs := crashfs.New()
+		f, err := fs.Create("/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Truncate(1 << 20); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		if _, err := disk.Open(fs, "/"+name, disk.Auto); !fault.Is(err, fault.DiskFormat) {
+			t.Errorf("%s: %v", name, err)
+		}
+		d, err := disk.Open(fs, "/"+name, disk.Raw)
+		if err != nil {
+			t.Fatalf("%s, named raw: %v", name, err)
+		}
+		d.Close()
+	}
+}

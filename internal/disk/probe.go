@@ -63,12 +63,22 @@ func probe(f durable.File) (Format, error) {
 	case footer:
 		return VHD, nil
 	case !ok:
-		return Raw, nil
+		return Raw, namedRaw(f.Name())
 	case found.format == Auto:
 		return Auto, fault.New(fault.DiskUnsupported,
 			"the format %s is not supported; if this is a raw disk, say so in the site file", found.name).At(f.Name())
 	}
 	return found.format, nil
+}
+
+// namedRaw refuses to take a file for raw whose name says that it is something else: it is damaged more likely.
+func namedRaw(path string) error {
+	switch ext := strings.ToLower(filepath.Ext(path)); ext {
+	case ".vhdx", ".avhdx", ".vhd", ".avhd", ".qcow2", ".vmdk":
+		return fault.New(fault.DiskFormat,
+			"the name ends in %s and the content is no such image; if this is a raw disk, say so in the site file", ext).At(path)
+	}
+	return nil
 }
 
 func match(head []byte) (signature, bool) {

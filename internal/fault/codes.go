@@ -52,6 +52,7 @@ const (
 	Fenced           Code = "fenced"
 	NotProtected     Code = "not-protected"
 	AlreadyProtected Code = "already-protected"
+	ReplicaKept      Code = "replica-kept"
 	WrongState       Code = "wrong-state"
 	ResyncRequired   Code = "resync-required"
 	PointMissing     Code = "point-missing"
@@ -154,12 +155,13 @@ func table() map[Code]row {
 		ReplicaForeign:   {Critical, "The ledger in this folder is of another VM.", "Bring back the ledger of this VM.", "sitrep resume {vm}"},
 		ReplicaChanged:   {Resync, "Something other than sitrep wrote to the replica.", "Find out what it was, so that it does not happen again.", "sitrep resync {vm} --now"},
 		ReplicaCorrupt:   {Resync, "The replica's content is not what its block sums say.", "", "sitrep resync {vm} --deep --now"},
-		LedgerCorrupt:    {Critical, "The ledger cannot be read.", "Restore ledger.json from a backup of the store.", "sitrep resume {vm}"},
+		LedgerCorrupt:    {Critical, "The ledger cannot be read.", "Restore ledger.json from a backup of the store (or, when there is none, move the VM's folder out of the store; then sitrep unprotect {vm}, and sitrep protect {vm}).", "sitrep resume {vm}"},
 		LedgerVersion:    {Critical, "The store was written by a newer version.", "Update sitrep.", "sitrep resume {vm}"},
 		LedgerConflict:   {Recoverable, "Another run changed the ledger at the same time.", "", "{again}"},
-		Fenced:           {Refused, "Another site has taken over this VM; nothing was written.", "See who has.", "sitrep status {vm}"},
+		Fenced:           {Refused, "Another site owns this VM's replica; nothing was written.", "See who does.", "sitrep status {vm}"},
 		NotProtected:     {Refused, "The VM is not protected.", "", "sitrep protect {vm}"},
 		AlreadyProtected: {Refused, "The VM is protected already.", "", "sitrep status {vm}"},
+		ReplicaKept:      {Refused, "Protection was disabled and the replica kept, for reading only.", "To protect the VM again, give the kept replica up.", "sitrep unprotect {vm}"},
 		WrongState:       {Refused, "The VM's state does not allow this.", "", "sitrep why {vm}"},
 		ResyncRequired:   {Resync, "The replica can no longer be brought up to date by change logs.", "", "sitrep resync {vm} --now"},
 		PointMissing:     {Critical, "There is no such recovery point.", "Choose one of the list.", "sitrep points {vm}"},
