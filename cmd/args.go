@@ -17,6 +17,9 @@ func permute(app *cli.App, args []string) []string {
 	}
 	s := splitter{global: app.Flags, commands: app.Commands}
 	s.split(args[1:])
+	if topic := s.topic(app); topic != nil {
+		return append(append([]string{args[0]}, topic...), "--help")
+	}
 	out := append([]string{args[0]}, s.globals...)
 	out = append(out, s.path...)
 	out = append(out, s.flags...)
@@ -38,6 +41,7 @@ type splitter struct {
 
 	command []cli.Flag // flags of the command that was named
 	dashes  bool
+	help    bool // was asked for
 }
 
 func (s *splitter) split(args []string) {
@@ -55,6 +59,22 @@ func (s *splitter) split(args []string) {
 			s.word(arg)
 		}
 	}
+}
+
+// topic is the path of the command that help is asked for ("help jobs show", "jobs show --help"), nil when it is not, or
+// not for a command. urfave/cli itself finds the first word of the path only.
+func (s *splitter) topic(app *cli.App) []string {
+	switch {
+	case len(s.path) == 0 || app.Command(s.path[0]) == nil:
+		return nil
+	case s.help:
+		return s.path
+	case s.path[0] != "help" || len(s.names) == 0 || app.Command(s.names[0]) == nil:
+		return nil
+	}
+	of := splitter{commands: app.Commands}
+	of.split(s.names)
+	return of.path
 }
 
 // word takes a word that is no flag: the next part of the command's name, as long as there is one of it, else a name.
@@ -84,6 +104,7 @@ func (s *splitter) flag(arg string, rest []string) []string {
 		}
 	}
 	*to = append(*to, arg)
+	s.help = s.help || f != nil && f == cli.HelpFlag
 	if f == nil || hasValue || !takesValue(f) || len(rest) == 0 {
 		return rest
 	}

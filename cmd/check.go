@@ -81,7 +81,16 @@ func (w *world) check(ctx context.Context, vm *site.VM, what question, o *checkO
 	if err := w.show(checkText(vm, o)); err != nil {
 		return err
 	}
-	return refusal(vm, o.Findings)
+	if err := refusal(vm, o.Findings); err != nil {
+		n := total(o.Findings, func(f finding) int64 {
+			if f.Severity == support.Error {
+				return 1
+			}
+			return 0
+		})
+		return &shown{fault.New(fault.PrerequisiteFail, "not ready: %s", plural(n, "prerequisite")+" not met").Of(vm.Name, "")}
+	}
+	return nil
 }
 
 // lenient makes a missing disk a warning.

@@ -34,7 +34,7 @@ func (p *program) object(err error, vm string) *errorObject {
 	e := fault.FromOS(err)
 	o := &errorObject{
 		Code: string(code(err, e)), Message: message(err), Cause: code(err, e).Lookup().Cause,
-		Hint: p.advice(code(err, e), cmpOr(e.VM, vm)), Command: p.fill(code(err, e).Lookup().Command, cmpOr(e.VM, vm)),
+		Hint: p.advice(code(err, e), cmpOr(e.VM, vm)), Command: p.nextCommand(code(err, e), cmpOr(e.VM, vm)),
 		VM: cmpOr(e.VM, vm), Disk: e.Disk, Path: e.Path, RetryAt: retryAt(err),
 	}
 	var lines *site.Errors
@@ -71,6 +71,11 @@ func message(err error) string {
 	return err.Error()
 }
 
+// shown is an error that sums up what stdout has in full: for people a line of it is enough.
+type shown struct{ error }
+
+func (s *shown) Unwrap() error { return s.error }
+
 // printError tells an operator what happened, whether it is tried again, and what to run next.
 func (p *program) printError(w io.Writer, err error, vm string) {
 	var lines *site.Errors
@@ -85,6 +90,9 @@ func (p *program) printError(w io.Writer, err error, vm string) {
 		text = "VM " + vm + ": " + text
 	}
 	fmt.Fprintf(w, "sitrep: %s\n", strings.ReplaceAll(text, "\n", "\n  "))
+	if s := (*shown)(nil); errors.As(err, &s) {
+		return
+	}
 	entry := c.Lookup()
 	if c != fault.UsageError && c != fault.SiteInvalid && c != fault.VMUnknown {
 		fmt.Fprintf(w, "  cause: %s\n", entry.Cause)
@@ -108,9 +116,43 @@ func (p *program) retryText(c fault.Class, at *time.Time) string {
 	return "not before something was done about it"
 }
 
+// wrongArgument is the error of a file or folder that was named on the command line: when it is not there, the command
+// line is wrong, and no VM or site file has anything to do with it.
+func wrongArgument(err error, name string) error {
+	if e := fault.FromOS(err); e.Code != fault.NotFound {
+		return e
+	}
+	return fault.New(fault.UsageError, "there is no such file or folder: the path on the command line is wrong").At(name)
+}
+
 // advice is the table's advice, with the VM's name in it and with commands that run as they stand.
+// Without a VM nothing can be run for it, and what was found in a file that somebody only looks at has no consequence.
 func (p *program) advice(c fault.Code, vm string) string {
-	return p.fill(c.Lookup().Advice, vm)
+	entry := c.Lookup()
+	switch {
+	case vm != "" || !aboutVM(entry.Command):
+		return p.fill(entry.Advice, vm)
+	case p.res.Command == hrlInspect:
+		return ""
+	}
+	mend, _, _ := strings.Cut(entry.Advice, "Then run: ")
+	if strings.HasPrefix(mend, "Run: ") {
+		return ""
+	}
+	return p.fill(strings.TrimSpace(mend), vm)
+}
+
+// nextCommand is the table's command, "" when it is for a VM and none is concerned.
+func (p *program) nextCommand(c fault.Code, vm string) string {
+	command := c.Lookup().Command
+	if vm == "" && aboutVM(command) {
+		return ""
+	}
+	return p.fill(command, vm)
+}
+
+func aboutVM(command string) bool {
+	return strings.Contains(command, "{vm}") || strings.Contains(command, "{again}")
 }
 
 // fill makes a text of the table one for this VM and this command line.

@@ -46,6 +46,9 @@ type recordObject struct {
 	Time time.Time `json:"time"`
 }
 
+// hrlInspect is the name of the command that looks at a log.
+const hrlInspect = "hrl inspect"
+
 // defaultRecords is how many records are listed unless told otherwise.
 const defaultRecords = 20
 
@@ -58,7 +61,7 @@ func (p *program) hrlCommand() *cli.Command {
 		Subcommands: []*cli.Command{{
 			Name: "inspect", Usage: "print a log's header, span and records, and check all its checksums", ArgsUsage: "FILE",
 			Flags:  []cli.Flag{&cli.IntFlag{Name: "records", Usage: "list the first `N` records, 0 = all", Value: defaultRecords}},
-			Action: p.action("hrl inspect", p.inspect),
+			Action: p.action(hrlInspect, p.inspect),
 		}},
 	}
 }
@@ -72,7 +75,7 @@ func (p *program) inspect(ctx context.Context, c *cli.Context) (err error) {
 	p.res.File = name
 	f, err := p.fs.Open(name)
 	if err != nil {
-		return fault.FromOS(err)
+		return wrongArgument(err, name)
 	}
 	defer func() { joined(&err, f.Close()) }()
 	log, err := hrl.Open(f)

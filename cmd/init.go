@@ -25,6 +25,9 @@ func (p *program) initSite(_ context.Context, c *cli.Context) error {
 		return fault.New(fault.UsageError, "init takes one file")
 	}
 	name := cmpOr(c.Args().First(), p.opts.site)
+	if name == onStdout {
+		return fault.New(fault.UsageError, "init writes a file: give it a name, such as site.yaml")
+	}
 	p.res.File, p.res.DryRun = name, p.opts.dryRun
 	if p.opts.dryRun {
 		if _, err := p.fs.Stat(name); err == nil {
@@ -51,7 +54,7 @@ func (p *program) writeNew(name string, data []byte) (err error) {
 		return exists(name)
 	}
 	if err != nil {
-		return fault.FromOS(err)
+		return wrongArgument(err, name)
 	}
 	_, err = f.WriteAt(data, 0)
 	err = errors.Join(err, f.Sync(), f.Close(), p.fs.SyncDir(filepath.Dir(name)))

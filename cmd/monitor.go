@@ -3,6 +3,8 @@ package cmd
 import (
 	"fmt"
 	"strings"
+
+	"sitrep/internal/replica"
 )
 
 // The exit codes of status --check are those of monitoring plugins.
@@ -12,13 +14,18 @@ const (
 	checkCritical = 2
 )
 
+// isProtected says whether the VM is meant to replicate: one whose replica was kept when protection was disabled is not.
+func (o *statusObject) isProtected() bool {
+	return o.State != notProtected && o.State != string(replica.Retired)
+}
+
 // plugin writes the one line that a monitoring plugin shows, and sets the exit code. A VM that is not protected is none of
-// its business, unless it was named.
+// its business, unless it was named, or no other is protected: a site that protects nothing is hardly what is wanted.
 func (w *world) plugin(list []*statusObject, named bool) error {
 	worst, bad, protected := checkOK, []string{}, 0
 	for _, o := range list {
 		code := checkCodeOf(o, named)
-		if o.State != notProtected {
+		if o.isProtected() {
 			protected++
 		}
 		if code == checkOK {
@@ -37,6 +44,9 @@ func (w *world) plugin(list []*statusObject, named bool) error {
 		worst = max(worst, code)
 	}
 	summary := fmt.Sprintf("%d of %d VMs are protected", protected, len(list))
+	if protected == 0 {
+		summary, worst = "no VM is protected", max(worst, checkWarning)
+	}
 	if len(bad) > 0 {
 		summary = strings.Join(bad, "; ")
 	}
@@ -49,7 +59,7 @@ func checkCodeOf(o *statusObject, named bool) int {
 	switch {
 	case o.Health == healthCritical:
 		return checkCritical
-	case o.Health == healthWarning, o.State == notProtected && named:
+	case o.Health == healthWarning, !o.isProtected() && named:
 		return checkWarning
 	}
 	return checkOK
@@ -59,7 +69,7 @@ func checkCodeOf(o *statusObject, named bool) int {
 func perfdata(list []*statusObject) string {
 	var b strings.Builder
 	for _, o := range list {
-		if o.State == notProtected {
+		if !o.isProtected() {
 			continue
 		}
 		if o.RPO != nil {

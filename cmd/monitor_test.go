@@ -33,8 +33,10 @@ func TestPlugin(t *testing.T) {
 		code  int
 		line  string
 	}{
-		{[]*statusObject{good, free, retired}, false, 0, "OK - 2 of 3 VMs are protected | 'a rpo'=90s 'a pending'=7B 'e rpo'=90s 'e pending'=7B\n"},
-		{[]*statusObject{free}, false, 0, "OK - 0 of 1 VMs are protected\n"},
+		{[]*statusObject{good, free, retired}, false, 0, "OK - 1 of 3 VMs are protected | 'a rpo'=90s 'a pending'=7B\n"},
+		{[]*statusObject{free}, false, 1, "WARNING - no VM is protected\n"},
+		{[]*statusObject{free, retired}, false, 1, "WARNING - no VM is protected\n"},
+		{[]*statusObject{retired}, true, 1, "WARNING - e: it is not protected\n"},
 		{[]*statusObject{free}, true, 1, "WARNING - d: it is not protected\n"},
 		{[]*statusObject{good, behind}, false, 1, "WARNING - b: behind / by an hour | 'a rpo'=90s 'a pending'=7B 'b rpo'=90s 'b pending'=7B\n"},
 		{[]*statusObject{behind, broken}, false, 2, "CRITICAL - c: gone; b: behind / by an hour | 'b rpo'=90s 'b pending'=7B 'c rpo'=90s 'c pending'=7B\n"},

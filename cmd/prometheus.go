@@ -2,6 +2,7 @@ package cmd
 
 import (
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -13,14 +14,39 @@ import (
 	"sitrep/internal/replica"
 )
 
-// writeMetrics writes the status in the text format of Prometheus, in one step, so that the collector never reads half.
+// onStdout is the name of the file that stands for stdout.
+const onStdout = "-"
+
+// metricsMode lets the account of the collector, which is another one, read the metrics. They hold no secrets.
+const metricsMode fs.FileMode = 0o644
+
+// writeMetrics writes the status in the text format of Prometheus, in one step, so that the collector never reads half, or
+// a file that it may not read.
 func (w *world) writeMetrics(file string, list []*statusObject) error {
+	text := metricsText(list, w.now())
+	if file == onStdout {
+		return w.show(text)
+	}
 	path, err := filepath.Abs(file)
 	if err != nil {
 		return fault.FromOS(err)
 	}
-	if err := durable.WriteFile(w.fs, path, []byte(metricsText(list, w.now()))); err != nil {
-		return fault.FromOS(err)
+	err = durable.Replace(w.fs, path, func(f durable.File) error {
+		if _, err := f.WriteAt([]byte(text), 0); err != nil {
+			return err
+		}
+		return readableByAll(f)
+	})
+	if err != nil {
+		return wrongArgument(err, file)
+	}
+	return nil
+}
+
+// readableByAll changes the mode of a file of the operating system; the filesystems of tests have none.
+func readableByAll(f durable.File) error {
+	if m, ok := f.(interface{ Chmod(fs.FileMode) error }); ok {
+		return m.Chmod(metricsMode)
 	}
 	return nil
 }
@@ -59,7 +85,7 @@ func metrics() []metric {
 		{"sitrep_vm_info", "The VM, its cloud and host.", func(o *statusObject) []sample {
 			return []sample{{1, []string{"cloud", o.Cloud, "host", o.Host}}}
 		}},
-		{"sitrep_vm_protected", "1 when the VM is protected.", func(o *statusObject) []sample { return value(one(o.State != notProtected)) }},
+		{"sitrep_vm_protected", "1 when the VM is protected.", func(o *statusObject) []sample { return value(one(o.isProtected())) }},
 		{"sitrep_vm_state", "1 for the state that the VM is in.", stateSamples},
 		{"sitrep_vm_health", "0 normal, 1 warning, 2 critical; nothing when the VM is not expected to replicate.", healthSample},
 		{"sitrep_vm_health_reason", "1 for each reason why the VM is not healthy.", reasonSamples},

@@ -65,6 +65,7 @@ type options struct {
 	verbose   bool
 	progress  string
 	dryRun    bool
+	version   bool
 }
 
 // program is one run of the command line.
@@ -136,6 +137,7 @@ func (p *program) globalFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "verbose", Usage: "write to stderr what is being done", Destination: &o.verbose},
 		&cli.StringFlag{Name: "progress", Usage: "auto, bar, lines or none", Value: "auto", Destination: &o.progress},
 		&cli.BoolFlag{Name: "dry-run", Usage: "show the plan and change nothing", Destination: &o.dryRun},
+		&cli.BoolFlag{Name: "version", Usage: "print the version, as the command of this name does", Destination: &o.version},
 	}
 }
 
@@ -143,6 +145,9 @@ func (p *program) globalFlags() []cli.Flag {
 func (p *program) before(c *cli.Context) error {
 	o := &p.opts
 	o.siteGiven = c.IsSet("site")
+	if o.version && c.Args().Present() {
+		return fault.New(fault.UsageError, "--version excludes a command")
+	}
 	if o.site == "" {
 		o.site = cmpOr(p.getenv("SITREP_SITE"), "site.yaml")
 	}
@@ -165,6 +170,9 @@ func onUsageError(_ *cli.Context, err error, _ bool) error {
 
 // noCommand answers a command line without a command, or with one that does not exist.
 func (p *program) noCommand(c *cli.Context) error {
+	if p.opts.version && !c.Args().Present() {
+		return p.action("version", p.printVersion)(c)
+	}
 	if c.Args().Present() {
 		var names []string
 		for _, x := range c.App.Commands {

@@ -89,7 +89,7 @@ func (p *program) statusCommand() *cli.Command {
 		Name: "status", Usage: "state, health, age of the replica, pending logs, points, next action", ArgsUsage: "[VM...]",
 		Flags: vmFlags(
 			&cli.BoolFlag{Name: "check", Usage: "one line and exit code 0, 1 or 2, for a monitoring plugin"},
-			&cli.StringFlag{Name: "prometheus", Usage: "write metrics into `FILE`, for the textfile collector"},
+			&cli.StringFlag{Name: "prometheus", Usage: "write metrics into `FILE`, for the textfile collector; - is stdout"},
 			&cli.BoolFlag{Name: "watch", Usage: "again and again, until interrupted"},
 			&cli.DurationFlag{Name: "interval", Usage: "of --watch", Value: watchInterval}),
 		Action: p.action("status", p.status),
@@ -103,6 +103,8 @@ func (p *program) status(ctx context.Context, c *cli.Context) error {
 		return fault.New(fault.UsageError, "--watch is for people: it excludes --check, --prometheus and --json")
 	case c.IsSet("prometheus") && file == "":
 		return fault.New(fault.UsageError, "--prometheus needs the name of a file")
+	case file == onStdout && (c.Bool("check") || p.opts.json):
+		return fault.New(fault.UsageError, "--prometheus - writes to stdout: it excludes --check and --json")
 	case c.Duration("interval") < minInterval:
 		return fault.New(fault.UsageError, "--interval cannot be less than %s", minInterval)
 	}

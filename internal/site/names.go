@@ -169,6 +169,19 @@ func didYouMean(got string, known []string) string {
 	return ", did you mean '" + best + "'?"
 }
 
+// listed writes the first few names of a site.
+func listed(names []string) string {
+	const most = 20
+	var quoted []string
+	for _, n := range names[:min(len(names), most)] {
+		quoted = append(quoted, quote(n))
+	}
+	if more := len(names) - most; more > 0 {
+		quoted = append(quoted, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(quoted, ", ")
+}
+
 // plain drops what people vary when they write a name from memory.
 func plain(s string) string {
 	return strings.ToLower(strings.NewReplacer("_", "", "-", "", " ", "").Replace(s))

@@ -339,7 +339,8 @@ func (s *Site) Cloud(name string) (*Cloud, error) {
 		}
 		names = append(names, c.Name)
 	}
-	return nil, fault.New(fault.UsageError, "no cloud is called %s%s", quote(name), didYouMean(name, names)).At(s.Path)
+	return nil, fault.New(fault.UsageError, "no cloud is called %s%s; the site has %s", quote(name),
+		didYouMean(name, names), listed(names)).At(s.Path)
 }
 
 // Plan returns the recovery plan of this name, or an error of code UsageError.
