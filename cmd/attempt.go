@@ -38,6 +38,7 @@ func (r *retrying) Unwrap() error { return r.error }
 // attempt does f, which holds the VM's lock meanwhile, when the schedule of retries allows it, and keeps the schedule by
 // what became of it. Not yet is no error: h says when.
 func (w *world) attempt(ctx context.Context, vm *site.VM, h *vmHead, p pace, f func() error) error {
+	h.Tried = new(bool)
 	for {
 		err := w.locked(vm, func() error { return w.try(vm, h, p, f) })
 		if !p.following || h.RetryAt == nil {
@@ -63,19 +64,27 @@ func (w *world) try(vm *site.VM, h *vmHead, p pace, f func() error) error {
 	started := w.now()
 	switch {
 	case mem.Critical != nil:
+		h.Sequence = mem.Applied
 		return stopped(mem.Critical)
 	case !p.atOnce && !mem.Retry.Due(started):
 		w.notYet(vm, h, mem)
 		return nil
 	}
-	return w.keepSchedule(vm, h, started, f())
+	err = f()
+	tried := true
+	h.Tried = &tried
+	return w.keepSchedule(vm, h, started, err)
 }
 
 // notYet says when the next attempt is made.
 func (w *world) notYet(vm *site.VM, h *vmHead, mem state.VM) {
 	at := mem.Retry.NextAt
 	h.RetryAt = &at
-	h.State = string(mem.Phase)
+	h.Sequence = mem.Applied
+	if st := ledgerOf(vm, mem); st != nil {
+		v := w.judge(vm, st, mem, "")
+		h.State, h.Health = v.State, string(v.Health)
+	}
 	why := ""
 	if mem.Failed != nil {
 		why = " (" + string(mem.Failed.Code) + ")"

@@ -56,6 +56,11 @@ func (p *program) deltaCommand() *cli.Command {
 
 // deltaOrResync is a delta; for a VM that is marked it is the resynchronization that it needs, when that may begin unasked.
 func (w *world) deltaOrResync(ctx context.Context, vm *site.VM, o *deltaObject, p pace) error {
+	defer func() {
+		if o.Tried != nil && !*o.Tried {
+			o.From, o.To = o.Sequence, o.Sequence
+		}
+	}()
 	return w.attempt(ctx, vm, &o.vmHead, p, func() error {
 		st, needs, err := w.ledgerOrMark(ctx, vm)
 		switch {

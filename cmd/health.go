@@ -41,6 +41,9 @@ func (w *world) judge(vm *site.VM, st *replica.State, mem state.VM, running stri
 	if len(v.Reasons) > 0 {
 		v.Next = v.Reasons[0].Next
 	}
+	if running != "" && v.Health != health.Normal { // whatever is to be done, it is the job's turn
+		v.Next = "sitrep jobs show " + running
+	}
 	return v
 }
 

@@ -41,6 +41,10 @@ type vmHead struct {
 	Error  *errorObject `json:"error,omitempty"`
 	// RetryAt is when the next attempt is due, after one that failed.
 	RetryAt *time.Time `json:"retry_at,omitempty"`
+	// Tried is false when nothing was done, because it was not yet time, or had to wait for something else.
+	Tried *bool `json:"tried,omitempty"`
+	// Sequence is the position of the replica, as far as this site remembers, when nothing was tried.
+	Sequence uint64 `json:"sequence,omitempty"`
 }
 
 func (h *vmHead) head() *vmHead { return h }

@@ -2,6 +2,7 @@ package cmd
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"github.com/urfave/cli/v2"
@@ -57,18 +58,32 @@ func (w *world) resume(ctx context.Context, vm *site.VM, h *vmHead) error {
 	})
 }
 
-// mended refuses to forget an error of a source disk that still cannot be opened.
+// mended refuses to forget an error of a source disk that still cannot be opened, or is still too small.
 func (s *session) mended(f *state.Failure) error {
 	if f == nil || f.Disk == "" {
 		return nil
 	}
 	d := diskOf(s.vm, f.Disk)
-	if d == nil || !slices.Contains([]fault.Code{fault.DiskMissing, fault.DiskFormat, fault.DiskCorrupt, fault.DiskUnsupported, fault.ChainBroken}, f.Code) {
+	if d == nil || !slices.Contains([]fault.Code{fault.DiskMissing, fault.DiskFormat, fault.DiskCorrupt, fault.DiskUnsupported,
+		fault.ChainBroken, fault.DiskShrunk}, f.Code) {
 		return nil
 	}
 	img, err := s.openDisk(s.vm, d)
 	if err != nil {
 		return err
 	}
+	if err := s.largeEnough(d, img.Size()); err != nil {
+		return errors.Join(err, img.Close())
+	}
 	return img.Close()
+}
+
+// largeEnough refuses a source disk of fewer bytes than its replica.
+func (s *session) largeEnough(d *site.Disk, bytes int64) error {
+	for _, r := range s.state.Disks {
+		if r.Name == d.Name && bytes < r.Size {
+			return fault.New(fault.DiskShrunk, "the disk has %d bytes, its replica has %d", bytes, r.Size).At(d.Path).Of(s.vm.Name, d.Name)
+		}
+	}
+	return nil
 }

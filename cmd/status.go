@@ -210,9 +210,8 @@ func (w *world) blind(vm *site.VM, mem state.VM, err error, o *statusObject) {
 	e := fault.FromOS(err)
 	first := reasonObject{Code: string(code(err, e)), Health: healthCritical, Text: message(err), Next: w.fillPlain(code(err, e), vm.Name)}
 	var v health.Verdict
-	if mem.Phase != "" {
-		v = w.judge(vm, &replica.State{VM: vm.Name, Replica: mem.Replica, Phase: mem.Phase, PhaseSince: mem.AsOf, AsOf: mem.AsOf,
-			Consistent: true}, mem, o.Running)
+	if st := ledgerOf(vm, mem); st != nil {
+		v = w.judge(vm, st, mem, o.Running)
 	}
 	o.judged(v)
 	o.State, o.Health, o.Next = outOfReach, healthCritical, first.Next
@@ -229,6 +228,14 @@ func (w *world) blind(vm *site.VM, mem state.VM, err error, o *statusObject) {
 		o.Pending += x.Pending
 		o.Disks = append(o.Disks, x)
 	}
+}
+
+// ledgerOf is what this site remembers of a VM's ledger, nil for nothing.
+func ledgerOf(vm *site.VM, mem state.VM) *replica.State {
+	if mem.Phase == "" {
+		return nil
+	}
+	return &replica.State{VM: vm.Name, Replica: mem.Replica, Phase: mem.Phase, PhaseSince: mem.AsOf, AsOf: mem.AsOf, Consistent: true}
 }
 
 // fillPlain is the command that the table has for a code.

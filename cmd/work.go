@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"sitrep/internal/fault"
+	"sitrep/internal/health"
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
 	"sitrep/internal/state"
@@ -36,6 +37,7 @@ func (w *world) each(ctx context.Context, vms []*site.VM, f func(context.Context
 		if err != nil {
 			err = fault.In(err, vm.Name, "")
 			h.Error = w.object(err, vm.Name)
+			w.stoppedBy(vm, err, h)
 			w.printError(w.stderr, err, vm.Name)
 			failed.errs = append(failed.errs, err)
 		}
@@ -48,6 +50,16 @@ func (w *world) each(ctx context.Context, vms []*site.VM, f func(context.Context
 		return nil
 	}
 	return &failed
+}
+
+// stoppedBy says in h that the VM is in error, when err has stopped it until an administrator has mended the cause. What was
+// said before is of the moment at which the work ended, and the error is remembered after that.
+func (w *world) stoppedBy(vm *site.VM, err error, h *vmHead) {
+	mem, known, merr := w.memory.VM(vm.Name)
+	if merr != nil || !known || mem.Critical == nil || mem.Phase == replica.Retired || fault.FromOS(err).Class() != fault.Critical {
+		return
+	}
+	h.State, h.Health = health.InError, healthCritical
 }
 
 // locked does f while no other run works on the VM.
@@ -120,7 +132,7 @@ func (w *world) noteSuccess(vm *site.VM, kind string, bytes int64, took time.Dur
 func (w *world) noteLedger(vm *site.VM, st replica.State) error {
 	return w.memory.ChangeVM(vm.Name, func(mem *state.VM) {
 		if mem.Replica == st.Replica {
-			mem.Phase, mem.AsOf = st.Phase, st.AsOf
+			mem.Phase, mem.AsOf, mem.Applied = st.Phase, st.AsOf, st.Applied.Seq
 		}
 	})
 }

@@ -142,6 +142,8 @@ func TestJudge(t *testing.T) {
 
 		{"initial replication", facts{seeded(164)}, "initial-replication", health.Warning,
 			[]health.Code{health.InitialUnfinished}, []string{"41%"}, "sitrep replicate web"},
+		{"initial replication, at work", facts{seeded(164), running}, "initial-replication", health.Warning,
+			[]health.Code{health.InitialUnfinished}, []string{"under way (41%), by job 7"}, ""},
 		{"initial replication, almost", facts{seeded(300), func(f *health.Facts) { f.Ledger.Disks[1].Seeded = 100 }}, "initial-replication",
 			health.Warning, []health.Code{health.InitialUnfinished}, []string{"99%"}, "sitrep replicate web"},
 		{"initial replication, copied", facts{phase(replica.Seeding)}, "initial-replication", health.Warning,

@@ -59,7 +59,7 @@ func rules() []rule {
 		{Critical, NotRecoverable, notRecoverable, failedText, run("check")},
 		{Warning, Paused, paused, pausedText, run("resume")},
 		{Warning, Resynchronizing, resynchronizing, resynchronizingText, nothing},
-		{Warning, InitialUnfinished, seeding, seedingText, run("replicate")},
+		{Warning, InitialUnfinished, seeding, seedingText, nextSeed},
 		{Warning, ApplyInterrupted, applyInterrupted, applyText, run("apply")},
 		{Warning, WaitingForRetry, waitingForRetry, retryText, nextDelta},
 		{Warning, NotConsistent, notConsistent, notConsistentText, run("delta")},
@@ -195,7 +195,18 @@ func seedingText(f *Facts) string {
 		return "the initial replication is copied, but not finalized"
 	}
 	done := f.percent(func(d replica.Disk) int64 { return d.Seeded })
+	if f.Running != "" {
+		return fmt.Sprintf("the initial replication is under way (%d%%), by %s", min(done, 99), f.Running)
+	}
 	return fmt.Sprintf("the initial replication is not complete (%d%%)", min(done, 99))
+}
+
+// nextSeed leaves the work to the job that does it.
+func nextSeed(f *Facts) string {
+	if f.Running != "" {
+		return ""
+	}
+	return run("replicate")(f)
 }
 
 // applyInterrupted: a resynchronization applies too, and has rules of its own.

@@ -93,9 +93,10 @@ type VM struct {
 	Retry health.Retry `json:"retry,omitzero"`
 	// Statistics count the cycles of the monitoring interval.
 	Statistics health.Statistics `json:"statistics,omitzero"`
-	// Phase and AsOf are what the ledger said when it was last read, for as long as it is out of reach.
-	Phase replica.Phase `json:"phase,omitempty"`
-	AsOf  time.Time     `json:"as_of,omitzero"`
+	// Phase, AsOf and Applied (the position) are what the ledger said when it was last read, for as long as it is out of reach.
+	Phase   replica.Phase `json:"phase,omitempty"`
+	AsOf    time.Time     `json:"as_of,omitzero"`
+	Applied uint64        `json:"applied,omitempty"`
 	// Rates are the last measured bytes per second, by kind of work.
 	Rates map[string]float64 `json:"rates,omitempty"`
 }
