@@ -118,8 +118,10 @@ func write(ctx context.Context, pages replica.Pages, s *slice, blockSize int64, 
 	}
 	for _, d := range s.runs {
 		first := d.Off / blockSize
-		err := pages.ClearSums(ctx, first, block.Count(d.Len, blockSize))
-		if d.sums != nil {
+		var err error
+		if d.sums == nil {
+			err = pages.ClearSums(ctx, first, block.Count(d.Len, blockSize))
+		} else {
 			err = pages.StoreSums(ctx, first, d.sums)
 		}
 		if err != nil {

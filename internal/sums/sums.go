@@ -179,8 +179,12 @@ func (t *Table) write(first int64, in []Sum) error {
 	return err
 }
 
-// Clear sets n sums from first on to zero, giving back the space.
+// Clear sets n sums from first on to zero, giving back the space of long runs. A hole in a file is dearer to make than a
+// few zeros are to write.
 func (t *Table) Clear(first, n int64) error {
+	if n < holeMin {
+		return t.write(first, make([]Sum, n))
+	}
 	return t.f.ZeroAt(first*Size, n*Size)
 }
 
