@@ -396,7 +396,7 @@ func (j *Job) pace() Pace {
 		p.Unit = 1 << 20
 	}
 	if p.Tasks == 0 {
-		p.Tasks = 4
+		p.Tasks = 8
 	}
 	return p
 }

@@ -148,7 +148,7 @@ func zeroFile(f *osFile, off, n int64) error {
 // directMin is the smallest transfer that goes around the page cache, and directAlign what its memory, offset and
 // length must be multiples of (the largest logical sector in use).
 const (
-	directMin   = 64 << 10
+	directMin   = 16 << 10
 	directAlign = 4096
 )
 

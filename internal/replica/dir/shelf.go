@@ -18,7 +18,7 @@ import (
 
 const (
 	copyUnit  = 1 << 20 // bytes of one transfer
-	copyTasks = 2       // transfers under way
+	copyTasks = 8       // transfers under way
 )
 
 // shelf is the folder of the logs that have arrived.
