@@ -7,8 +7,6 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-
-	"sitrep/internal/block"
 )
 
 // result is the object of --json. Fields are only added.
@@ -135,18 +133,4 @@ func plural[T int | int64](n T, noun string) string {
 		return fmt.Sprintf("%d %s", n, noun)
 	}
 	return fmt.Sprintf("%d %ss", n, noun)
-}
-
-// ranges writes the first few ranges of a disk.
-func ranges(list []block.Range) string {
-	const most = 5
-	var b strings.Builder
-	for i, r := range list {
-		if i == most {
-			fmt.Fprintf(&b, " and %d more", len(list)-most)
-			break
-		}
-		fmt.Fprintf(&b, " %d+%d", r.Off, r.Len)
-	}
-	return strings.TrimSpace(b.String())
 }

@@ -21,12 +21,11 @@ import (
 
 // scenario writes a log of random records and keeps what a disk of 7s becomes by it.
 type scenario struct {
-	r        *rand.Rand
-	id       hrl.Identity
-	w        *hrl.Writer
-	disk     []byte
-	touched  block.Set
-	dataSize int64
+	r       *rand.Rand
+	id      hrl.Identity
+	w       *hrl.Writer
+	disk    []byte
+	touched block.Set
 }
 
 func newScenario(seed uint64) *scenario {

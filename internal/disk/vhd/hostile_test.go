@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -383,7 +382,7 @@ func writeFuzzed(t *testing.T, fs durable.FS, o vhd.Options, size int64) {
 	}
 	m := must(vhd.Open(openFile(t, fs, "/x"), o))(t)
 	got := make([]byte, 4)
-	if _, err := m.ReadAt(got, off); err != nil || fmt.Sprintf("%s", got) != "here" {
+	if _, err := m.ReadAt(got, off); err != nil || string(got) != "here" {
 		t.Fatalf("%q, %v", got, err)
 	}
 }

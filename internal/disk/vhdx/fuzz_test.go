@@ -46,11 +46,9 @@ func fuzzBases(t testing.TB) []fuzzBase {
 	for _, chain := range [][]*memFile{{parent}, {child, parent}, dirty([]*memFile{parent}), dirty([]*memFile{child, parent})} {
 		m := mustOpen(t, chain...)
 		b := fuzzBase{chain: chain, log: block.Range{Off: m.ring().off, Len: m.ring().size}}
-		for _, r := range []block.Range{{Off: 0, Len: 600}, {Off: header1At, Len: 96}, {Off: header2At, Len: 96}, {Off: region1At, Len: 128},
+		b.spots = append(b.spots, []block.Range{{Off: 0, Len: 600}, {Off: header1At, Len: 96}, {Off: header2At, Len: 96}, {Off: region1At, Len: 128},
 			{Off: region2At, Len: 128}, {Off: newMetadataAt, Len: 32 * 9}, {Off: newMetadataAt + tableSize, Len: 400},
-			{Off: m.geo.bat.Off, Len: 64}, {Off: m.geo.bitmapEntryOff(0), Len: 8}, {Off: b.log.Off, Len: 10 * sectorSize}} {
-			b.spots = append(b.spots, r)
-		}
+			{Off: m.geo.bat.Off, Len: 64}, {Off: m.geo.bitmapEntryOff(0), Len: 8}, {Off: b.log.Off, Len: 10 * sectorSize}}...)
 		out = append(out, b)
 	}
 	return out
