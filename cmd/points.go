@@ -27,10 +27,18 @@ type pointObject struct {
 
 func (p *program) pointsCommand() *cli.Command {
 	return &cli.Command{
-		Name: "points", Usage: "list the recovery points of a VM", ArgsUsage: "VM",
+		Name: "points", Usage: "list the recovery points of a VM, or write the disks of one", ArgsUsage: "VM",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "export", Usage: "write the disks of the point `ID`, or of the \"latest\", as fixed VHDs"},
+			&cli.StringFlag{Name: "to", Usage: "the `FOLDER` for --export"},
+		},
 		Action: p.action("points", func(ctx context.Context, c *cli.Context) error {
 			if c.NArg() != 1 {
 				return fault.New(fault.UsageError, "points takes one VM")
+			}
+			x := exportOptions{point: c.String("export"), folder: c.String("to")}
+			if (x.point == "") != (x.folder == "") {
+				return fault.New(fault.UsageError, "--export ID and --to FOLDER go together")
 			}
 			w, err := p.open()
 			if err != nil {
@@ -41,6 +49,10 @@ func (p *program) pointsCommand() *cli.Command {
 				return err
 			}
 			return w.each(ctx, vms, func(ctx context.Context, vm *site.VM) (vmObject, error) {
+				if x.point != "" {
+					o := &exportObject{Disks: []exportDiskObject{}}
+					return o, w.export(ctx, vm, x, o)
+				}
 				o := &pointsObject{Points: []pointObject{}}
 				return o, w.points(ctx, vm, o)
 			})

@@ -1,0 +1,141 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"sitrep/internal/block"
+	"sitrep/internal/disk"
+	"sitrep/internal/durable"
+	"sitrep/internal/fault"
+	"sitrep/internal/replica"
+	"sitrep/internal/site"
+)
+
+// exportUnit is how many bytes of a recovery point are copied at once.
+const exportUnit = 1 << 20
+
+// exportObject is what points --export says. Sizes are bytes.
+type exportObject struct {
+	vmHead
+	Point string             `json:"point"`
+	Disks []exportDiskObject `json:"disks"`
+}
+
+type exportDiskObject struct {
+	Name string `json:"name"`
+	Path string `json:"path"`
+	Size int64  `json:"size"`
+	Data int64  `json:"data_bytes"`
+}
+
+// exportOptions are which point goes where.
+type exportOptions struct {
+	point  string // an ID, or "latest"
+	folder string
+}
+
+// export writes the disks of a recovery point as fixed VHDs into a folder. The replica is locked meanwhile, so that nothing
+// moves its pages, and not changed. A file that is there is not replaced.
+func (w *world) export(ctx context.Context, vm *site.VM, x exportOptions, o *exportObject) error {
+	return w.locked(vm, func() error {
+		return w.onReplica(ctx, vm, forWriting, &o.vmHead, func(s *session) error { return s.export(ctx, x, o) })
+	})
+}
+
+func (s *session) export(ctx context.Context, x exportOptions, o *exportObject) (err error) {
+	point, err := choosePoint(s.state, x.point)
+	if err != nil {
+		return err
+	}
+	o.Point = point.ID
+	if s.opts.dryRun {
+		s.say("%s: plan: write the disks of point %s, %s, into %s", s.vm.Name, point.ID, size(pointSize(*point)), x.folder)
+		return nil
+	}
+	view, err := s.engine.Replica.Points().Open(ctx, s.state, point.ID)
+	if err != nil {
+		return err
+	}
+	defer func() { joined(&err, view.Close()) }()
+	if err := s.fs.MkdirAll(x.folder); err != nil {
+		return err
+	}
+	for _, d := range s.state.Disks {
+		if _, ok := point.Sizes[d.Name]; !ok {
+			continue
+		}
+		done, err := s.exportDisk(ctx, view, d.Name, filepath.Join(x.folder, s.vm.Name+"."+d.Name+".vhd"))
+		if err != nil {
+			return fault.In(err, s.vm.Name, d.Name)
+		}
+		o.Disks = append(o.Disks, done)
+		s.say("%s: %s of point %s is in %s", s.vm.Name, d.Name, point.ID, done.Path)
+	}
+	return nil
+}
+
+// choosePoint finds a point by its ID. A wrong one is a mistake on the command line, and nothing of the VM's.
+func choosePoint(st replica.State, id string) (*replica.Point, error) {
+	if n := len(st.Points); id == "latest" && n > 0 {
+		return &st.Points[n-1], nil
+	}
+	if p := st.Point(id); p != nil {
+		return p, nil
+	}
+	return nil, fault.New(fault.UsageError, "the VM has no recovery point %q; \"sitrep points %s\" lists them", id, st.VM).Of(st.VM, "")
+}
+
+func (s *session) exportDisk(ctx context.Context, view replica.PointView, name, path string) (o exportDiskObject, err error) {
+	src, err := view.Disk(name)
+	if err != nil {
+		return o, err
+	}
+	o = exportDiskObject{Name: name, Path: path, Size: src.Size()}
+	dst, err := disk.Create(s.fs, path, disk.Spec{Format: disk.VHD, Kind: disk.Fixed, Size: src.Size()})
+	if err != nil {
+		return o, err
+	}
+	s.meter.Begin("export "+name, src.Size(), 0)
+	defer s.meter.End("export " + name)
+	o.Data, err = s.copyPoint(ctx, dst, src, name)
+	if err == nil {
+		err = dst.Flush()
+	}
+	if err = errors.Join(err, dst.Close()); err != nil {
+		return o, errors.Join(err, durable.RemoveIfThere(s.fs, path))
+	}
+	return o, s.fs.SyncDir(filepath.Dir(path))
+}
+
+// copyPoint copies what is not zero into a new disk.
+func (s *session) copyPoint(ctx context.Context, dst disk.Writable, src replica.PointDisk, name string) (data int64, err error) {
+	buf := durable.AlignedBuffer(exportUnit)
+	for off := int64(0); off < src.Size(); {
+		if err := ctx.Err(); err != nil {
+			return data, err
+		}
+		e, err := src.Extent(off, min(exportUnit, src.Size()-off))
+		if err != nil {
+			return data, err
+		}
+		if e.Kind == block.Data {
+			p := buf[:e.Len]
+			if n, err := src.ReadAt(p, off); n < len(p) {
+				return data, fmt.Errorf("reading the recovery point at %d: %w", off, errors.Join(err, io.ErrUnexpectedEOF))
+			}
+			if !block.IsZero(p) {
+				if _, err := dst.WriteAt(p, off); err != nil {
+					return data, err
+				}
+				data += e.Len
+			}
+		}
+		s.meter.Add("export "+name, e.Len)
+		off = e.End()
+	}
+	return data, nil
+}
