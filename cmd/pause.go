@@ -5,7 +5,9 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"sitrep/internal/replica"
 	"sitrep/internal/site"
+	"sitrep/replicate"
 )
 
 func (p *program) pauseCommand() *cli.Command {
@@ -16,7 +18,7 @@ func (p *program) pauseCommand() *cli.Command {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				h := &vmHead{}
 				if w.opts.dryRun {
-					return h, w.planPhase(ctx, vm, h, "pause replication")
+					return h, w.planPhase(ctx, vm, h, "pause replication", replicate.MayPause)
 				}
 				return h, w.verb(ctx, vm, "Pause replication", h, func(s *session) error {
 					if err := s.step("Pause", func() (int64, string, error) {
@@ -32,9 +34,12 @@ func (p *program) pauseCommand() *cli.Command {
 	}
 }
 
-// planPhase says that a command would change the VM's phase, which it has in h.
-func (w *world) planPhase(ctx context.Context, vm *site.VM, h *vmHead, what string) error {
+// planPhase says that a command would change the VM's phase, which it has in h, if it may.
+func (w *world) planPhase(ctx context.Context, vm *site.VM, h *vmHead, what string, may func(replica.State) error) error {
 	return w.onReplica(ctx, vm, forReading, h, func(s *session) error {
+		if err := may(s.state); err != nil {
+			return err
+		}
 		s.planned(vm, "%s (the state is %s)", what, s.state.Phase)
 		return nil
 	})

@@ -11,6 +11,7 @@ import (
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
 	"sitrep/internal/state"
+	"sitrep/replicate"
 )
 
 func (p *program) resumeCommand() *cli.Command {
@@ -21,7 +22,7 @@ func (p *program) resumeCommand() *cli.Command {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				h := &vmHead{}
 				if w.opts.dryRun {
-					return h, w.planPhase(ctx, vm, h, "resume replication")
+					return h, w.planPhase(ctx, vm, h, "resume replication", w.mayResume(vm))
 				}
 				return h, w.resume(ctx, vm, h)
 			}
@@ -56,6 +57,17 @@ func (w *world) resume(ctx context.Context, vm *site.VM, h *vmHead) error {
 		}
 		return s.beginCycles(vm)
 	})
+}
+
+// mayResume says whether there is something to resume: a pause, or an error that stopped the VM.
+func (w *world) mayResume(vm *site.VM) func(replica.State) error {
+	return func(st replica.State) error {
+		mem, _, err := w.memory.VM(vm.Name)
+		if err != nil || mem.Critical != nil {
+			return err
+		}
+		return replicate.MayResume(st)
+	}
 }
 
 // mended refuses to forget an error of a source disk that still cannot be opened, or is still too small.

@@ -13,8 +13,8 @@ func (j *Job) Pause(ctx context.Context, reason string) error {
 	if err != nil {
 		return err
 	}
-	if st.Phase == replica.Paused || st.Phase == replica.Retired {
-		return wrongState(st, "pause")
+	if err := MayPause(st); err != nil {
+		return err
 	}
 	st.PausedFrom, st.Phase, st.PhaseSince = st.Phase, replica.Paused, j.Now()
 	st.PausedReason, st.Reason = st.Reason, reason
@@ -28,13 +28,29 @@ func (j *Job) Resume(ctx context.Context) (replica.Phase, error) {
 	if err != nil {
 		return "", err
 	}
-	if st.Phase != replica.Paused {
-		return "", wrongState(st, "resume")
+	if err := MayResume(st); err != nil {
+		return "", err
 	}
 	st.Phase, st.PausedFrom, st.PhaseSince = st.PausedFrom, "", j.Now()
 	st.Reason, st.PausedReason = st.PausedReason, ""
 	_, err = j.Replica.Ledger().Save(ctx, st)
 	return st.Phase, err
+}
+
+// MayPause is the refusal of Pause in the phases that have nothing to pause.
+func MayPause(st replica.State) error {
+	if st.Phase == replica.Paused || st.Phase == replica.Retired {
+		return wrongState(st, "pause")
+	}
+	return nil
+}
+
+// MayResume is the refusal of Resume for a VM that is not paused.
+func MayResume(st replica.State) error {
+	if st.Phase != replica.Paused {
+		return wrongState(st, "resume")
+	}
+	return nil
 }
 
 // Retire ends the protection and keeps the replica: pages and recovery points stay readable, every verb that would
