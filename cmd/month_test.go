@@ -206,7 +206,9 @@ func TestMonth(t *testing.T) {
 				t.Fatalf("%s: the first run, at %s: %+v, want %+v%s", e.name, m.now, got, e.first, m.status())
 			}
 		}
-		if !got.is(e.last) {
+		// With runs every five minutes the last one of an outage may be one that is not due.
+		notDue := seen{code: 0, state: e.last.state, health: e.last.health}
+		if !got.is(e.last) && !(e.last.code == exitFailed && got.is(notDue)) {
 			t.Fatalf("%s: the last run, before %s: %+v, want %+v%s", e.name, next, got, e.last, m.status())
 		}
 		if limit := int64(256<<10+256<<10)/2 + 128<<10; m.peak > limit {

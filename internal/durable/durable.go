@@ -90,6 +90,9 @@ type FS interface {
 	Stat(name string) (Stamp, error)
 	// SyncDir makes the names in a folder durable.
 	SyncDir(name string) error
+	// Boot names the time since the machine was started: it is another one after each start, and after a power cut above all.
+	// "" means that it is not known.
+	Boot() string
 	// Lock takes the exclusive lock of this name, creating the file when needed, or fails at once with ErrLocked. It is
 	// released by Close or by the end of the process.
 	Lock(name string) (io.Closer, error)

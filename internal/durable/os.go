@@ -102,6 +102,8 @@ func (osFS) Stat(name string) (Stamp, error) {
 
 func (osFS) SyncDir(name string) error { return syncDir(name) }
 
+func (osFS) Boot() string { return bootID() }
+
 func (osFS) Lock(name string) (io.Closer, error) { return lockFile(name) }
 
 // osFile is a file of the operating system. Large aligned transfers go around the page cache: see direct.

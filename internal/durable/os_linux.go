@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -25,6 +26,15 @@ func stampOf(info fs.FileInfo) Stamp {
 }
 
 func makeSparse(*os.File) {} // files are sparse by themselves
+
+// bootID is the kernel's random name of this start.
+func bootID() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(id))
+}
 
 func syncDir(name string) error {
 	d, err := os.Open(name)

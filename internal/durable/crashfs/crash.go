@@ -65,6 +65,7 @@ func (s *FS) AfterCrash(policy Policy, seed uint64) *FS {
 	}
 	if policy != ProcessKill {
 		c.pending = nil
+		c.boots++
 	}
 	c.recount()
 	return c
@@ -197,7 +198,7 @@ func (s *FS) recount() {
 
 // copy returns a filesystem with the same content and the same pending changes, and which inode became which.
 func (s *FS) copy() (*FS, map[*inode]*inode) {
-	c := &FS{nextID: s.nextID, clock: s.clock, clones: s.clones, capacity: s.capacity, shared: maps.Clone(s.shared)}
+	c := &FS{boots: s.boots, nextID: s.nextID, clock: s.clock, clones: s.clones, capacity: s.capacity, shared: maps.Clone(s.shared)}
 	c.allocated = s.allocated
 	copies := map[*inode]*inode{}
 	c.root = copyInode(s.root, copies)

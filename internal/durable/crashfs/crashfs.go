@@ -25,6 +25,7 @@ package crashfs
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	iofs "io/fs"
 	"path"
@@ -86,6 +87,7 @@ type FS struct {
 	nextID  uint64
 	clock   int64 // ticks once for each operation that changes something
 
+	boots  int // how often the machine was started after a power cut
 	ops    int
 	log    []Op
 	cutAt  int // value of ops at which the power is cut; 0: never
@@ -146,6 +148,9 @@ func (s *FS) CutAfter(k int) {
 	defer s.mu.Unlock()
 	s.cutAt = s.ops + k
 }
+
+// Boot changes with every power cut, not with a kill of the process.
+func (s *FS) Boot() string { return fmt.Sprintf("boot %d", s.boots) }
 
 // Ops is the number of operations so far that change something, failed ones included.
 func (s *FS) Ops() int {

@@ -185,7 +185,7 @@ func (d *cutDisk) look() (err error) {
 	if d.chain, err = lookAt(d.cut.t.fs, d.view.Files()); err != nil {
 		return err
 	}
-	d.untouched = d.prev != nil && d.prev.Certain && d.prev.Size == d.view.Size() &&
+	d.untouched = d.prev != nil && d.prev.Certain && d.prev.Boot == d.cut.t.fs.Boot() && d.prev.Size == d.view.Size() &&
 		d.chain.equal(chain{stamps: d.prev.Stamps})
 	d.certain = d.untouched
 	return nil
@@ -206,7 +206,7 @@ func (d *cutDisk) take() (err error) {
 	if d.chain, err = lookAt(t.fs, files); err != nil {
 		return err
 	}
-	d.certain = d.chain.certain(now)
+	d.certain = d.chain.certain(now) && t.fs.Boot() != ""
 	d.clone()
 	path := d.d.Path
 	if d.temp != "" {
@@ -392,7 +392,7 @@ func (c *cut) confirmBase(ctx context.Context) error {
 		if r.Size != d.Size() || d.read != nil && *d.read != r.Seal {
 			return fmt.Errorf("disk %s at %v is not what the cut has read", d.d.Name, rec.Position)
 		}
-		r.Stamps, r.Certain = d.chain.stamps, d.certain
+		r.Stamps, r.Certain, r.Boot = d.chain.stamps, d.certain, c.t.fs.Boot()
 	}
 	return c.t.commit(rec)
 }
@@ -424,7 +424,7 @@ func (c *cut) outcome(ctx context.Context) (*record, error) {
 			return nil, fmt.Errorf("disk %s was not scanned to its end", d.d.Name)
 		}
 		r := *d.prev
-		r.Stamps, r.Certain = d.chain.stamps, d.certain
+		r.Stamps, r.Certain, r.Boot = d.chain.stamps, d.certain, c.t.fs.Boot()
 		rec.Disks = append(rec.Disks, r)
 	}
 	return rec, nil

@@ -41,9 +41,11 @@ type diskRecord struct {
 	Seal      sums.Seal `json:"seal"`       // of the sums, the redo file included
 	Redo      *redo     `json:"redo,omitempty"`
 	// Stamps are of the files of the disk when it was last read, the image itself first. Certain says that they would
-	// have changed with any write since.
+	// have changed with any write since, as long as the machine runs (Boot): a power cut may leave a file with bytes that a
+	// guest wrote last and with times from before.
 	Stamps  []stamp `json:"stamps,omitempty"`
 	Certain bool    `json:"certain"`
+	Boot    string  `json:"boot,omitempty"`
 }
 
 func (r diskRecord) blocks() int64 { return block.Count(r.Size, r.BlockSize) }
