@@ -117,7 +117,7 @@ resyncs() { # resyncs PREPARE...: 2 % of the 64 KiB blocks differ
 		done
 		patch $((r % 2 + 1)) t; "$@" disks/raw.raw t
 		patch $((2 - r % 2)) disks/raw.raw; "$@" disks/raw.raw t
-		timed "rsync --inplace --no-whole-file -B 65536" sh -c 'rsync --inplace --no-whole-file -B 65536 disks/raw.raw t && sync t'
+		timed "rsync --inplace --no-whole-file -B 65536" sh -c 'rsync -I --inplace --no-whole-file -B 65536 disks/raw.raw t && sync t'
 		patch $((3 - day)) disks/raw.raw
 	done
 	rm -f t
