@@ -365,7 +365,7 @@ func (c *copier) begin() error {
 }
 
 func (c *copier) transfer(buf []byte, at int64, todo []block.Range) error {
-	if err := readFull(c.log, buf, at); err != nil {
+	if err := durable.ReadFull(c.log, buf, at); err != nil {
 		return err
 	}
 	for _, r := range todo {

@@ -3,7 +3,6 @@ package resync
 import (
 	"context"
 	"errors"
-	"io"
 	"iter"
 	"slices"
 	"sync"
@@ -256,7 +255,7 @@ func (c *comparer) source(r block.Range, buf []byte) (have []sums.Sum, read int6
 		part := buf[off-r.Off : e.End()-r.Off]
 		if e.Kind == block.Zero {
 			clear(part)
-		} else if err := readFull(c.src, part, off); err != nil {
+		} else if err := durable.ReadFull(c.src, part, off); err != nil {
 			return nil, read, err
 		} else {
 			read += e.Len
@@ -324,16 +323,4 @@ func (f *found) take(buf []byte) {
 			f.held += d.Len
 		}
 	}
-}
-
-// readFull reads len(p) bytes at off, or fails.
-func readFull(r io.ReaderAt, p []byte, off int64) error {
-	n, err := r.ReadAt(p, off)
-	if n == len(p) {
-		return nil
-	}
-	if err == nil || errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
-	}
-	return err
 }

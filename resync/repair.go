@@ -201,7 +201,7 @@ func (r *run) redoDisk(ctx context.Context, cut track.Cut, i int, s *replica.Sli
 // copyBlocks copies whole blocks from the source and sums them.
 func copyBlocks(ctx context.Context, src track.CutDisk, pages replica.Pages, part block.Range, blockSize int64) error {
 	buf := durable.AlignedBuffer(int(part.Len))
-	if err := readFull(src.Image(), buf, part.Off); err != nil {
+	if err := durable.ReadFull(src.Image(), buf, part.Off); err != nil {
 		return err
 	}
 	if err := pages.WriteAt(ctx, buf, part.Off); err != nil {

@@ -211,3 +211,15 @@ func AlignedBuffer(n int) []byte {
 	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(buf)))) & (bufferAlign - 1)
 	return buf[skip : skip+n : skip+n]
 }
+
+// ReadFull reads len(p) bytes at off, or fails; a source that ends before is io.ErrUnexpectedEOF.
+func ReadFull(r io.ReaderAt, p []byte, off int64) error {
+	n, err := r.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}

@@ -200,7 +200,7 @@ func (p *pages) checkLayout(growing bool) error {
 // hasFooter says whether the footer of this disk, with this size, lies where it has to.
 func (p *pages) hasFooter(size int64) (bool, error) {
 	b := make([]byte, vhd.FooterSize)
-	if err := readFull(p.f, b, size); err != nil {
+	if err := durable.ReadFull(p.f, b, size); err != nil {
 		return false, err
 	}
 	var f vhd.Footer
@@ -252,7 +252,7 @@ func (p *pages) ReadAt(ctx context.Context, b []byte, off int64) error {
 
 // readPages fills b from a file that is known to be longer: one that ends was changed behind our back.
 func readPages(f durable.File, b []byte, off int64) error {
-	err := readFull(f, b, off)
+	err := durable.ReadFull(f, b, off)
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return fault.Wrap(fault.ReplicaChanged, err, "the file has become shorter").AtOff(f.Name(), off)
 	}

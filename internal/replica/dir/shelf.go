@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"path/filepath"
 	"strings"
@@ -174,7 +173,7 @@ func copyData(ctx context.Context, out, in durable.File, size int64) (sent int64
 		return 0, err
 	}
 	return eachPiece(ctx, &runs, func(buf []byte, off int64) error {
-		if err := readFull(in, buf, off); err != nil {
+		if err := durable.ReadFull(in, buf, off); err != nil {
 			return err
 		}
 		_, err := out.WriteAt(buf, off)
@@ -213,18 +212,6 @@ func eachPiece(ctx context.Context, set *block.Set, do func(buf []byte, off int6
 	close(pieces)
 	tasks.Wait()
 	return sum, context.Cause(ctx)
-}
-
-// readFull fills p from off on; an end of file before that is io.ErrUnexpectedEOF.
-func readFull(f io.ReaderAt, p []byte, off int64) error {
-	n, err := f.ReadAt(p, off)
-	if n == len(p) {
-		return nil
-	}
-	if err == nil || errors.Is(err, io.EOF) {
-		return io.ErrUnexpectedEOF
-	}
-	return err
 }
 
 // Open opens a log for reading; see replica.Shelf.
