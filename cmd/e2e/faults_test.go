@@ -286,9 +286,7 @@ func TestReplicaEdited(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 0))
 			r, m := rich(t, rnd)
 			spoil(t, r, m)
-			for _, g := range m.disks { // elsewhere: what was there before is still known, in the source
-				g.put(t, []change{{off: 2 * mib, n: 70000 / 512 * 512, data: noise(rnd, 70000/512*512)}})
-			}
+			m.writeElsewhere(t, rnd)
 			o := r.refused(5, "replica-changed", []string{"web01", r.path("store", "web01")}, "delta", "web01")
 			r.resynced(m, o)
 		})
@@ -305,8 +303,18 @@ func TestReplicaRotten(t *testing.T) {
 	edit(t, r.replica(m, "os"), 9*mib, flip)
 	check(t, os.Chtimes(r.replica(m, "os"), time.Time{}, info.ModTime()))
 	o := r.refused(7, "difference", []string{"web01", "os"}, "verify", "web01")
-	r.scribble(m, rnd)
+	m.writeElsewhere(t, rnd)
 	r.resynced(m, o)
+}
+
+// writeElsewhere changes all disks, but not where the tests damage the replica: what was there before is still known, in
+// the source.
+func (m *machine) writeElsewhere(t *testing.T, rnd *rand.Rand) {
+	t.Helper()
+	const n = 70000 / 512 * 512
+	for _, g := range m.disks {
+		g.put(t, []change{{off: 2 * mib, n: n, data: noise(rnd, n)}})
+	}
 }
 
 // TestReplicaLost changes a byte of the replica where the source has gone on too: what was there is nowhere any more. The
