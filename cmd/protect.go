@@ -350,7 +350,7 @@ type machineNIC struct {
 // definition describes the VM as the site file has it now, with where its networks are mapped to.
 func definition(s *site.Site, vm *site.VM) (json.RawMessage, error) {
 	m := machine{Name: vm.Name, Cloud: vm.Cloud.Name, Host: vm.Host.Name, Hypervisor: string(vm.Host.Hypervisor),
-		Generation: vm.Generation, OS: string(vm.OS), CPUs: vm.CPUs, Memory: vm.Memory, Recovery: s.Recovery.Host}
+		Generation: vm.Generation, OS: string(vm.OS), CPUs: vm.CPUs, Memory: vm.Memory, Recovery: s.Recovery.Name}
 	for _, d := range vm.Disks {
 		m.Disks = append(m.Disks, machineDisk{d.Name, d.Path, d.OS})
 	}

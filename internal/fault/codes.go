@@ -57,6 +57,24 @@ const (
 	ResyncRequired   Code = "resync-required"
 	PointMissing     Code = "point-missing"
 	Difference       Code = "difference"
+
+	HostUnreachable Code = "host-unreachable"
+	HostRefused     Code = "host-refused"
+	HostTimeout     Code = "host-timeout"
+	VMAbsent        Code = "vm-absent"
+	BootFailed      Code = "boot-failed"
+	HookFailed      Code = "hook-failed"
+	AddressTaken    Code = "address-taken"
+	ManualAction    Code = "manual-action"
+	TestRunning     Code = "test-failover-running"
+	FailoverFailed  Code = "failover-failed"
+
+	StoreUnreachable Code = "store-unreachable"
+	StoreThrottled   Code = "store-throttled"
+	StoreDenied      Code = "store-denied"
+	StoreLimit       Code = "store-limit"
+	StoreCorrupted   Code = "store-transit"
+	StoreUnfit       Code = "store-unfit"
 )
 
 // Entry is what the table says of one code.
@@ -165,6 +183,23 @@ func table() map[Code]row {
 		WrongState:       {Refused, "The VM's state does not allow this.", "", "sitrep why {vm}"},
 		ResyncRequired:   {Resync, "The replica can no longer be brought up to date by change logs.", "", "sitrep resync {vm} --now"},
 		PointMissing:     {Critical, "There is no such recovery point.", "Choose one of the list.", "sitrep points {vm}"},
+		HostUnreachable:  {Recoverable, "The host did not answer.", "Look at the host and the way to it.", "{again}"},
+		HostRefused:      {Critical, "The host refused the operation.", "Do what the host says in the message.", "{again}"},
+		HostTimeout:      {Recoverable, "The host did not get done in time.", "Look at the host and the VM on it.", "{again}"},
+		VMAbsent:         {Critical, "The host has no VM of this name.", "Correct the host or the name in the site file, or bring the VM back.", "{again}"},
+		BootFailed:       {Critical, "The VM was started, but its boot check did not pass.", "Look at its console; another recovery point may boot.", "sitrep points {vm}"},
+		HookFailed:       {Critical, "A script of the site file failed.", "Mend what the script complains about.", "{again}"},
+		AddressTaken:     {Critical, "An address that the VM needs at the recovery site is taken; nothing was started.", "Free the address, or give the NIC another recovery_ip.", "{again}"},
+		ManualAction:     {Refused, "The recovery plan waits for a person to do something.", "Do it, and say so.", "sitrep jobs"},
+		TestRunning:      {Refused, "A test failover of this VM has not been cleaned up.", "", "sitrep failover cleanup {vm}"},
+		FailoverFailed:   {Critical, "A failover did not get done.", "Mend what the message names; the same command goes on where it stopped.", "{again}"},
+
+		StoreUnreachable: {Recoverable, "The storage account did not answer.", "Look at the network and the address of the store.", "{again}"},
+		StoreThrottled:   {Recoverable, "The storage account is busy and asks for fewer requests.", "Wait, or lower the bandwidth in the policy.", "{again}"},
+		StoreDenied:      {Critical, "The storage account refused the credentials.", "Correct the credential, its rights or its expiry.", "sitrep resume {vm}"},
+		StoreLimit:       {Critical, "A limit of the storage account was reached.", "Keep fewer recovery points, or use another kind of account.", "sitrep resume {vm}"},
+		StoreCorrupted:   {Recoverable, "Bytes were damaged on the way to the store; it refused them.", "Look at the network; a proxy may change bodies.", "{again}"},
+		StoreUnfit:       {Prerequisite, "The store does not do what the product relies on.", "See what fails.", "sitrep store probe"},
 		Difference:       {Differs, "The replica differs from what it should be.", "", "sitrep resync {vm} --deep --now"},
 	}
 }

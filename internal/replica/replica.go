@@ -39,6 +39,12 @@ type Store interface {
 	Open(ctx context.Context, vm string) (Replica, error)
 	// View opens the replica for reading, without a lock; everything that would change it fails.
 	View(ctx context.Context, vm string) (Replica, error)
+	// Seize opens the replica of a VM for writing in the name of a new owner, even while another run holds its lock (a run
+	// that hangs, or that is stopped). take gets the ledger as it is and returns what it becomes: at least a higher
+	// Generation, or, when an earlier Seize was interrupted, the same one by the same owner. It is saved first; when Seize
+	// returns, no writer of an older generation can change pages, sums, shelf or what points need any more, whatever it had
+	// open. What such a writer had under way between two positions (Applying) is left for the caller to finish.
+	Seize(ctx context.Context, vm string, take func(State) (State, error)) (Replica, error)
 	// List yields the names of the VMs that have a replica, sorted.
 	List(ctx context.Context) iter.Seq2[string, error]
 	// Remove deletes the replica of a VM and everything that belongs to it. Interrupted, it is completed by being called
@@ -142,9 +148,24 @@ type PointView interface {
 	Close() error
 }
 
-// PointDisk is one disk of a PointView. It may be read concurrently.
+// PointDisk is one disk of a PointView. It may be read concurrently. Whatever ReadAt returns has been proved: bytes that
+// are not what the block sums or the undo logs say are fault.ReplicaCorrupt, with the disk and the offset.
 type PointDisk interface {
 	io.ReaderAt
 	Size() int64
 	Extent(off, n int64) (block.Extent, error)
+}
+
+// Take is the part of Seize that is the same everywhere: it saves what take makes of the ledger.
+func Take(ctx context.Context, r Replica, take func(State) (State, error)) error {
+	st, err := r.Ledger().Load(ctx)
+	if err != nil {
+		return err
+	}
+	next, err := take(st)
+	if err != nil {
+		return err
+	}
+	_, err = r.Ledger().Save(ctx, next)
+	return err
 }

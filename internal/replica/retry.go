@@ -181,6 +181,10 @@ func (s *retryStore) wrap(r Replica, err error) (Replica, error) {
 	return &retryReplica{Retries: s.Retries, in: r}, nil
 }
 
+func (s *retryStore) Seize(ctx context.Context, vm string, take func(State) (State, error)) (Replica, error) {
+	return s.wrap(value(ctx, s.Retries, "take over the replica", func() (Replica, error) { return s.in.Seize(ctx, vm, take) }))
+}
+
 // List lists all names before it yields the first: a name is not yielded twice.
 func (s *retryStore) List(ctx context.Context) iter.Seq2[string, error] {
 	type entry struct {

@@ -23,7 +23,23 @@ const (
 	ResyncRequired  Phase = "resynchronization-required" // change logs no longer lead on
 	Resynchronizing Phase = "resynchronizing"            // source and replica are being compared
 	Retired         Phase = "unprotected"                // protection was disabled and the replica kept: for reading only
+
+	FailoverStarted Phase = "failover-in-progress" // the recovery site has taken over and makes the VM
+	FailedOver      Phase = "failed-over"          // the VM runs at the recovery site; can still be undone
+	Committed       Phase = "failover-committed"   // the VM runs at the recovery site, for good until failback
+	FailbackStarted Phase = "failback-in-progress" // what the VM wrote there is brought home
+	FailedBack      Phase = "failback-complete"    // the VM runs at home again; to be committed
 )
+
+// Away says that the VM belongs to the recovery site, or is on its way from there: nothing is replicated then, and the
+// site that used to is refused.
+func (p Phase) Away() bool {
+	switch p {
+	case FailoverStarted, FailedOver, Committed, FailbackStarted, FailedBack:
+		return true
+	}
+	return false
+}
 
 // State is the ledger: all that is true of a replica, in one record. The zero value of every field means "never".
 type State struct {
@@ -69,6 +85,61 @@ type State struct {
 
 	// Definition is what is needed to make the VM at the recovery site, as recorded by finalize protection.
 	Definition json.RawMessage `json:"definition,omitempty"`
+
+	// Failover is set from the beginning of a failover until the VM is home again, or the failover is undone.
+	Failover *Failover `json:"failover,omitempty"`
+	// Test is the test failover that has not been cleaned up. It does not touch Phase: replication goes on.
+	Test *Failover `json:"test_failover,omitempty"`
+	// LastTest is the last test failover that was cleaned up.
+	LastTest *TestResult `json:"last_test_failover,omitempty"`
+}
+
+// Failover is what a failover has made, and how far it is. Done makes it go on where a killed one stopped.
+type Failover struct {
+	Kind    string    `json:"kind"` // test, planned, unplanned
+	Started time.Time `json:"started"`
+	By      Owner     `json:"by"`
+	// From is the phase that undo goes back to, and Source who owned the replica before.
+	From   Phase  `json:"from,omitempty"`
+	Source Owner  `json:"source,omitzero"`
+	Point  string `json:"point,omitempty"` // ID of the recovery point that the VM runs from
+	// CutAt is the moment of that point: what the VM lost is what it wrote after it.
+	CutAt time.Time `json:"cut_at,omitzero"`
+	// Fenced says that no writer of an older generation can change the replica any more.
+	Fenced bool `json:"fenced,omitempty"`
+	// Done names the finished steps, in order.
+	Done []string `json:"done,omitempty"`
+	// SourceStopped says that the source VM was stopped by it, and so is started by undo.
+	SourceStopped bool   `json:"source_stopped,omitempty"`
+	Host          string `json:"host,omitempty"` // that runs the VM, as it describes itself
+	// VM is the host.Definition of what was made there.
+	VM       json.RawMessage `json:"vm,omitempty"`
+	Finished time.Time       `json:"finished,omitzero"` // the VM was up, its boot check passed
+	Failback *Failback       `json:"failback,omitempty"`
+}
+
+// Failback is the way home of a VM that was failed over.
+type Failback struct {
+	Mode    string    `json:"mode"` // minimal-downtime, during-failover
+	Started time.Time `json:"started"`
+	To      string    `json:"to,omitempty"` // host of an alternate location
+	// Disks are the paths of the disks at home, by name: the source's own, or those of the alternate location.
+	Disks map[string]string `json:"disks"`
+	Done  []string          `json:"done,omitempty"`
+	Sent  int64             `json:"bytes_sent,omitempty"`
+	// Stopped is when the recovered VM was stopped: the downtime begins.
+	Stopped  time.Time `json:"stopped,omitzero"`
+	Finished time.Time `json:"finished,omitzero"`
+}
+
+// TestResult is how a test failover ended.
+type TestResult struct {
+	Started time.Time `json:"started"`
+	Cleaned time.Time `json:"cleaned"`
+	OK      bool      `json:"ok"` // the VM came up
+	Point   string    `json:"point"`
+	Notes   string    `json:"notes,omitempty"`
+	By      Owner     `json:"by"`
 }
 
 // Owner is who writes to the replica.

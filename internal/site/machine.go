@@ -37,10 +37,10 @@ func parseCloud(v value, r *refs) *Cloud {
 
 func parseHost(v value, c *Cloud, r *refs) *Host {
 	o := v.object("name", "hypervisor", "vms")
-	h := &Host{
+	h := &Host{Runner: Runner{
 		Name:       o.need("name").name(maxHost),
 		Hypervisor: choice(o.need("hypervisor"), None, HyperV, QEMU, Script, None),
-	}
+	}}
 	r.hosts.declare(o.get("name"), h.Name, struct{}{})
 	for _, mv := range o.need("vms").list() {
 		h.VMs = append(h.VMs, parseVM(mv, c, h, r))

@@ -218,7 +218,7 @@ func parseRecovery(v value, r *refs) Recovery {
 	if o.has("host") && o.has("azure") {
 		v.fail("recovery: give either host or azure, not both")
 	}
-	rec.Host = o.get("host").name(maxHost)
+	rec.Name = o.get("host").name(maxHost)
 	if az := o.get("azure"); az.n != nil {
 		a := az.object("subscription", "resource_group", "location")
 		rec.Azure = &AzureRecovery{

@@ -134,12 +134,26 @@ type Network struct {
 	VLAN int // 1 to 4094, 0 = untagged
 }
 
-// Recovery is where VMs come up. At most one of Host and Azure is set; without either, the site only replicates.
+// Recovery is where VMs come up. At most one of Name and Azure is set; without either, the site only replicates.
 type Recovery struct {
-	Host     string
+	// Runner is the host that runs recovered VMs. Its Folder (default "recovered" beside the site file) is where their
+	// disks lie, in a folder for each VM.
+	Runner
+	// Format is that of the disks of recovered VMs. Default VHD.
+	Format   RecoveryFormat
 	Azure    *AzureRecovery
 	Networks []*RecoveryNetwork
 }
+
+// RecoveryFormat is the file format of a recovered VM's disks.
+type RecoveryFormat string
+
+const (
+	RecoverVHD   RecoveryFormat = "vhd"  // fixed
+	RecoverVHDX  RecoveryFormat = "vhdx" // dynamic
+	RecoverRaw   RecoveryFormat = "raw"  // sparse
+	RecoverQCOW2 RecoveryFormat = "qcow2"
+)
 
 // AzureRecovery is a place in Azure for recovered VMs.
 type AzureRecovery struct {
@@ -149,13 +163,26 @@ type AzureRecovery struct {
 // RecoveryNetwork is a network of the recovery site.
 type RecoveryNetwork struct {
 	Name    string
+	Attach  Attach   // default AttachUser
+	Switch  string   // the bridge or virtual switch, for AttachBridge; default Name
 	Subnets []Subnet // may be empty
 }
 
+// Attach is how the NICs of a recovery network are connected at the host.
+type Attach string
+
+const (
+	AttachIsolated Attach = "isolated" // to nobody
+	AttachUser     Attach = "user"     // through the host's own address
+	AttachBridge   Attach = "bridge"   // to a bridge or virtual switch of the host
+)
+
 // Subnet is a part of a recovery network.
 type Subnet struct {
-	Name string
-	CIDR netip.Prefix // masked
+	Name     string
+	CIDR     netip.Prefix // masked
+	Gateway  netip.Addr   // the zero Addr = none is told
+	Reserved []netip.Addr // in CIDR: taken by others, never given to a VM
 }
 
 // Mapping sends the NICs of one VM network to one recovery network. Several may send to the same.
@@ -184,11 +211,49 @@ const (
 	None   Hypervisor = "none"   // plain files: the VM is known to be off, or frozen from outside
 )
 
+// Runner is a host as a place where VMs run: of the protected site, or the one at the recovery site.
+type Runner struct {
+	Name       string     // "" = there is none
+	Hypervisor Hypervisor // default None for the recovery site: disks are made, the VM is not
+	// Folder is where disks of VMs lie that are made there: recovered ones, or those of a failback to this host. Absolute;
+	// "" where none is given.
+	Folder string
+	// At most the one of Hypervisor is set.
+	QEMU   *QEMUHost
+	Script *ScriptHost
+	HyperV *HyperVHost
+}
+
+// QEMUHost is how QEMU is run.
+type QEMUHost struct {
+	Binary   string   // default qemu-system-x86_64
+	Accel    string   // default tcg; kvm makes guests fast
+	Machine  string   // default q35
+	CPU      string   // default max
+	Disk     string   // nvme (default), virtio, sata or scsi: what disks are attached as
+	Firmware string   // absolute path of a UEFI firmware, for generation 2; default /usr/share/OVMF/OVMF_CODE.fd
+	Args     []string // added as they are
+}
+
+// ScriptHost is the operator's own commands: absolute paths of programs. Start, Stop and State are needed; without Create
+// and Delete there is nothing to be made.
+type ScriptHost struct {
+	Create, Start, Stop, State, Delete string
+	Freeze, Thaw                       string        // may be empty
+	Timeout                            time.Duration // of each; default DefaultScriptTimeout
+}
+
+// HyperVHost is how PowerShell is reached.
+type HyperVHost struct {
+	SSH     string        // user@host; "" = on this machine
+	Switch  string        // virtual switch for isolated NICs; "" = not connected
+	Timeout time.Duration // of each call; default DefaultScriptTimeout
+}
+
 // Host runs VMs.
 type Host struct {
-	Name       string
-	Hypervisor Hypervisor
-	VMs        []*VM
+	Runner
+	VMs []*VM
 }
 
 // OS is the family of a guest's operating system.
@@ -211,7 +276,40 @@ type VM struct {
 	Memory     int64   // bytes
 	Disks      []*Disk // at least one; exactly one has OS set
 	NICs       []NIC   // may be empty; else exactly one has Primary set
+	Hooks      Hooks
+	BootCheck  *BootCheck // nil: a VM counts as up when its host says that it runs
+	// ShutdownGrace is how long the guest may take to shut down before its power is cut. Default DefaultShutdownGrace.
+	ShutdownGrace time.Duration
+	// QMP is the absolute path of the control socket of a QEMU VM that something else has started; "" = the one that sitrep
+	// makes in Host.Folder.
+	QMP string
 }
+
+// DefaultShutdownGrace is how long a guest may take to shut down, unless the site file says otherwise.
+const DefaultShutdownGrace = 2 * time.Minute
+
+// Hooks are the operator's programs for one VM, absolute paths; "" = none. They get what they are about in the environment
+// and as JSON on standard input.
+type Hooks struct {
+	Freeze, Thaw string        // around the cut of an application-consistent point; both or neither
+	Failover     string        // after the recovered VM was started: re-IP, DNS
+	Cleanup      string        // after a test failover was cleaned up
+	Timeout      time.Duration // of each; default DefaultHookTimeout
+}
+
+// DefaultHookTimeout is how long a hook of a VM may take, unless the site file says otherwise.
+const DefaultHookTimeout = time.Minute
+
+// BootCheck is how it is told that a recovered VM is up. Exactly one of Console, TCP and Command is set.
+type BootCheck struct {
+	Console string        // a regular expression that a line of the serial console matches
+	TCP     int           // a port of the primary NIC's address that accepts connections
+	Command string        // absolute path of a program that ends with 0 when the VM is up; tried again until Timeout
+	Timeout time.Duration // default DefaultBootTimeout
+}
+
+// DefaultBootTimeout is how long a VM may take to come up, unless the site file says otherwise.
+const DefaultBootTimeout = 5 * time.Minute
 
 // Policy returns the policy of the VM's cloud.
 func (vm *VM) Policy() *Policy { return vm.Cloud.Policy }
@@ -239,6 +337,10 @@ type NIC struct {
 	Network string
 	IP      netip.Addr // the zero Addr = by DHCP
 	Primary bool       // the first one, where the file marks none
+	// RecoveryIP is the address at the recovery site. The zero Addr = IP where it lies in the target subnet, else by DHCP.
+	RecoveryIP netip.Addr
+	MAC        string // lower case, with colons; "" = the host chooses
+	PublicIP   bool   // wanted at the recovery site
 }
 
 // Plan is a recovery plan: groups of VMs that start one after the other.

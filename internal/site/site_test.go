@@ -113,7 +113,7 @@ func TestExample(t *testing.T) {
 	if !reflect.DeepEqual(p, wantPolicy) {
 		t.Errorf("policy %+v", p)
 	}
-	if s.Vault != "contoso-dr" || s.Store.Directory != filepath.Join(s.Dir, "dr") || s.Recovery.Host != "dr-kvm" || s.VMM.Server != "vmm01.contoso.local" {
+	if s.Vault != "contoso-dr" || s.Store.Directory != filepath.Join(s.Dir, "dr") || s.Recovery.Name != "dr-kvm" || s.VMM.Server != "vmm01.contoso.local" {
 		t.Errorf("%+v", s)
 	}
 	vm, err := s.VM("web01")
@@ -130,7 +130,7 @@ func TestExample(t *testing.T) {
 			{"os", filepath.Join(s.Dir, "disks", "web01-os.vhdx"), true, FormatAuto},
 			{"data", filepath.Join(s.Dir, "disks", "web01-data.vhdx"), false, FormatAuto},
 		},
-		NICs: []NIC{{"corp-lan", netip.MustParseAddr("10.0.0.5"), true}},
+		NICs: []NIC{{Network: "corp-lan", IP: netip.MustParseAddr("10.0.0.5"), Primary: true}},
 	}
 	if !reflect.DeepEqual(vm, wantVM) {
 		t.Errorf("VM %+v", vm)

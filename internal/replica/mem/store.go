@@ -5,6 +5,7 @@ package mem
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"maps"
 	"slices"
@@ -193,4 +194,16 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 	v.mu.Unlock()
 	delete(s.vms, name)
 	return nil
+}
+
+// Seize takes the replica over; see replica.Store.
+func (s *Store) Seize(ctx context.Context, vm string, take func(replica.State) (replica.State, error)) (replica.Replica, error) {
+	r, err := s.Open(ctx, vm)
+	if err != nil {
+		return nil, err
+	}
+	if err := replica.Take(ctx, r, take); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return r, nil
 }
