@@ -130,7 +130,7 @@ func TestExample(t *testing.T) {
 			{"os", filepath.Join(s.Dir, "disks", "web01-os.vhdx"), true, FormatAuto},
 			{"data", filepath.Join(s.Dir, "disks", "web01-data.vhdx"), false, FormatAuto},
 		},
-		NICs: []NIC{{Network: "corp-lan", IP: netip.MustParseAddr("10.0.0.5"), Primary: true}},
+		NICs:          []NIC{{Network: "corp-lan", IP: netip.MustParseAddr("10.0.0.5"), Primary: true}},
 		ShutdownGrace: DefaultShutdownGrace,
 	}
 	if !reflect.DeepEqual(vm, wantVM) {
