@@ -77,6 +77,7 @@ func (w *world) check(ctx context.Context, vm *site.VM, what question, o *checkO
 	if what == siteFile && st == nil && !w.isKnown(vm) {
 		findings = lenient(findings)
 	}
+	findings = append(findings, support.CheckRecovery(w.recovery(vm))...)
 	o.Findings = append(append([]finding{}, findings...), storeFindings...)
 	if err := w.show(checkText(vm, o)); err != nil {
 		return err
