@@ -116,6 +116,19 @@ func TempName(name string) string {
 	return filepath.Join(filepath.Dir(name), "."+base+tempMark+hex.EncodeToString(b[:]))
 }
 
+// Free is how many bytes an ordinary user can still write to the volume that a folder is on; ok is false when fsys cannot
+// tell. It is a guess by nature: others write too.
+func Free(fsys FS, folder string) (bytes int64, ok bool) {
+	v, can := fsys.(interface {
+		Free(folder string) (int64, error)
+	})
+	if !can {
+		return 0, false
+	}
+	n, err := v.Free(folder)
+	return n, err == nil
+}
+
 // IsTemp says whether a name was made by TempName.
 func IsTemp(name string) bool {
 	base := filepath.Base(name)

@@ -48,6 +48,15 @@ func syncDir(name string) error {
 	return errors.Join(err, d.Close())
 }
 
+// Free is how many bytes an ordinary user can still write to the volume of a folder; see the function Free.
+func (osFS) Free(folder string) (int64, error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(folder, &s); err != nil {
+		return 0, err
+	}
+	return int64(s.Bavail) * int64(s.Bsize), nil
+}
+
 type fileLock struct{ f *os.File }
 
 func (l fileLock) Close() error { return l.f.Close() }
