@@ -40,6 +40,7 @@ type Program struct {
 	Path string            // of the program, absolute; or a name to look up in PATH
 	Args []string          // without the program's name
 	Env  map[string]string // added to the environment of sitrep; wins over it
+	Dir  string            // the folder that it runs in; "" is that of sitrep
 	// Stdin is written to standard input as one JSON document and a newline; nil writes nothing. A program need not read it.
 	Stdin any
 	// Timeout is after which time the program is killed; 0 means only when the context ends.
@@ -89,7 +90,7 @@ func Run(ctx context.Context, p Program) (Output, error) {
 	cmd := exec.CommandContext(runCtx, p.Path, p.Args...)
 	stdout, stderr := &head{max: MaxStdout}, &tail{max: MaxStderr}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.Env = stdin, stdout, stderr, env
-	cmd.WaitDelay = lingering
+	cmd.Dir, cmd.WaitDelay = p.Dir, lingering
 	ownGroup(cmd)
 	start := time.Now()
 	err = cmd.Run()
