@@ -21,7 +21,9 @@ type LockedError struct {
 	PID int // on this machine, as this process sees it
 }
 
-func (e *LockedError) Error() string { return fmt.Sprintf("locked by process %d of this machine", e.PID) }
+func (e *LockedError) Error() string {
+	return fmt.Sprintf("locked by process %d of this machine", e.PID)
+}
 
 // Unwrap makes it ErrLocked.
 func (e *LockedError) Unwrap() error { return ErrLocked }
