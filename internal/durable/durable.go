@@ -93,12 +93,13 @@ type FS interface {
 	// Boot names the time since the machine was started: it is another one after each start, and after a power cut above all.
 	// "" means that it is not known.
 	Boot() string
-	// Lock takes the exclusive lock of this name, creating the file when needed, or fails at once with ErrLocked. It is
-	// released by Close or by the end of the process.
+	// Lock takes the exclusive lock of this name, creating the file when needed, or fails at once with an error that is
+	// ErrLocked. It is released by Close or by the end of the process.
 	Lock(name string) (io.Closer, error)
 }
 
-// ErrLocked is returned by Lock when another process, or another part of this one, holds the lock.
+// ErrLocked is returned by Lock when another process, or another part of this one, holds the lock. Where the system tells
+// which one it is, the error is a LockedError.
 var ErrLocked = errors.New("locked by another run")
 
 // tempMark is in the name of every temporary file, so that what a crash left can be told from what an operator put there.

@@ -155,17 +155,3 @@ type PointDisk interface {
 	Size() int64
 	Extent(off, n int64) (block.Extent, error)
 }
-
-// Take is the part of Seize that is the same everywhere: it saves what take makes of the ledger.
-func Take(ctx context.Context, r Replica, take func(State) (State, error)) error {
-	st, err := r.Ledger().Load(ctx)
-	if err != nil {
-		return err
-	}
-	next, err := take(st)
-	if err != nil {
-		return err
-	}
-	_, err = r.Ledger().Save(ctx, next)
-	return err
-}

@@ -49,7 +49,7 @@ func (p *points) Preserve(ctx context.Context, s replica.State, to hrl.Pos, over
 	if err == nil && len(s.Points) > 0 {
 		err = p.preserve(ctx, &step{points: p, s: &s, to: to, overwritten: overwritten}, redo)
 	}
-	return fault.In(err, p.r.vm, "")
+	return fault.In(p.r.cause(err), p.r.vm, "")
 }
 
 func (p *points) preserve(ctx context.Context, t *step, redo bool) error {
@@ -68,14 +68,14 @@ func (p *points) preserve(ctx context.Context, t *step, redo bool) error {
 		return ctx.Err()
 	}
 	// The pages are at this position, so a step back to it, left by a run that then did not go on, serves nothing.
-	if err := p.drop(path); err != nil {
+	if err := p.r.asOwner(ctx, func() error { return p.drop(path) }); err != nil {
 		return err
 	}
 	tmp := durable.TempName(path)
 	if err := t.build(ctx, tmp); err != nil {
 		return errors.Join(err, p.drop(tmp))
 	}
-	if err := p.r.fs.Rename(tmp, path); err != nil {
+	if err := p.r.asOwner(ctx, func() error { return p.r.fs.Rename(tmp, path) }); err != nil {
 		return errors.Join(err, p.drop(tmp))
 	}
 	return p.r.fs.SyncDir(p.r.pointsPath())
@@ -331,7 +331,8 @@ func (p *points) sweep(ctx context.Context, s *replica.State) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := p.drop(filepath.Join(p.r.pointsPath(), e.Name)); err != nil {
+		err := p.r.asOwner(ctx, func() error { return p.drop(filepath.Join(p.r.pointsPath(), e.Name)) })
+		if err != nil {
 			return err
 		}
 	}

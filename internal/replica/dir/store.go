@@ -206,15 +206,3 @@ func (s *Store) List(ctx context.Context) iter.Seq2[string, error] {
 		}
 	}
 }
-
-// Seize takes the replica over; see replica.Store.
-func (s *Store) Seize(ctx context.Context, vm string, take func(replica.State) (replica.State, error)) (replica.Replica, error) {
-	r, err := s.Open(ctx, vm)
-	if err != nil {
-		return nil, err
-	}
-	if err := replica.Take(ctx, r, take); err != nil {
-		return nil, errors.Join(err, r.Close())
-	}
-	return r, nil
-}

@@ -42,6 +42,8 @@ func TestStore(t *testing.T, fresh func(t *testing.T) Place) {
 		"ShelfNames":    testShelfNames,
 		"Ledger":        testLedger,
 		"Fencing":       testFencing,
+		"Seize":         testSeize,
+		"SeizeAgain":    testSeizeAgain,
 		"Cancelled":     testCancelled,
 		"PreserveTwice": testPreserveTwice,
 		"PreserveMore":  testPreserveMore,
