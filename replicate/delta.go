@@ -133,6 +133,19 @@ func (j *Job) adopt(ctx context.Context, st replica.State) error {
 	return j.rebase(ctx, st)
 }
 
+// Readopt makes the tracker stand where the replica stands, by the replica's block sums, whatever the disks hold meanwhile: the
+// next delta finds out. Change logs beside the disks lead nowhere then and are removed.
+func (j *Job) Readopt(ctx context.Context) error {
+	st, err := j.Replica.Ledger().Load(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := j.DropLogs(); err != nil {
+		return err
+	}
+	return fault.In(j.rebase(ctx, st), j.VM, "")
+}
+
 func (j *Job) rebase(ctx context.Context, st replica.State) error {
 	base := make(map[string]track.Base, len(st.Disks))
 	for _, d := range st.Disks {
