@@ -152,10 +152,18 @@ func (v value) fits(a netip.Addr, n *RecoveryNetwork) {
 			v.fail("recovery_ip: %s is the gateway of subnet %s", a, quote(s.Name))
 		case slices.Contains(s.Reserved, a):
 			v.fail("recovery_ip: %s is reserved in subnet %s", a, quote(s.Name))
+		case standsForAll(a, s.CIDR):
+			v.fail("recovery_ip: %s stands for subnet %s as a whole", a, quote(s.Name))
 		}
 		return
 	}
 	v.fail("recovery_ip: %s lies in no subnet of recovery network %s", a, quote(n.Name))
+}
+
+// standsForAll says whether the address is the first of the range, or in IPv4 the last: they name the range, and everybody in it.
+// Ranges of one or two addresses have neither.
+func standsForAll(a netip.Addr, p netip.Prefix) bool {
+	return a.BitLen()-p.Bits() >= 2 && (a == p.Addr() || a.Is4() && !p.Contains(a.Next()))
 }
 
 // once reports that another NIC has this text too.
