@@ -29,6 +29,8 @@ type Rig struct {
 	Written func(t *testing.T, vm string)
 	// Grace is how long a guest may take to shut down; one that obeys takes less.
 	Grace time.Duration
+	// Together says that calls for one VM may come at the same time, from several processes too; the contract asks for less.
+	Together bool
 }
 
 // TestHost runs the suite, each test on a fresh rig.
@@ -239,6 +241,9 @@ func testDisposable(t *testing.T, r Rig) {
 
 // testTogether: calls for one VM at the same time end as if they had come one after the other.
 func testTogether(t *testing.T, r Rig) {
+	if !r.Together {
+		return
+	}
 	ctx := context.Background()
 	d := r.Define(t, Name)
 	together := func(do func() error) {

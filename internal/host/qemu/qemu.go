@@ -38,6 +38,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -326,7 +327,7 @@ func refused(err error, what string) error {
 		return err
 	case errors.As(err, &exit) && exit.Timeout > 0:
 		return fault.Wrap(fault.HostTimeout, err, "%s", what)
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, exec.ErrNotFound):
 		return fault.Wrap(fault.HostRefused, err, "%s: is QEMU installed (apt-get install qemu-system-x86 qemu-utils)?", what)
 	}
 	return fault.Wrap(fault.HostRefused, err, "%s", what)

@@ -88,7 +88,7 @@ func TestContract(t *testing.T) {
 	g := guesttest.Build(t)
 	hosttest.TestHost(t, func(t *testing.T) hosttest.Rig {
 		h := newHost(t, qemu.Config{})
-		return hosttest.Rig{Host: h, Grace: grace,
+		return hosttest.Rig{Host: h, Grace: grace, Together: true,
 			Define: func(t *testing.T, name string) host.Definition {
 				path := filepath.Join(t.TempDir(), `os, "1".raw`)
 				g.Disk(t, path, "raw", guesttest.Loop, seeds())
