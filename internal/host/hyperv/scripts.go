@@ -65,7 +65,7 @@ Get-VMHardDiskDrive -VM $v|Remove-VMHardDiskDrive
 Get-VMNetworkAdapter -VM $v|Remove-VMNetworkAdapter
 Set-VM -VM $v -ProcessorCount $a.cpus -StaticMemory -MemoryStartupBytes $a.memory -AutomaticStartAction Nothing
 $first=$null;$i=0
-foreach($d in @($a.disks)){
+foreach($d in $a.disks){
 $p=$d.path
 if($a.disposable){
 $p=Join-Path $v.Path ('sitrep-overlay-'+$i+[IO.Path]::GetExtension($d.path))
@@ -80,7 +80,7 @@ $i++
 if($a.generation -eq 2){
 if($a.os -eq 'windows'){Set-VMFirmware -VM $v -FirstBootDevice $first}else{Set-VMFirmware -VM $v -FirstBootDevice $first -EnableSecureBoot Off}
 }
-foreach($n in @($a.nics)){
+foreach($n in $a.nics){
 $k=@{VM=$v;Name=$n.name}
 if($n.switch){$k.SwitchName=$n.switch}
 if($n.mac){$k.StaticMacAddress=$n.mac}
