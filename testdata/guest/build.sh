@@ -15,9 +15,9 @@ out=$(cd "$1" && pwd)
 work=$(mktemp -d "$out/.work-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
-# download NAME: the package's files, unpacked below $work/x
+# download NAME: the package's files, unpacked below $work/x. Lists that are out of date are brought up to date first.
 download() {
-	(cd "$work" && { apt-get download "$1" >apt.log 2>&1 || { cat apt.log >&2; exit 1; }; })
+	(cd "$work" && { apt-get download "$1" >apt.log 2>&1 || { apt-get update -qq && apt-get download "$1"; } >>apt.log 2>&1 || { cat apt.log >&2; exit 1; }; })
 	dpkg-deb -x "$work/${1}"_*.deb "$work/x"
 	rm -f "$work/${1}"_*.deb
 }

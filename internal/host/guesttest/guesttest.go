@@ -178,7 +178,7 @@ func SetMode(t testing.TB, path, format string, mode Mode) {
 // is nothing to wait for any more (the VM is off, say) and the log has no such line.
 func Line(t testing.TB, log, text string, stop func() bool) string {
 	t.Helper()
-	deadline := time.Now().Add(3 * time.Minute)
+	deadline := time.Now().Add(5 * time.Minute)
 	for {
 		over := stop != nil && stop() // asked before the last look
 		b, err := os.ReadFile(log)

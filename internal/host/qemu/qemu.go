@@ -143,9 +143,6 @@ func (h *Host) path(vm string, name ...string) string {
 	return filepath.Join(append([]string{h.c.Folder, vm}, name...)...)
 }
 
-// frozenMark is there while the VM is held by Freeze: the next run thaws what a killed one has left frozen.
-func (h *Host) frozenMark(vm string) string { return filepath.Join(h.c.Folder, "."+vm+".frozen") }
-
 // Create makes the VM; see host.Host. Overlays of a disposable VM that is off stay when the definition is the same, and are
 // made anew when it is not.
 func (h *Host) Create(ctx context.Context, d host.Definition) error {
@@ -456,61 +453,6 @@ func (h *Host) cut(ctx context.Context, vm string) error {
 	return err
 }
 
-// stopForeign is Stop for a VM that something else has started.
-func (h *Host) stopForeign(ctx context.Context, vm string, grace time.Duration) error {
-	power, err := h.power(ctx, vm)
-	if err != nil || power == host.Off {
-		return err
-	}
-	files, err := h.imageFiles(ctx, vm)
-	if err != nil {
-		return err
-	}
-	off := false
-	if grace > 0 && h.pressPowerButton(ctx, vm) == nil {
-		if off, err = h.waitSocket(ctx, vm, grace); err != nil {
-			return err
-		}
-	}
-	if !off {
-		if err := h.command(ctx, vm, "quit", nil); err != nil {
-			return err
-		}
-		if off, err = h.waitSocket(ctx, vm, quitLimit); err != nil {
-			return err
-		}
-	}
-	if !off {
-		return fault.New(fault.HostTimeout, "QEMU was told to quit and did not within %v", quitLimit).At(h.socket(vm))
-	}
-	for _, path := range files {
-		if err := syncFile(path); err != nil {
-			return err
-		}
-	}
-	return h.unmark(vm)
-}
-
-// waitSocket waits until nobody listens to the VM's control socket any more.
-func (h *Host) waitSocket(ctx context.Context, vm string, limit time.Duration) (gone bool, err error) {
-	const step = 200 * time.Millisecond
-	for deadline := time.Now().Add(limit); ; {
-		c, err := dial(h.socket(vm))
-		if nobodyListens(err) {
-			return true, nil
-		}
-		if err == nil {
-			c.Close()
-		}
-		if !time.Now().Before(deadline) {
-			return false, nil
-		}
-		if err := pause(ctx, step); err != nil {
-			return false, err
-		}
-	}
-}
-
 func pause(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
@@ -651,60 +593,4 @@ func (h *Host) lock(ctx context.Context, vm string) (io.Closer, error) {
 			return nil, err
 		}
 	}
-}
-
-// Freeze pauses the VM; see host.Freezer. QEMU finishes what the guest has asked for and flushes its images before it
-// answers. A VM that an earlier run has frozen and not thawed is held, and thawed by Thaw; one that somebody else has paused
-// writes nothing either and is left to them.
-func (h *Host) Freeze(ctx context.Context, vm string) (held bool, err error) {
-	err = h.locked(ctx, vm, func() error {
-		power, err := h.state(ctx, vm)
-		if err != nil {
-			return err
-		}
-		if power == host.Absent {
-			_, err := h.definition(vm)
-			return err
-		}
-		_, err = os.Lstat(h.frozenMark(vm))
-		marked := err == nil
-		if power != host.Running {
-			held = power == host.Paused && marked
-			return nil
-		}
-		if err := durable.WriteFile(durable.OS(), h.frozenMark(vm), nil); err != nil {
-			return fault.FromOS(err)
-		}
-		if err := h.command(ctx, vm, "stop", nil); err != nil {
-			return errors.Join(err, h.thaw(context.WithoutCancel(ctx), vm))
-		}
-		held = true
-		return nil
-	})
-	return held, err
-}
-
-// Thaw lets the VM go on. One that runs, or is off by now, is no error.
-func (h *Host) Thaw(ctx context.Context, vm string) error {
-	return h.locked(ctx, vm, func() error { return h.thaw(ctx, vm) })
-}
-
-func (h *Host) thaw(ctx context.Context, vm string) error {
-	power, err := h.state(ctx, vm)
-	if err != nil {
-		return err
-	}
-	if power == host.Paused {
-		if err := h.command(ctx, vm, "cont", nil); err != nil {
-			return err
-		}
-	}
-	return h.unmark(vm)
-}
-
-func (h *Host) unmark(vm string) error {
-	if err := durable.RemoveIfThere(durable.OS(), h.frozenMark(vm)); err != nil {
-		return fault.FromOS(err)
-	}
-	return nil
 }
