@@ -25,7 +25,7 @@ func (h *Host) stopForeign(ctx context.Context, vm string, grace time.Duration) 
 		}
 	}
 	if !off {
-		if err := h.command(ctx, vm, "quit", nil); err != nil {
+		if err := h.quit(ctx, vm); err != nil {
 			return err
 		}
 		if off, err = h.waitSocket(ctx, vm, quitLimit); err != nil {

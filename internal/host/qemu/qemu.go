@@ -64,12 +64,13 @@ type Config struct {
 	QMP map[string]string
 }
 
-// The time that QEMU gets to do what takes no time: to start, to end when it is told to quit, to answer; and that another run
-// of sitrep gets to end what it does with the same VM.
+// The time that QEMU gets to do what takes no time: to start, to end when it is told to quit, to answer, to end when it has
+// closed its control socket; and that another run of sitrep gets to end what it does with the same VM.
 const (
 	startLimit  = time.Minute
 	quitLimit   = 20 * time.Second
 	answerLimit = 10 * time.Second
+	endLimit    = 10 * time.Second
 	lockLimit   = 10 * time.Second
 )
 
@@ -252,45 +253,32 @@ func (h *Host) definition(vm string) (d host.Definition, err error) {
 
 // Start powers the VM on, or lets one go on that is paused; see host.Host.
 func (h *Host) Start(ctx context.Context, vm string) error {
-	if _, ok := h.c.QMP[vm]; ok {
-		return h.locked(ctx, vm, func() error { return h.goOn(ctx, vm) })
-	}
-	if _, err := h.definition(vm); err != nil {
-		return err
-	}
-	return h.locked(ctx, vm, func() error {
-		d, err := h.definition(vm)
-		if err != nil {
+	if _, ok := h.c.QMP[vm]; !ok {
+		if _, err := h.definition(vm); err != nil { // before a lock is made for it
 			return err
 		}
-		p, err := processOf(h.path(vm, pidFile))
-		if err != nil {
-			return err
-		}
-		if p != nil {
-			p.close()
-			return h.goOn(ctx, vm)
-		}
-		return h.launch(ctx, d)
-	})
+	}
+	return h.locked(ctx, vm, func() error { return h.start(ctx, vm) })
 }
 
-// goOn has a VM run whose process is there.
-func (h *Host) goOn(ctx context.Context, vm string) error {
+func (h *Host) start(ctx context.Context, vm string) error {
 	power, err := h.state(ctx, vm)
 	switch {
 	case err != nil:
 		return err
-	case power == host.Off && h.c.QMP[vm] == "":
-		return fault.New(fault.HostUnreachable, "the VM went off while it was started")
-	case power == host.Off:
-		return fault.New(fault.HostRefused, "the VM is off, and it is not sitrep that starts it: its control socket is made by something else").At(h.c.QMP[vm])
+	case power == host.Running:
+		return h.unmark(vm)
 	case power == host.Paused:
-		if err := h.command(ctx, vm, "cont", nil); err != nil {
-			return err
-		}
+		return h.thaw(ctx, vm)
 	}
-	return h.unmark(vm)
+	if path, ok := h.c.QMP[vm]; ok {
+		return fault.New(fault.HostRefused, "the VM is off, and it is not sitrep that starts it: its control socket is made by something else").At(path)
+	}
+	d, err := h.definition(vm)
+	if err != nil {
+		return err
+	}
+	return h.launch(ctx, d)
 }
 
 func (h *Host) launch(ctx context.Context, d host.Definition) error {
@@ -355,10 +343,14 @@ func (h *Host) state(ctx context.Context, vm string) (host.Power, error) {
 	}
 	defer p.close()
 	power, err := h.power(ctx, vm)
-	if gone, _ := p.wait(ctx, 0); gone { // it ended while it was asked
+	limit := time.Duration(0)
+	if err == nil && power == host.Off { // nobody listens any more: it is ending
+		limit = endLimit
+	}
+	if gone, _ := p.wait(ctx, limit); gone {
 		return host.Off, nil
 	}
-	if err == nil && power == host.Off { // nobody listens, but the process is there
+	if err == nil && power == host.Off {
 		return host.Unknown, fault.New(fault.HostUnreachable, "QEMU runs (process %d), and its control socket is gone", p.pid).At(h.socket(vm))
 	}
 	return power, err
@@ -423,7 +415,10 @@ func (h *Host) pressPowerButton(ctx context.Context, vm string) error {
 			return err
 		}
 	}
-	return h.command(ctx, vm, "system_powerdown", nil)
+	if err := h.command(ctx, vm, "system_powerdown", nil); !hungUp(err) {
+		return err
+	}
+	return nil // it is ending already
 }
 
 // cut powers the VM off: QEMU is told to quit, by which it writes out what it still holds of its images' metadata; one that
@@ -434,7 +429,7 @@ func (h *Host) cut(ctx context.Context, vm string) error {
 		return err
 	}
 	defer p.close()
-	if h.command(ctx, vm, "quit", nil) == nil {
+	if h.quit(ctx, vm) == nil {
 		gone, err := p.wait(ctx, quitLimit)
 		if gone || err != nil {
 			return err
