@@ -181,7 +181,7 @@ func TestForeign(t *testing.T) {
 
 // TestStuckQEMU: a QEMU that does not answer is killed.
 func TestStuckQEMU(t *testing.T) {
-	if os.Getenv("SITREP_LONG") == "" {
+	if !long() {
 		t.Skip("waits for QEMU's time limit: SITREP_LONG=1")
 	}
 	g := guesttest.Build(t)

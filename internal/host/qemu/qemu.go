@@ -410,7 +410,11 @@ func interrupted(ctx context.Context) error {
 
 // pressPowerButton asks the guest to shut down.
 func (h *Host) pressPowerButton(ctx context.Context, vm string) error {
-	if power, err := h.power(ctx, vm); err == nil && power == host.Paused {
+	power, err := h.power(ctx, vm)
+	if err != nil {
+		return err
+	}
+	if power == host.Paused {
 		if err := h.command(ctx, vm, "cont", nil); err != nil {
 			return err
 		}

@@ -37,13 +37,8 @@ func newHost(t testing.TB, c qemu.Config) *qemu.Host {
 	return h
 }
 
-// formats are those to test: all but the last one, raw, which the contract boots from too, unless there is time.
-func formats(all ...string) []string {
-	if os.Getenv("SITREP_LONG") == "" {
-		return all[:len(all)-1]
-	}
-	return all
-}
+// long says that there is time for every variant.
+func long() bool { return os.Getenv("SITREP_LONG") != "" }
 
 // define is a VM with one disk, which boots.
 func define(name, format, path string) host.Definition {
@@ -117,8 +112,13 @@ func TestContract(t *testing.T) {
 func TestFormats(t *testing.T) {
 	g := guesttest.Build(t)
 	ctx := context.Background()
-	for _, format := range formats("vhd", "vhdx", "qcow2", "raw") {
+	formats := []string{"vhd", "vhdx"}
+	if long() {
+		formats = append(formats, "qcow2", "raw")
+	}
+	for _, format := range formats {
 		t.Run(format, func(t *testing.T) {
+			t.Parallel()
 			path := filepath.Join(t.TempDir(), "os."+format)
 			g.Disk(t, path, format, guesttest.Write, seeds())
 			h, d := newHost(t, qemu.Config{}), define("vm", format, path)
@@ -153,7 +153,11 @@ func TestFormats(t *testing.T) {
 func TestFreeze(t *testing.T) {
 	g := guesttest.Build(t)
 	ctx := context.Background()
-	for _, format := range formats("vhdx", "raw") {
+	formats := []string{"vhdx"} // which has something of its own to flush
+	if long() {
+		formats = append(formats, "raw")
+	}
+	for _, format := range formats {
 		t.Run(format, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "os."+format)
 			g.Disk(t, path, format, guesttest.Loop, nil)
@@ -248,6 +252,30 @@ func TestDataDisk(t *testing.T) {
 	read := guesttest.Line(t, h.ConsoleLog("vm"), "@@ DONE", off(t, h, "vm"))
 	found(t, read, seeds())
 	found(t, read, map[string][]byte{"data:rows": []byte("1,2,3")})
+}
+
+// TestUEFI: a VM of generation 2 boots, with UEFI variables of its own, which Delete removes.
+func TestUEFI(t *testing.T) {
+	if !long() {
+		t.Skip("a UEFI firmware takes its time: SITREP_LONG=1")
+	}
+	firmware := guesttest.Firmware(t)
+	g := guesttest.Build(t)
+	path := filepath.Join(t.TempDir(), "os.vhdx")
+	g.Disk(t, path, "vhdx", guesttest.Read, seeds())
+	h := newHost(t, qemu.Config{Firmware: firmware})
+	d := define("vm", "vhdx", path)
+	d.Generation, d.Memory = 2, guesttest.UEFIMemory
+	up(t, h, d)
+	found(t, guesttest.Line(t, h.ConsoleLog("vm"), "@@ DONE", off(t, h, "vm")), seeds())
+	vars := filepath.Join(filepath.Dir(h.ConsoleLog("vm")), "vars.fd")
+	if _, err := os.Stat(vars); err != nil {
+		t.Error(err)
+	}
+	ok(t, h.Delete(context.Background(), "vm"))
+	if _, err := os.Stat(filepath.Dir(vars)); !os.IsNotExist(err) {
+		t.Errorf("the VM's folder: %v", err)
+	}
 }
 
 func TestRefused(t *testing.T) {
