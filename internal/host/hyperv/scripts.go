@@ -55,12 +55,15 @@ $f=[IO.File]::Open($d.Path,'Open','ReadWrite');try{$f.Flush($true)}finally{$f.Cl
 State`
 
 // createScript makes the VM, or brings one that is off to the definition. The mark in the notes, which says what the VM was
-// made from, is written last: a VM without it is one that is not finished, or not ours.
+// made from, is taken away first and written
+// last: a VM without it is one that is not finished, or not ours.
 const createScript = `$v=One
-if($v -and $v.Notes -match [regex]::Escape($a.mark)){return 'Same'}
-if($v -and "$($v.State)" -ne 'Off'){throw 'SitrepOtherDefinition'}
+$off=$v -and "$($v.State)" -eq 'Off'
+if($v -and $v.Notes -match [regex]::Escape($a.mark) -and !($off -and $a.disposable)){return 'Same'}
+if($v -and !$off){throw 'SitrepOtherDefinition'}
 if($v -and $v.Generation -ne $a.generation){throw 'SitrepOtherDefinition'}
 if(!$v){$v=New-VM -Name $a.vm -Generation $a.generation -MemoryStartupBytes $a.memory -NoVHD}
+Set-VM -VM $v -Notes ''
 Get-VMHardDiskDrive -VM $v|Remove-VMHardDiskDrive
 Get-VMNetworkAdapter -VM $v|Remove-VMNetworkAdapter
 Set-VM -VM $v -ProcessorCount $a.cpus -StaticMemory -MemoryStartupBytes $a.memory -AutomaticStartAction Nothing

@@ -144,8 +144,8 @@ func (h *Host) path(vm string, name ...string) string {
 	return filepath.Join(append([]string{h.c.Folder, vm}, name...)...)
 }
 
-// Create makes the VM; see host.Host. Overlays of a disposable VM that is off stay when the definition is the same, and are
-// made anew when it is not.
+// Create makes the VM; see host.Host. Overlays of a disposable VM that is off are always made anew: one that was begun on disk
+// files that have changed since would be damage.
 func (h *Host) Create(ctx context.Context, d host.Definition) error {
 	if err := h.checkDefinition(d); err != nil {
 		return err
@@ -169,19 +169,23 @@ func (h *Host) makeFolder(vm string) error {
 
 func (h *Host) create(ctx context.Context, d host.Definition) error {
 	old, err := h.definition(d.Name)
-	switch {
-	case err == nil && reflect.DeepEqual(old, normal(d)):
-		return nil
-	case err != nil && !fault.Is(err, fault.VMAbsent):
+	if err != nil && !fault.Is(err, fault.VMAbsent) {
 		return err
 	}
+	same := err == nil && reflect.DeepEqual(old, normal(d))
 	p, err := processOf(h.path(d.Name, pidFile))
 	if err != nil {
 		return err
 	}
 	if p != nil {
 		p.close()
+		if same {
+			return nil
+		}
 		return fault.New(fault.HostRefused, "the VM runs, with another definition; stop it first")
+	}
+	if same && !d.Disposable {
+		return nil
 	}
 	if err := h.removeOverlays(d.Name); err != nil {
 		return err
@@ -404,6 +408,9 @@ func (h *Host) stop(ctx context.Context, vm string, grace time.Duration) error {
 func interrupted(ctx context.Context) error {
 	if ctx.Err() == nil {
 		return nil
+	}
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fault.Wrap(fault.HostTimeout, ctx.Err(), "the operation took too long")
 	}
 	return fault.Wrap(fault.Interrupted, ctx.Err(), "the operation was interrupted")
 }

@@ -331,6 +331,30 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestOverlaysAreFresh: what an earlier run of a disposable VM has written is not laid over disk files that may have changed.
+func TestOverlaysAreFresh(t *testing.T) {
+	g := guesttest.Build(t)
+	ctx := context.Background()
+	d := define("vm", "raw", filepath.Join(t.TempDir(), "os"))
+	d.Disposable = true
+	g.Disk(t, d.Disks[0].Path, "raw", guesttest.Serve, nil)
+	h := newHost(t, qemu.Config{})
+	ok(t, h.Create(ctx, d))
+	overlay := filepath.Join(filepath.Dir(h.ConsoleLog("vm")), "overlay-0.qcow2")
+	fresh, err := os.ReadFile(overlay)
+	ok(t, err)
+	ok(t, os.WriteFile(overlay, []byte("what the guest wrote"), 0o600))
+	ok(t, h.Create(ctx, d))
+	if again, err := os.ReadFile(overlay); err != nil || !bytes.Equal(fresh, again) {
+		t.Errorf("the overlay was kept: %v", err)
+	}
+	up(t, h, d)
+	ok(t, h.Create(ctx, d)) // it runs: nothing is done
+	if p, err := h.State(ctx, "vm"); err != nil || p != host.Running {
+		t.Errorf("%s: %v", p, err)
+	}
+}
+
 func TestConfig(t *testing.T) {
 	for name, c := range map[string]qemu.Config{
 		"no folder": {}, "relative": {Folder: "vms"}, "bus": {Folder: "/vms", DiskBus: "ide"},
