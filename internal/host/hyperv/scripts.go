@@ -55,8 +55,7 @@ $f=[IO.File]::Open($d.Path,'Open','ReadWrite');try{$f.Flush($true)}finally{$f.Cl
 State`
 
 // createScript makes the VM, or brings one that is off to the definition. The mark in the notes, which says what the VM was
-// made from, is taken away first and written
-// last: a VM without it is one that is not finished, or not ours.
+// made from, is taken away first and written last: a VM without it is one that is not finished, or not ours.
 const createScript = `$v=One
 $off=$v -and "$($v.State)" -eq 'Off'
 if($v -and $v.Notes -match [regex]::Escape($a.mark) -and !($off -and $a.disposable)){return 'Same'}
