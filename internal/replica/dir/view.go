@@ -193,7 +193,7 @@ func (d *pointDisk) openBase(fsys durable.FS, path, sumsPath string, blockSize i
 	}
 	d.sums, err = fsys.Open(sumsPath)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fault.New(fault.ReplicaChanged, "the block sums are missing, without which nothing can be proved").At(sumsPath)
+		return fault.New(fault.ReplicaChanged, "the block sums are missing, without which nothing that is read can be proved").At(sumsPath)
 	}
 	if err != nil {
 		return err

@@ -109,7 +109,7 @@ func testProven(t *testing.T, place Place) {
 	check(t, h.Check(ctx))
 	refused := 0
 	for _, d := range h.state.Disks {
-		for i := range block.Count(d.Size, BlockSize) {
+		for i := block.Count(d.Size, BlockSize) - 1; i >= 0; i -= 3 { // the last block, which may be a short one, is among them
 			bad := block.Nth(i, BlockSize, d.Size)
 			flip(t, h, d, bad.Off+bad.Len/2/512*512)
 			for k, point := range h.state.Points {
