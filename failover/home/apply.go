@@ -105,7 +105,7 @@ func (j *Job) enter(rec *record) error {
 		if err = errors.Join(err, m.Close()); err != nil {
 			return fault.In(err, j.VM, d.Name)
 		}
-		if !slices.Equal(now, d.Stamps) {
+		if !sameStamps(now, d.Stamps) {
 			return fault.New(fault.DiskModified, "somebody wrote to the original after the changes for it were captured").At(d.Target).Of(j.VM, d.Name)
 		}
 	}

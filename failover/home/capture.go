@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -26,8 +25,27 @@ type pass struct {
 	stamps []durable.Stamp // of the original's files; nil when they say nothing
 }
 
-// begin opens the original, and looks at what an earlier pass knows of it.
-func (j *Job) begin(rec *record, i int) (p *pass, err error) {
+// hold makes durable what others have written to the original: else a power cut could give it other bytes, and other
+// times, than those that the log is made for. Some systems refuse that on a file that is open for reading; then a power
+// cut is found out by the stamps.
+func (j *Job) hold(files []string) error {
+	for _, name := range files {
+		f, err := j.FS.Open(name)
+		if err != nil {
+			return err
+		}
+		if err := f.Sync(); err != nil {
+			j.Log.Debug("the original cannot be synchronized", "file", name, "error", err)
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// begin opens the original, calls hold with its files, and looks at what an earlier pass knows of it.
+func (j *Job) begin(rec *record, i int, hold func(files []string) error) (p *pass, err error) {
 	d := &j.Disks[i]
 	format := d.Format
 	if rec != nil { // what it was found to be, whatever its guest has written since
@@ -38,7 +56,10 @@ func (j *Job) begin(rec *record, i int) (p *pass, err error) {
 		return nil, err
 	}
 	p = &pass{job: j, disk: d, dst: dst}
-	if p.stamps, err = stampsOf(dst); err == nil {
+	if err = hold(dst.Files()); err == nil {
+		p.stamps, err = stampsOf(dst)
+	}
+	if err == nil {
 		err = p.checkSizes()
 	}
 	if err == nil && dst.Kind() == disk.Device && d.LogDir == "" {
@@ -105,7 +126,7 @@ func (p *pass) priceOf(c *comparison, began time.Time) DiskPrice {
 
 func (j *Job) price(ctx context.Context, rec *record, i int) (_ DiskPrice, err error) {
 	began := time.Now()
-	p, err := j.begin(rec, i)
+	p, err := j.begin(rec, i, func([]string) error { return nil })
 	if err != nil {
 		return DiskPrice{}, err
 	}
@@ -181,7 +202,7 @@ func (j *Job) folders() error {
 
 func (j *Job) captureDisk(ctx context.Context, was, rec *record, i int) (out diskRecord, price DiskPrice, err error) {
 	began := time.Now()
-	p, err := j.begin(was, i)
+	p, err := j.begin(was, i, j.hold)
 	if err != nil {
 		return out, price, err
 	}
@@ -242,7 +263,7 @@ func (j *Job) newTable(d *Disk, to hrl.Pos) (durable.File, error) {
 // unchanged says whether nobody has written to the original while it was compared.
 func (p *pass) unchanged() error {
 	now, err := currentStamps(p.job.FS, p.dst.Files())
-	if err == nil && p.stamps != nil && !slices.Equal(now, p.stamps) {
+	if err == nil && p.stamps != nil && !sameStamps(now, p.stamps) {
 		err = fault.New(fault.DiskModified, "somebody wrote to the original while it was compared with the recovered disk").At(p.disk.Target)
 	}
 	return err
