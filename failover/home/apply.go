@@ -90,7 +90,7 @@ func (j *Job) openLog(ctx context.Context, rec *record, d *diskRecord) (_ *openL
 // enter records that from now on the originals are neither old nor new, unless they are not what the logs were made for.
 func (j *Job) enter(rec *record) error {
 	if rec.Phase == applying {
-		return nil
+		return j.holdRecord()
 	}
 	for i := range rec.Disks {
 		d := &rec.Disks[i]

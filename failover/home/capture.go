@@ -9,6 +9,7 @@ import (
 
 	"sitrep/internal/disk"
 	"sitrep/internal/disk/vhd"
+	"sitrep/internal/disk/vhdx"
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
@@ -93,23 +94,28 @@ func (p *pass) checkSizes() error {
 	case to > hrl.MaxDisk:
 		return fault.New(fault.DiskUnsupported, "the recovered disk has %d bytes, more than 64 TiB", to).At(p.disk.Target)
 	}
-	return checkGrowth(p.job.FS, p.dst, p.disk.Target)
+	return p.checkGrowth(to)
 }
 
-// checkGrowth says whether a disk can be made larger: raw files and fixed VHDs can.
-func checkGrowth(fsys durable.FS, d *disk.Disk, path string) error {
+// checkGrowth says whether the original can be made as large: raw files, fixed VHDs and dynamic VHDX can.
+func (p *pass) checkGrowth(to int64) error {
+	path, kind, format := p.disk.Target, p.dst.Kind(), p.dst.Format()
 	switch {
-	case d.Kind() == disk.RawFile:
+	case kind == disk.RawFile:
 		return nil
-	case d.Kind() == disk.Fixed && d.Format() == disk.VHD:
-		s, err := fsys.Stat(path)
-		if err == nil && s.Size != d.Size()+vhd.FooterSize {
-			err = fault.New(fault.DiskUnsupported, "the recovered disk is larger, and the footer of the original does not lie right behind its %d bytes", d.Size()).At(path)
+	case kind == disk.Fixed && format == disk.VHD:
+		s, err := p.job.FS.Stat(path)
+		if err == nil && s.Size != p.dst.Size()+vhd.FooterSize {
+			err = fault.New(fault.DiskUnsupported, "the recovered disk is larger, and the footer of the original does not lie right behind its %d bytes",
+				p.dst.Size()).At(path)
 		}
 		return err
 	}
+	if m, ok := p.dst.Image.(*vhdx.Image); ok && kind == disk.Dynamic {
+		return m.CheckGrow(to)
+	}
 	return fault.New(fault.DiskUnsupported, "the recovered disk is larger than the original's %d bytes: make the original (%s, %s) as large with the tools of its hypervisor",
-		d.Size(), d.Format(), d.Kind()).At(path)
+		p.dst.Size(), format, kind).At(path)
 }
 
 // comparison prepares to compare; the caller fills in what becomes of the result.
@@ -147,7 +153,13 @@ func (j *Job) capture(ctx context.Context) (rec *record, _ []Result, err error) 
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := j.sweep(was); err != nil {
+	if was != nil {
+		err = j.holdRecord()
+	}
+	if err == nil {
+		err = j.sweep(was)
+	}
+	if err != nil {
 		return nil, nil, err
 	}
 	rec = &record{Version: recordVersion, VM: j.VM, ID: j.ID, Phase: sealed, CutAt: j.Now()}

@@ -50,7 +50,7 @@ func model(t *testing.T, r *rand.Rand, s shape) {
 	guest = bytes.Clone(guest)
 	for pass := range 4 {
 		scribble(r, guest, r.IntN(15))
-		if (s.format == disk.Raw || s.format == disk.VHD && s.kind == disk.Fixed) && r.IntN(3) == 0 {
+		if s.grows() && r.IntN(3) == 0 {
 			guest = append(guest, make([]byte, 512*(1+r.IntN(3000)))...)
 			scribble(r, guest, 5)
 		}
@@ -224,7 +224,7 @@ func TestRefused(t *testing.T) {
 		before func(fs *crashfs.FS)
 	}{
 		"smaller":            {shape: "raw", size: 1<<20 - 512, code: fault.DiskShrunk},
-		"larger vhdx":        {shape: "vhdx", size: 1<<20 + 4096, code: fault.DiskUnsupported, say: "1048576"},
+		"larger fixed vhdx":  {shape: "fixed-vhdx", size: 1<<20 + 4096, code: fault.DiskUnsupported, say: "1048576"},
 		"larger dynamic vhd": {shape: "dynamic-vhd", size: 1<<20 + 4096, code: fault.DiskUnsupported},
 		"full": {shape: "vhdx", size: 1 << 20, code: fault.NoSpace, say: "the volume has", before: func(fs *crashfs.FS) {
 			fs.SetCapacity(fs.Allocated() + 64<<10)
