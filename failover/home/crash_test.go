@@ -176,7 +176,7 @@ func TestCutEverywhere(t *testing.T) {
 				v, start := rig(t, r, s, c.grow, c.again)
 				step := 1
 				if os.Getenv("SITREP_LONG") == "" {
-					step = 5
+					step = 8
 				}
 				for k := 1 + r.IntN(step); ; k += step {
 					fs := start.AfterCrash(crashfs.KeepAll, 0)
