@@ -350,36 +350,37 @@ func joined(data, zero *block.Set, isZero func(block.Range) bool) [][]request {
 
 // cheapest is the requests for ranges with short gaps.
 func cheapest(group []block.Range, zero *block.Set, isZero func(block.Range) bool) []request {
-	var unknown []block.Range
+	var unread []block.Range
 	split := []request{{Range: group[0]}}
 	for _, r := range group[1:] {
 		last := &split[len(split)-1]
-		gap := block.Range{Off: last.End(), Len: r.Off - last.End()}
-		if isKnown(gap, zero, isZero) {
+		gap := unknown(block.Range{Off: last.End(), Len: r.Off - last.End()}, zero, isZero)
+		if len(gap) == 0 {
 			last.Len = r.End() - last.Off
 			continue
 		}
-		unknown = append(unknown, gap)
+		unread = append(unread, gap...)
 		split = append(split, request{Range: r})
 	}
-	if len(unknown) < readPays {
+	if len(split)-1 < readPays {
 		return split
 	}
-	return []request{{Range: block.Range{Off: group[0].Off, Len: group[len(group)-1].End() - group[0].Off}, gaps: unknown}}
+	return []request{{Range: block.Range{Off: group[0].Off, Len: group[len(group)-1].End() - group[0].Off}, gaps: unread}}
 }
 
-// isKnown says whether a range is zero, or is to be.
-func isKnown(r block.Range, zero *block.Set, isZero func(block.Range) bool) bool {
+// unknown is what of a range is neither zero nor to be zero.
+func unknown(r block.Range, zero *block.Set, isZero func(block.Range) bool) []block.Range {
 	rest := block.NewSet(r)
 	for z := range zero.All() {
 		rest.Remove(z)
 	}
+	var out []block.Range
 	for p := range rest.All() {
 		if !isZero(p) {
-			return false
+			out = append(out, p)
 		}
 	}
-	return true
+	return out
 }
 
 // sendAll sends a window.
