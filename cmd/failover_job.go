@@ -34,13 +34,13 @@ func (w *world) failoverJob(ctx context.Context, vm *site.VM, o failoverOptions)
 	if err != nil {
 		return nil, err
 	}
-	folder := w.site.Recovery.Folder
+	folder := cmpOr(w.site.Recovery.Folder, filepath.Join(w.site.Dir, site.DefaultRecoveredFolder))
 	j := &failover.Job{
 		VM: vm.Name, Store: w.store, FS: w.fs, By: w.owner(), Keep: vm.Policy().RecoveryPoints,
 		Source:   failover.Place{Host: source, Name: vm.Name, Grace: vm.ShutdownGrace, Foreign: vm.QMP != ""},
 		Recovery: failover.Place{Host: recovery, Name: vm.Name, Grace: vm.ShutdownGrace},
 		Folder:   filepath.Join(folder, vm.Name), TestFolder: filepath.Join(folder, vm.Name+"-test"),
-		Format:  disk.Format(w.site.Recovery.Format),
+		Format:  disk.Format(cmpOr(string(w.site.Recovery.Format), string(site.RecoverVHD))),
 		Machine: machineOf(vm),
 		Step:    func(_ string, f func() (int64, string, error)) error { _, _, err := f(); return err },
 		Meter:   w.meter(vm.Name), Log: w.log, Now: w.now,

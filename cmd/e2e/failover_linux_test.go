@@ -246,7 +246,11 @@ func TestFailoverControls(t *testing.T) {
 		r, _, _ := one(t, 4*mib)
 		r.ok("protect", "web01", "--later")
 		r.refused(6, "wrong-state", []string{"web01", "initial replication"}, "failover", "unplanned", "web01")
-		r.refused(2, "usage", []string{"web01"}, "failover", "unplanned", "web01", "--point", "20260101T000000Z-00000000")
+		r.ok("replicate", "web01")
+		o := r.run("failover", "unplanned", "web01", "--point", "20260101T000000Z-00000000")
+		if o.code != 2 || !strings.Contains(o.stderr, "is no recovery point") {
+			t.Errorf("a point that was never sealed: %v", o)
+		}
 	})
 }
 
