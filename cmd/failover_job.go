@@ -46,7 +46,7 @@ func (w *world) failoverJob(ctx context.Context, vm *site.VM, o failoverOptions)
 		Meter:   w.meter(vm.Name), Log: w.log, Now: w.now,
 	}
 	j.NICs = func(ctx context.Context, k failover.Kind) ([]host.NIC, []string, error) {
-		return w.nics(ctx, vm, k, o.network)
+		return w.nics(ctx, vm, k, o)
 	}
 	j.Recovery.Booted = w.bootCheck(vm, recovery)
 	j.LastChanges = func(ctx context.Context) error { return w.lastChanges(ctx, vm, j) }
@@ -100,12 +100,12 @@ func (w *world) lastChanges(ctx context.Context, vm *site.VM, j *failover.Job) e
 }
 
 // nics makes the table of networks of a failover.
-func (w *world) nics(ctx context.Context, vm *site.VM, k failover.Kind, network string) ([]host.NIC, []string, error) {
+func (w *world) nics(ctx context.Context, vm *site.VM, k failover.Kind, o failoverOptions) ([]host.NIC, []string, error) {
 	taken, err := w.takenAddresses(ctx, vm.Name)
 	if err != nil {
 		return nil, nil, err
 	}
-	return w.networkTable(vm, k, network, taken)
+	return w.networkTable(vm, k, o.network, append(taken, o.claimed...))
 }
 
 // takenAddresses are those of the VMs that run at the recovery site, and who has them.

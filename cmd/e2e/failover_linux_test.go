@@ -45,7 +45,8 @@ func TestFailoverAndHome(t *testing.T) {
 	}
 	there := r.said(r.recovery, "web01", "@@ UP")
 	r.tells(there, v)
-	if n := guesttest.Rounds(r.said(r.recovery, "web01", "@@ N ")); n < last {
+	r.said(r.recovery, "web01", "@@ N ")
+	if n := guesttest.Rounds(r.console(r.recovery, "web01")); n < last {
 		t.Fatalf("the recovered guest is at round %d, the source had said %d", n, last)
 	}
 	r.refused(6, "fenced", []string{"web01"}, "delta", "web01", "--now") // the source's cron job
@@ -62,7 +63,8 @@ func TestFailoverAndHome(t *testing.T) {
 	r.ok("failback", "web01", "--mode", "minimal-downtime")
 	home := r.said(r.source, "web01", "@@ UP")
 	r.tells(home, v)
-	if n := guesttest.Rounds(r.said(r.source, "web01", "@@ N ")); n < last {
+	r.said(r.source, "web01", "@@ N ")
+	if n := guesttest.Rounds(r.console(r.source, "web01")); n < last {
 		t.Fatalf("the guest at home is at round %d, at the recovery site it had said %d", n, last)
 	}
 	r.ok("failover", "commit", "web01")
@@ -307,5 +309,15 @@ func TestRecoveryPlan(t *testing.T) {
 		t.Errorf("a script was told %s", c)
 	}
 	r.ok("failover", "commit", "--plan", "shop")
-	r.ok("failback", "--plan", "shop", "--mode", "during-failover")
+	r.refused(6, "manual-action", []string{"Point DNS"}, "failback", "--plan", "shop", "--mode", "during-failover")
+	r.ok("failover", "continue", "--plan", "shop", "--done", "group 2: pre-step 1")
+	for _, v := range vms {
+		r.tells(r.said(r.source, v.name, "@@ UP"), v)
+	}
+	r.ok("failover", "commit", "--plan", "shop")
+	for _, v := range vms {
+		if got := r.power(r.recovery, v.name); got != host.Absent {
+			t.Errorf("the recovered %s is %s", v.name, got)
+		}
+	}
 }
