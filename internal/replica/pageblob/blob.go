@@ -161,6 +161,9 @@ func (b *pageBlob) look(ctx context.Context) (*properties, error) {
 	if err != nil {
 		return nil, b.fail(err)
 	}
+	if resp.ETag == nil {
+		return nil, notTheService(b.where())
+	}
 	p := &properties{etag: etagOf(resp.ETag), meta: lower(resp.Metadata)}
 	if resp.BlobType == nil || *resp.BlobType != blob.BlobTypePageBlob {
 		return nil, fault.New(fault.ReplicaChanged, "this is not a page blob").At(b.where())
