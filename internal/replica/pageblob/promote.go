@@ -104,7 +104,7 @@ func (p *promotion) run(ctx context.Context) error {
 	case at.CopyStatus == nil:
 		return p.copy(ctx) // half read and written
 	}
-	return p.await(ctx, at)
+	return p.await(ctx, at.CopyID)
 }
 
 // begin has the service make the copy. It may be done when this returns, or go on for hours.
@@ -113,41 +113,39 @@ func (p *promotion) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = p.to.StartCopyFromURL(ctx, p.from.c.URL(), &blob.StartCopyFromURLOptions{Metadata: meta, AccessConditions: ifAbsent()})
+	resp, err := p.to.StartCopyFromURL(ctx, p.from.c.URL(), &blob.StartCopyFromURLOptions{Metadata: meta, AccessConditions: ifAbsent()})
 	switch {
 	case err == nil, hasCode(err, bloberror.BlobAlreadyExists, bloberror.PendingCopyOperation, bloberror.ConditionNotMet):
+		return p.await(ctx, resp.CopyID)
 	case hasCode(err, codeNotImplemented, codeUnverifiableSource):
 		return p.copy(ctx)
-	default:
-		return p.fail(err)
+	case ctx.Err() != nil:
+		return p.abort(ctx, nil) // it may have begun
 	}
-	at, err := p.to.GetProperties(ctx, nil)
-	if err != nil {
-		return p.fail(err)
-	}
-	return p.await(ctx, at)
+	return p.fail(err)
 }
 
 // await looks at the copy until it is done. When the run ends it is aborted.
-func (p *promotion) await(ctx context.Context, at blob.GetPropertiesResponse) error {
+func (p *promotion) await(ctx context.Context, id *string) error {
 	for {
-		switch status := at.CopyStatus; {
-		case status == nil:
+		at, err := p.to.GetProperties(ctx, nil)
+		if err == nil {
+			id = at.CopyID
+		}
+		switch {
+		case ctx.Err() != nil:
+			return p.abort(ctx, id)
+		case err != nil:
+			return p.fail(err)
+		case at.CopyStatus == nil:
 			return fault.New(fault.StoreUnfit, "the service does not say whether the copy is done").At(p.where)
-		case *status == blob.CopyStatusTypeSuccess:
+		case *at.CopyStatus == blob.CopyStatusTypeSuccess:
 			return nil
-		case *status != blob.CopyStatusTypePending:
+		case *at.CopyStatus != blob.CopyStatusTypePending:
 			return p.failed(ctx, at)
 		}
 		if err := p.sleep(ctx); err != nil {
-			return p.abort(ctx, at.CopyID)
-		}
-		var err error
-		if at, err = p.to.GetProperties(ctx, nil); err != nil {
-			if ctx.Err() != nil {
-				return p.abort(ctx, at.CopyID)
-			}
-			return p.fail(err)
+			return p.abort(ctx, id)
 		}
 	}
 }

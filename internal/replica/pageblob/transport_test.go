@@ -54,17 +54,27 @@ func kind(r *http.Request) string {
 		}
 	}
 	for _, h := range []string{"x-ms-page-write", "x-ms-lease-action", "x-ms-blob-type"} {
-		if v := r.Header.Get(h); v != "" {
+		if v := header(r, h); v != "" {
 			parts = append(parts, v)
 		}
 	}
-	if r.Header.Get("x-ms-copy-source") != "" {
+	if header(r, "x-ms-copy-source") != "" {
 		parts = append(parts, "copy")
 	}
 	if q.Get("snapshot") != "" {
 		parts = append(parts, "of a snapshot")
 	}
 	return strings.Join(parts, " ")
+}
+
+// header is a header of a request. The SDK does not write all names as net/http would.
+func header(r *http.Request, name string) string {
+	for k, v := range r.Header {
+		if strings.EqualFold(k, name) {
+			return strings.Join(v, ",")
+		}
+	}
+	return ""
 }
 
 // counter counts requests, and the bytes of their bodies, by kind.
