@@ -21,6 +21,7 @@ import (
 // TestFaultyNetwork leads a replica through many positions while a fifth of all requests fail. Whatever fails, nothing that was
 // promised is lost, and no snapshot is there twice.
 func TestFaultyNetwork(t *testing.T) {
+	t.Parallel()
 	cycles := 12
 	if os.Getenv("SITREP_LONG") != "" {
 		cycles = 200
@@ -119,6 +120,7 @@ func twice(t *testing.T, name string) (snapshots int) {
 
 // TestSnapshotWithLostAnswers: each answer to a snapshot is lost, and each is there once.
 func TestSnapshotWithLostAnswers(t *testing.T) {
+	t.Parallel()
 	name := azuritetest.Container(t)
 	next, lost := wire(t), 0
 	opts := quick()
@@ -152,11 +154,12 @@ func TestSnapshotWithLostAnswers(t *testing.T) {
 
 // TestHangs: a server that takes a request and never answers does not hang the run.
 func TestHangs(t *testing.T) {
+	t.Parallel()
 	name := azuritetest.Container(t)
 	next := wire(t)
 	hang := make(chan bool, 1)
 	opts := quick()
-	opts.Retry = policy.RetryOptions{MaxRetries: 1, TryTimeout: 2 * time.Second, RetryDelay: time.Millisecond}
+	opts.Retry = policy.RetryOptions{MaxRetries: 5, TryTimeout: 2 * time.Second, RetryDelay: time.Millisecond}
 	hanging := "" // what hangs: the comp of the request; "" is any
 	opts.Transport = over(func(r *http.Request) (*http.Response, error) {
 		if comp := r.URL.Query().Get("comp"); hanging != "" && comp != hanging {
@@ -189,6 +192,7 @@ func TestHangs(t *testing.T) {
 	forever := make(chan bool)
 	close(forever)
 	hang = forever
+	opts.Retry.MaxRetries = -1
 	_, err := open(t, name, opts).View(t.Context(), "vm")
 	if e := fault.Find(err); e == nil || e.Code != fault.StoreUnreachable {
 		t.Errorf("a server that never answers: %v", err)

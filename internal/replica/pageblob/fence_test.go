@@ -152,6 +152,7 @@ func snapshotsOf(t *testing.T, name string) int { return twice(t, name) }
 // TestSeizeAgain: a takeover that is interrupted at any request is completed by being done again, and afterwards the pages are
 // known to be what the ledger says; or are known not to be, when something else wrote to them before.
 func TestSeizeAgain(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	for _, touched := range []bool{false, true} {
 		for stop := 1; ; stop++ {

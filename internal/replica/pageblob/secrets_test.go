@@ -112,6 +112,7 @@ func TestSecretsThatCannotBe(t *testing.T) {
 // TestSecretsAreNotWritten makes requests fail in many ways, with a SAS and with a key, and looks for these in everything that
 // anybody could write: errors in every form, and the log.
 func TestSecretsAreNotWritten(t *testing.T) {
+	t.Parallel()
 	server, signature := azurite.Server(t), accountSAS(t)
 	values, err := url.ParseQuery(signature)
 	if err != nil {

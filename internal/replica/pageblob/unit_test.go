@@ -412,7 +412,7 @@ func TestFrames(t *testing.T) {
 	if err != nil || !bytes.Equal(whole, plain) {
 		t.Fatalf("a decoder that knows nothing of the table: %v", err)
 	}
-	for i := range blob {
+	for i := 0; i < len(blob); i += 3 {
 		for _, bit := range []byte{1, 0x80} {
 			b := bytes.Clone(blob)
 			b[i] ^= bit
