@@ -250,9 +250,7 @@ func (w *world) runPlan(ctx context.Context, plan *site.Plan, rec failover.PlanR
 
 func (w *world) sayPlan(plan *site.Plan, rec failover.PlanRecord, err error) {
 	switch {
-	case rec.Waiting != "":
-		w.say("plan %s: waits for %s; when it is done: %s", plan.Name, rec.Waiting,
-			w.commands(fmt.Sprintf("sitrep failover continue --plan %s --done %s", plan.Name, shellQuote(rec.Waiting))))
+	case rec.Waiting != "": // the error says so
 	case err != nil:
 		w.say("plan %s: not complete; when what failed is mended: %s", plan.Name, w.commands("sitrep failover continue --plan "+plan.Name))
 	default:

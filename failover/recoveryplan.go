@@ -255,7 +255,8 @@ func (p *PlanRun) settle(s planStep, err error) error {
 		return p.Save(p.Record)
 	case errors.As(err, &w):
 		p.Record.Waiting = w.id
-		return errors.Join(p.Save(p.Record), fault.New(fault.ManualAction, "plan %s waits: %s: %s", p.Plan.Name, w.id, w.text))
+		return errors.Join(p.Save(p.Record), fault.New(fault.ManualAction, "plan %s waits: %s: %s", p.Plan.Name, w.id, w.text).
+			Then(fmt.Sprintf("sitrep failover continue --plan %s --done '%s'", p.Plan.Name, w.id)))
 	case fault.Cancelled(err):
 		return err
 	}
