@@ -149,7 +149,7 @@ func (p *program) adviceOf(c fault.Code, e *fault.Error, vm string) string {
 		return text
 	}
 	mend, _, _ := strings.Cut(text, "Then run: ")
-	return strings.TrimSpace(mend + " Then run: " + p.commands(e.Next))
+	return strings.TrimSpace(strings.TrimSpace(mend) + " Then run: " + p.commands(e.Next))
 }
 
 // nextOf is the command that leads on.
