@@ -414,12 +414,8 @@ func (j *Job) removeVM(ctx context.Context, st replica.State, k Kind) error {
 	if err != nil {
 		return err
 	}
-	name := d.Name
-	if name == "" {
-		name = j.nameAt(k) // it may have been killed before the ledger knew
-	}
-	if j.Recovery.Host != nil {
-		if err := j.Recovery.Host.Delete(ctx, name); err != nil {
+	if j.Recovery.Host != nil && made(*k.record(&st)) { // else a VM of this name is somebody else's
+		if err := j.Recovery.Host.Delete(ctx, d.Name); err != nil {
 			return err
 		}
 	}
