@@ -96,3 +96,18 @@ func TestOtherKind(t *testing.T) {
 		t.Fatalf("%s, RTO %v, RPO %v", rec.Kind, failover.RTO(rec), failover.RPO(rec))
 	}
 }
+
+// TestOlderAfterPlanned: a planned failover loses nothing; another point chosen after it does, and that is said.
+func TestOlderAfterPlanned(t *testing.T) {
+	w, _ := edge(t)
+	must(t, w.run(t, failover.Planned, failover.Options{}))
+	st := w.state(t)
+	if lost := failover.RPO(*st.Failover); lost != 0 {
+		t.Fatalf("the planned failover lost %v", lost)
+	}
+	w.Now = w.Now.Add(time.Minute)
+	must(t, w.run(t, failover.Unplanned, failover.Options{Point: st.Points[0].ID}))
+	if lost, want := failover.RPO(*w.state(t).Failover), w.Now.Sub(st.Points[0].CutAt); lost != want {
+		t.Fatalf("it says that %v are lost, and %v are", lost, want)
+	}
+}
