@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"sitrep/internal/disk"
 	"sitrep/internal/fault"
 	"sitrep/internal/host"
 	"sitrep/internal/hrl"
@@ -390,6 +391,7 @@ func (j *Job) commitFailback(ctx context.Context, st replica.State) error {
 		return j.in(err)
 	}
 	return j.tasks(ctx, []task{
+		{"Prerequisites check for commit", func(context.Context) (string, error) { return "", j.whatCameHome(st) }},
 		{"Make replication stand on the disks at home", func(ctx context.Context) (string, error) {
 			if err := j.forget(ctx, st); err != nil {
 				return "", err
@@ -428,6 +430,24 @@ func (j *Job) knowsHome(fb replica.Failback) error {
 		if at := fb.Disks[d.Name]; at != d.Path {
 			return fault.New(fault.PrerequisiteFail, "the VM was brought home to %s, and the site file names %s: put the VM under host %s there, with the paths "+
 				"of its disks, before the failback is committed", at, d.Path, fb.To).Of(j.VM, d.Name)
+		}
+	}
+	return nil
+}
+
+// whatCameHome looks for the disks at home: as long as one cannot be opened, the recovered one is not given up.
+func (j *Job) whatCameHome(st replica.State) error {
+	for _, d := range j.Home.Disks {
+		img, err := disk.Open(j.FS, d.Path, disk.Format(d.Format))
+		if err != nil {
+			return fault.In(err, j.VM, d.Name)
+		}
+		size := img.Size()
+		if err := img.Close(); err != nil {
+			return fault.In(err, j.VM, d.Name)
+		}
+		if s := st.Disk(d.Name); s != nil && size < s.Size {
+			return fault.New(fault.DiskShrunk, "the disk at home has %d bytes, its replica has %d", size, s.Size).At(d.Path).Of(j.VM, d.Name)
 		}
 	}
 	return nil
