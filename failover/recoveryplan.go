@@ -210,18 +210,25 @@ func (p *PlanRun) context(group int, when string) PlanContext {
 
 // Confirm says that a person has done the action that the plan waits for: by its name or by its text.
 func (p *PlanRun) Confirm(action string) error {
+	known := false
 	for _, s := range p.steps() {
 		if s.name != action && s.text != action {
 			continue
 		}
-		if p.Record.Waiting != s.name {
-			return fault.New(fault.UsageError, "plan %s does not wait for %q but for %q", p.Plan.Name, action, p.Record.Waiting)
+		known = true
+		if p.Record.Waiting == s.name { // another action may have the same text
+			p.Record.Waiting = ""
+			p.Record.Done = append(p.Record.Done, s.name)
+			return p.Save(p.Record)
 		}
-		p.Record.Waiting = ""
-		p.Record.Done = append(p.Record.Done, s.name)
-		return p.Save(p.Record)
 	}
-	return fault.New(fault.UsageError, "plan %s has no action %q", p.Plan.Name, action)
+	switch {
+	case !known:
+		return fault.New(fault.UsageError, "plan %s has no action %q", p.Plan.Name, action)
+	case p.Record.Waiting == "":
+		return fault.New(fault.UsageError, "plan %s waits for no action", p.Plan.Name)
+	}
+	return fault.New(fault.UsageError, "plan %s does not wait for %q but for %q", p.Plan.Name, action, p.Record.Waiting)
 }
 
 // Run does what is left of the plan. It returns all that went wrong.
