@@ -50,6 +50,7 @@ func (m planVM) do(verb string) error {
 	return m.s.did(verb + " " + m.name)
 }
 
+func (m planVM) Check(context.Context) error    { return m.do("look") }
 func (m planVM) Shutdown(context.Context) error { return m.do("shutdown") }
 func (m planVM) Prepare(context.Context) error  { return m.do("prepare") }
 func (m planVM) Boot(context.Context) error     { return m.do("boot") }
@@ -117,13 +118,16 @@ func (s *planSite) order() string {
 	return strings.Join(out, "; ")
 }
 
-const wholePlan = "prepare db1; prepare db2; prepare web; boot db1; boot db2; /check 1 post; /lb 2 pre; boot web"
+const (
+	looks     = "look db1; look db2; look web; "
+	wholePlan = "prepare db1; prepare db2; prepare web; boot db1; boot db2; /check 1 post; /lb 2 pre; boot web"
+)
 
 func TestPlanOrder(t *testing.T) {
 	s := &planSite{ask: func(string) (bool, error) { return true, nil }}
 	p := s.plan("planned")
 	must(t, p.Run(t.Context()))
-	if !strings.HasPrefix(s.log[0], "shutdown web") || !strings.HasSuffix(s.order(), wholePlan) || len(s.log) != 3+8 {
+	if !strings.HasPrefix(s.order(), looks+"shutdown web") || !strings.HasSuffix(s.order(), wholePlan) || len(s.log) != 3+3+8 {
 		t.Fatal(s.order())
 	}
 	if s.saved.Ended.IsZero() || len(p.Outline()) != 0 {
@@ -131,7 +135,7 @@ func TestPlanOrder(t *testing.T) {
 	}
 	s = &planSite{ask: func(string) (bool, error) { return true, nil }}
 	must(t, s.plan("test").Run(t.Context()))
-	if s.order() != wholePlan {
+	if s.order() != looks+wholePlan {
 		t.Fatal("a test stops sources: ", s.order())
 	}
 }
@@ -152,7 +156,13 @@ func TestPlanParallel(t *testing.T) {
 func TestPlanFails(t *testing.T) {
 	broken := fault.New(fault.HostRefused, "no memory")
 	yes := func(string) (bool, error) { return true, nil }
-	s := &planSite{fail: map[string]error{"prepare db1": broken}, ask: yes}
+	s := &planSite{fail: map[string]error{"look web": broken}, ask: yes}
+	wantCode(t, s.plan("planned").Run(t.Context()), fault.HostRefused)
+	if len(s.log) != 3 || s.saved.Begun() {
+		t.Fatalf("what can be known beforehand has not kept the plan from being begun: %v", s.log)
+	}
+
+	s = &planSite{fail: map[string]error{"prepare db1": broken}, ask: yes}
 	wantCode(t, s.plan("planned").Run(t.Context()), fault.HostRefused)
 	if !slices.Contains(s.log, "prepare db2") || slices.Contains(s.log, "boot db2") || len(s.saved.Failed) != 1 || s.saved.Failed[0].Code != fault.HostRefused {
 		t.Fatalf("%v, %+v", s.log, s.saved)
@@ -231,7 +241,7 @@ func TestPlanKilled(t *testing.T) {
 					once = append(once, x)
 				}
 			}
-			if s.log = once; !strings.HasSuffix(s.order(), wholePlan) || len(once) != 3+8 {
+			if s.log = once; !strings.HasSuffix(s.order(), wholePlan) || len(once) != 3+3+8 {
 				t.Fatalf("killed at save %d: %v", at, s.order())
 			}
 		}
