@@ -116,22 +116,16 @@ func (m *member) Boot(ctx context.Context) error {
 }
 
 // claims are the addresses that the VM will have at the recovery site. That one is taken is found out here, before anything is
-// started, and the table of networks is shown.
+// started; of an unplanned failover it is said when the VM's turn comes.
 func (m *member) claims(ctx context.Context) ([]network.Taken, error) {
 	if m.kind == "" || m.over(ctx) {
 		return nil, nil
 	}
-	nics, notes, err := m.job.NICs(ctx, m.kind)
-	if err != nil {
-		return nil, err
+	nics, _, err := m.job.NICs(ctx, m.kind)
+	if err != nil && m.kind == failover.Unplanned && fault.Is(err, fault.AddressTaken) {
+		return nil, nil
 	}
-	if !m.w.opts.dryRun { // which shows it with the rest of the VM's plan
-		m.w.sayText(m.vm, network.Text(nics))
-		for _, n := range notes {
-			m.w.say("%s: note: %s", m.vm.Name, n)
-		}
-	}
-	return network.Claims(m.vm.Name, nics), nil
+	return network.Claims(m.vm.Name, nics), err
 }
 
 // over says that this VM's part of the plan was done before: a plan skips a VM that is there already.

@@ -258,3 +258,10 @@ func must(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
+
+func wantCode(t *testing.T, err error, code fault.Code) {
+	t.Helper()
+	if e := fault.Find(err); e == nil || e.Code != code {
+		t.Fatalf("the error is %v, want one of code %s", err, code)
+	}
+}
