@@ -60,7 +60,12 @@ func (osFS) Free(folder string) (int64, error) {
 
 type fileLock struct{ f *os.File }
 
-func (l fileLock) Close() error { return l.f.Close() }
+// Close releases the lock and then closes the file. Closing alone would not do: a program that another goroutine starts at this
+// moment has a copy of every descriptor until it is executed, and the lock with it.
+func (l fileLock) Close() error {
+	err := retryEINTR(func() error { return unix.Flock(int(l.f.Fd()), unix.LOCK_UN) })
+	return errors.Join(err, l.f.Close())
+}
 
 // lockFile locks what the name stands for when it is locked: a holder may remove the file before it releases it, and
 // who opened it in between must not take the lock of a file that has no name any more.
