@@ -267,6 +267,10 @@ func (o *statusObject) ledger(st replica.State, now time.Time) {
 	if n := len(st.Points); n > 0 {
 		o.NewestPoint, o.OldestPoint = utc(st.Points[n-1].CutAt), utc(st.Points[0].CutAt)
 	}
+	if st.Phase.Away() { // nothing is replicated that could be late
+		o.LastReplicated = utc(st.AsOf)
+		return
+	}
 	o.age(st.AsOf, now)
 }
 

@@ -16,7 +16,7 @@ import (
 // homeJob is the engine that brings disks home, with the recovered disks open. Its disks are closed by the function that is
 // returned.
 func (j *Job) homeJob(st replica.State, d host.Definition, again bool) (*home.Job, func() error, error) {
-	h := &home.Job{VM: j.VM, FS: j.FS, StateDir: j.Home.StateDir, Again: again, Meter: j.Meter, Log: j.Log, Now: j.Now}
+	h := &home.Job{VM: j.VM, FS: j.FS, StateDir: j.Home.StateDir, Again: again, Meter: j.Meter, Log: j.Log, Now: j.Now, Pause: j.Pause}
 	if fb := st.Failover.Failback; fb != nil {
 		h.ID = fb.ID
 	}
@@ -104,7 +104,7 @@ func (f *homeward) makeTargets(ctx context.Context, st replica.State) (err error
 
 // homeDisks is the engine without the recovered disks.
 func (j *Job) homeDisks(st replica.State) *home.Job {
-	h := &home.Job{VM: j.VM, ID: st.Failover.Failback.ID, FS: j.FS, StateDir: j.Home.StateDir, Meter: j.Meter, Log: j.Log, Now: j.Now}
+	h := &home.Job{VM: j.VM, ID: st.Failover.Failback.ID, FS: j.FS, StateDir: j.Home.StateDir, Meter: j.Meter, Log: j.Log, Now: j.Now, Pause: j.Pause}
 	for _, to := range j.Home.Disks {
 		h.Disks = append(h.Disks, home.Disk{Name: to.Name, Target: to.Path, Format: disk.Format(to.Format), LogDir: to.LogDir})
 	}

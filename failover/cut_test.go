@@ -53,7 +53,15 @@ func TestCutEverywhere(t *testing.T) {
 func cutEverywhere(t *testing.T, w *world, a act) {
 	ctx := t.Context()
 	start := w.FS.AfterCrash(crashfs.KeepAll, 0)
+	whole := w.on(start.AfterCrash(crashfs.KeepAll, 0))
+	ops := whole.FS.Ops()
+	must(t, a.do(ctx, whole))
+	ops = whole.FS.Ops() - ops
 	first, step := replicatetest.Cuts()
+	if step > 1 {
+		step = max(step, ops/12)
+		first = 1 + rand.IntN(step)
+	}
 	for k := first; ; k += step {
 		cut := w.on(start.AfterCrash(crashfs.KeepAll, 0))
 		cut.FS.CutAfter(k)

@@ -196,8 +196,8 @@ func (f *homeward) checkHome(ctx context.Context, st replica.State) error {
 	if _, err := f.recovered(st); err != nil {
 		return err
 	}
-	started := st.Failover.Failback != nil && slices.Contains(st.Failover.Failback.Done, string(StepStartHome))
-	if f.Home.Place.Host == nil || started {
+	final := st.Failover.Failback != nil && slices.Contains(st.Failover.Failback.Done, string(StepSyncStopped))
+	if f.Home.Place.Host == nil || final { // then it may be this failback that has started it
 		return nil
 	}
 	power, err := f.Home.Place.Host.State(ctx, f.Home.Place.Name)

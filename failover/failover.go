@@ -94,6 +94,8 @@ type Job struct {
 	Meter progress.Meter
 	Log   *slog.Logger
 	Now   func() time.Time
+	// Pause waits; nil is the real time.
+	Pause func(ctx context.Context, d time.Duration) error
 }
 
 // Kind is what kind of failover it is.

@@ -176,7 +176,8 @@ func (j *Job) steps(st replica.State, k Kind, o Options, p Plan) []Step {
 	out = append(out, Step{StepCheck, "Prerequisites check for " + string(k.event()), "hosts, addresses, folders"})
 	add(StepBegin, "Begin", "write into the ledger that it was begun")
 	if k != Test && !done(StepTakeOver) {
-		if k == Planned || !o.NoShutdown {
+		taken := st.Phase == replica.FailoverStarted // and interrupted before the fence was complete
+		if !taken && (k == Planned || !o.NoShutdown) {
 			add(StepStopSource, "Shut down the virtual machine", j.stopText(k))
 			add(StepLastChanges, "Synchronizing the latest changes", j.lastText(k))
 		}

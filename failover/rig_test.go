@@ -138,6 +138,7 @@ func (w *world) job() *failover.Job {
 		},
 		Step:  func(_ string, f func() (int64, string, error)) error { _, _, err := f(); return err },
 		Meter: progress.None(), Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return w.Now },
+		Pause: func(ctx context.Context, _ time.Duration) error { return ctx.Err() }, // this filesystem's clock goes on with each operation
 	}
 	j.Home = failover.Home{Place: j.Source, Machine: j.Machine, StateDir: "/site/.sitrep/failback/web01",
 		Readopt: func(ctx context.Context) error {

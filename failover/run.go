@@ -466,5 +466,8 @@ func (j *Job) removeFolder(folder string) error {
 			return err
 		}
 	}
-	return durable.RemoveIfThere(j.FS, folder)
+	if err := durable.RemoveIfThere(j.FS, folder); err != nil {
+		return err
+	}
+	return j.FS.SyncDir(filepath.Dir(folder)) // the ledger forgets it next, and it must not come back then
 }

@@ -167,7 +167,7 @@ func (j *Job) mark(ctx context.Context, err error) error {
 	}
 	ctx = context.WithoutCancel(ctx)
 	st, lerr := j.Replica.Ledger().Load(ctx)
-	if lerr != nil {
+	if lerr != nil || st.Phase.Away() { // who has taken over has a state of its own to keep
 		return err
 	}
 	if st.Phase == replica.Paused { // an administrator's word; the mark is for when it is taken back
@@ -201,6 +201,9 @@ func replicating(st replica.State, verb string) error {
 
 // wrongState is the refusal of a verb in a phase, naming what is allowed.
 func wrongState(st replica.State, verb string) error {
+	if err := st.CheckHome(verb); err != nil {
+		return err
+	}
 	allowed := map[replica.Phase]string{
 		replica.Seeding:         "replicate, status, unprotect",
 		replica.Replicating:     "delta, apply, resync, verify, points, pause, status, unprotect",

@@ -128,6 +128,9 @@ func allowed(st replica.State) error {
 	case replica.Replicating, replica.ResyncRequired, replica.Resynchronizing:
 		return nil
 	}
+	if err := st.CheckHome("resync"); err != nil {
+		return err
+	}
 	return fault.New(fault.WrongState, "resync is not possible: the VM is in state %s since %s",
 		st.Phase, st.PhaseSince.UTC().Format(time.RFC3339)).Of(st.VM, "")
 }

@@ -90,7 +90,7 @@ func (j *Job) openLog(ctx context.Context, rec *record, d *diskRecord) (_ *openL
 // enter records that from now on the originals are neither old nor new, unless they are not what the logs were made for.
 func (j *Job) enter(rec *record) error {
 	if rec.Phase == applying {
-		return nil
+		return j.holdRecord()
 	}
 	for i := range rec.Disks {
 		d := &rec.Disks[i]
@@ -105,7 +105,7 @@ func (j *Job) enter(rec *record) error {
 		if err = errors.Join(err, m.Close()); err != nil {
 			return fault.In(err, j.VM, d.Name)
 		}
-		if !slices.Equal(now, d.Stamps) {
+		if !sameStamps(now, d.Stamps) {
 			return fault.New(fault.DiskModified, "somebody wrote to the original after the changes for it were captured").At(d.Target).Of(j.VM, d.Name)
 		}
 	}

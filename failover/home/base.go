@@ -35,10 +35,19 @@ func currentStamps(fsys durable.FS, files []string) ([]durable.Stamp, error) {
 	return out, nil
 }
 
+// sameStamps says whether files were not written to between two looks. What number a filesystem has may change when a
+// machine is started again, and says nothing.
+func sameStamps(a, b []durable.Stamp) bool {
+	return slices.EqualFunc(a, b, func(x, y durable.Stamp) bool {
+		x.Device, y.Device = 0, 0
+		return x == y
+	})
+}
+
 // useBase has the original's content told by the sums of the pass before, if its files are what that pass has left, and
 // the sums what it has kept.
 func (p *pass) useBase(b *base) {
-	if b == nil || b.Stamps == nil || b.Size != p.dst.Size() || !slices.Equal(b.Stamps, p.stamps) {
+	if b == nil || b.Stamps == nil || b.Size != p.dst.Size() || !sameStamps(b.Stamps, p.stamps) {
 		return
 	}
 	f, err := p.job.FS.Open(b.Sums)

@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
 	"sitrep/internal/disk"
 	"sitrep/internal/disk/vhd"
+	"sitrep/internal/disk/vhdx"
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
@@ -26,8 +26,27 @@ type pass struct {
 	stamps []durable.Stamp // of the original's files; nil when they say nothing
 }
 
-// begin opens the original, and looks at what an earlier pass knows of it.
-func (j *Job) begin(rec *record, i int) (p *pass, err error) {
+// hold makes durable what others have written to the original: else a power cut could give it other bytes, and other
+// times, than those that the log is made for. Some systems refuse that on a file that is open for reading; then a power
+// cut is found out by the stamps.
+func (j *Job) hold(files []string) error {
+	for _, name := range files {
+		f, err := j.FS.Open(name)
+		if err != nil {
+			return err
+		}
+		if err := f.Sync(); err != nil {
+			j.Log.Debug("the original cannot be synchronized", "file", name, "error", err)
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// begin opens the original, calls hold with its files, and looks at what an earlier pass knows of it.
+func (j *Job) begin(rec *record, i int, hold func(files []string) error) (p *pass, err error) {
 	d := &j.Disks[i]
 	format := d.Format
 	if rec != nil { // what it was found to be, whatever its guest has written since
@@ -38,7 +57,10 @@ func (j *Job) begin(rec *record, i int) (p *pass, err error) {
 		return nil, err
 	}
 	p = &pass{job: j, disk: d, dst: dst}
-	if p.stamps, err = stampsOf(dst); err == nil {
+	if err = hold(dst.Files()); err == nil {
+		p.stamps, err = stampsOf(dst)
+	}
+	if err == nil {
 		err = p.checkSizes()
 	}
 	if err == nil && dst.Kind() == disk.Device && d.LogDir == "" {
@@ -72,23 +94,28 @@ func (p *pass) checkSizes() error {
 	case to > hrl.MaxDisk:
 		return fault.New(fault.DiskUnsupported, "the recovered disk has %d bytes, more than 64 TiB", to).At(p.disk.Target)
 	}
-	return checkGrowth(p.job.FS, p.dst, p.disk.Target)
+	return p.checkGrowth(to)
 }
 
-// checkGrowth says whether a disk can be made larger: raw files and fixed VHDs can.
-func checkGrowth(fsys durable.FS, d *disk.Disk, path string) error {
+// checkGrowth says whether the original can be made as large: raw files, fixed VHDs and dynamic VHDX can.
+func (p *pass) checkGrowth(to int64) error {
+	path, kind, format := p.disk.Target, p.dst.Kind(), p.dst.Format()
 	switch {
-	case d.Kind() == disk.RawFile:
+	case kind == disk.RawFile:
 		return nil
-	case d.Kind() == disk.Fixed && d.Format() == disk.VHD:
-		s, err := fsys.Stat(path)
-		if err == nil && s.Size != d.Size()+vhd.FooterSize {
-			err = fault.New(fault.DiskUnsupported, "the recovered disk is larger, and the footer of the original does not lie right behind its %d bytes", d.Size()).At(path)
+	case kind == disk.Fixed && format == disk.VHD:
+		s, err := p.job.FS.Stat(path)
+		if err == nil && s.Size != p.dst.Size()+vhd.FooterSize {
+			err = fault.New(fault.DiskUnsupported, "the recovered disk is larger, and the footer of the original does not lie right behind its %d bytes",
+				p.dst.Size()).At(path)
 		}
 		return err
 	}
+	if m, ok := p.dst.Image.(*vhdx.Image); ok && kind == disk.Dynamic {
+		return m.CheckGrow(to)
+	}
 	return fault.New(fault.DiskUnsupported, "the recovered disk is larger than the original's %d bytes: make the original (%s, %s) as large with the tools of its hypervisor",
-		d.Size(), d.Format(), d.Kind()).At(path)
+		p.dst.Size(), format, kind).At(path)
 }
 
 // comparison prepares to compare; the caller fills in what becomes of the result.
@@ -105,7 +132,7 @@ func (p *pass) priceOf(c *comparison, began time.Time) DiskPrice {
 
 func (j *Job) price(ctx context.Context, rec *record, i int) (_ DiskPrice, err error) {
 	began := time.Now()
-	p, err := j.begin(rec, i)
+	p, err := j.begin(rec, i, func([]string) error { return nil })
 	if err != nil {
 		return DiskPrice{}, err
 	}
@@ -126,7 +153,13 @@ func (j *Job) capture(ctx context.Context) (rec *record, _ []Result, err error) 
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := j.sweep(was); err != nil {
+	if was != nil {
+		err = j.holdRecord()
+	}
+	if err == nil {
+		err = j.sweep(was)
+	}
+	if err != nil {
 		return nil, nil, err
 	}
 	rec = &record{Version: recordVersion, VM: j.VM, ID: j.ID, Phase: sealed, CutAt: j.Now()}
@@ -181,7 +214,7 @@ func (j *Job) folders() error {
 
 func (j *Job) captureDisk(ctx context.Context, was, rec *record, i int) (out diskRecord, price DiskPrice, err error) {
 	began := time.Now()
-	p, err := j.begin(was, i)
+	p, err := j.begin(was, i, j.hold)
 	if err != nil {
 		return out, price, err
 	}
@@ -242,7 +275,7 @@ func (j *Job) newTable(d *Disk, to hrl.Pos) (durable.File, error) {
 // unchanged says whether nobody has written to the original while it was compared.
 func (p *pass) unchanged() error {
 	now, err := currentStamps(p.job.FS, p.dst.Files())
-	if err == nil && p.stamps != nil && !slices.Equal(now, p.stamps) {
+	if err == nil && p.stamps != nil && !sameStamps(now, p.stamps) {
 		err = fault.New(fault.DiskModified, "somebody wrote to the original while it was compared with the recovered disk").At(p.disk.Target)
 	}
 	return err

@@ -250,19 +250,17 @@ func sameRun(a, b []byte, equal bool) int64 {
 
 func (c *comparison) differ(off int64, data []byte) error {
 	c.differs.Add(int64(len(data)))
-	for at := 0; at < len(data); at += grain {
-		p := data[at:min(at+grain, len(data))]
-		if block.IsZero(p) {
-			continue
-		}
-		c.data.Add(int64(len(p)))
-		new, err := c.isNew(off+int64(at), int64(len(p)))
+	for at := int64(0); at < int64(len(data)); {
+		run, isNew, err := c.targetRun(block.Range{Off: off + at, Len: int64(len(data)) - at})
 		if err != nil {
 			return err
 		}
-		if new {
-			c.allocates.Add(int64(len(p)))
+		n := nonZero(data[at : at+run])
+		c.data.Add(n)
+		if isNew {
+			c.allocates.Add(n)
 		}
+		at += run
 	}
 	if c.found == nil {
 		return nil
@@ -270,13 +268,25 @@ func (c *comparison) differ(off int64, data []byte) error {
 	return c.found(off, data)
 }
 
-// isNew says whether the target has to take space for a range that is written.
-func (c *comparison) isNew(off, n int64) (bool, error) {
-	if off+n > c.dst.Size() {
-		return true, nil
+// targetRun is how many bytes at the beginning of a range have a place in the target already, or, when isNew is true, have
+// none. It is at least a grain.
+func (c *comparison) targetRun(r block.Range) (n int64, isNew bool, err error) {
+	within := r.Intersect(block.Range{Len: c.dst.Size()})
+	if within.Empty() {
+		return r.Len, true, nil
 	}
-	e, err := c.dst.Extent(off, n)
-	return e.Kind == block.Zero, err
+	e, err := c.dst.Extent(within.Off, within.Len)
+	return min(r.Len, block.RoundUp(e.Len, grain)), e.Kind == block.Zero, err
+}
+
+// nonZero is how many bytes lie in grains that are not all zero.
+func nonZero(p []byte) (n int64) {
+	for at := 0; at < len(p); at += grain {
+		if g := p[at:min(at+grain, len(p))]; !block.IsZero(g) {
+			n += int64(len(g))
+		}
+	}
+	return n
 }
 
 // load reads a range of an image, unless all of it is known to be zero.

@@ -5,6 +5,7 @@ import (
 
 	"sitrep/internal/disk"
 	"sitrep/internal/disk/vhd"
+	"sitrep/internal/disk/vhdx"
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 )
@@ -12,6 +13,9 @@ import (
 // grow makes an original as large as its record says; what is new is zero. It is called only when the record says
 // "applying", and called again after a crash does the rest.
 func grow(fsys durable.FS, d *diskRecord) (err error) {
+	if d.Format == disk.VHDX {
+		return growVHDX(fsys, d)
+	}
 	f, err := fsys.OpenRW(d.Target)
 	if err != nil {
 		return err
@@ -28,6 +32,20 @@ func grow(fsys durable.FS, d *diskRecord) (err error) {
 		return err
 	}
 	return f.Sync()
+}
+
+// growVHDX relies on the log of the VHDX: after a crash the disk has its old size or the new one.
+func growVHDX(fsys durable.FS, d *diskRecord) (err error) {
+	w, err := disk.OpenRW(fsys, d.Target, d.Format)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	g, ok := w.(*vhdx.Writer)
+	if !ok {
+		return fault.New(fault.DiskUnsupported, "the disk cannot be made larger").At(d.Target)
+	}
+	return g.Grow(d.Size)
 }
 
 // growVHD moves the footer of a fixed VHD. The old one stays until the new one is durable, and becomes guest bytes then.

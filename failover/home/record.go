@@ -125,6 +125,10 @@ func (j *Job) save(rec *record) error {
 	return durable.WriteFile(j.FS, j.recordPath(), append(data, '\n'))
 }
 
+// holdRecord makes durable the record that was read: an earlier run may have been killed right after it gave the record its
+// name, and a power cut must not bring back an older one after this run has acted on what the newer one says.
+func (j *Job) holdRecord() error { return j.FS.SyncDir(filepath.Dir(j.recordPath())) }
+
 // refuseOthers refuses to begin while another failback of the VM is not completed: it would overwrite what this one does.
 func (j *Job) refuseOthers() error {
 	if len(j.Disks) == 0 {

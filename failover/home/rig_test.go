@@ -72,6 +72,11 @@ func shapes() map[string]shape {
 		"vhdx": {disk.VHDX, disk.Dynamic, "vhdx"}, "fixed-vhdx": {disk.VHDX, disk.Fixed, "vhdx"}}
 }
 
+// grows says whether a disk of this shape can be made larger.
+func (s shape) grows() bool {
+	return s.format == disk.Raw || s.format == disk.VHD && s.kind == disk.Fixed || s.format == disk.VHDX && s.kind == disk.Dynamic
+}
+
 // create makes a disk with a content.
 func create(t testing.TB, fs durable.FS, path string, s shape, guest []byte) {
 	t.Helper()

@@ -8,7 +8,7 @@
 //
 // Package hosttest is this contract as a runnable suite.
 //
-// A cancelled context ends what is waited for, and is fault.Interrupted. The VM may then be found before or after what was
+// A cancelled context ends what is waited for, and is fault.Interrupted (one whose time is over: HostTimeout). The VM may then be found before or after what was
 // asked for; the same call again gets it done.
 //
 // Errors are fault.Errors: HostUnreachable (recoverable) when the host did not answer, HostRefused (critical) when it did
@@ -37,7 +37,8 @@ type Host interface {
 	// Describe names the host for people: kind and address, without secrets.
 	Describe() string
 	// Create makes the VM, powered off, or brings one of this name that is off to the definition. A VM of this name that is
-	// running with another definition is HostRefused.
+	// running with another definition is HostRefused. A disposable VM that is off begins with its disk files as they are now,
+	// whatever an earlier run of it has written.
 	Create(ctx context.Context, d Definition) error
 	// Start powers the VM on, or lets one go on that is paused. It returns when the host says that it runs, not when its guest is up.
 	Start(ctx context.Context, vm string) error

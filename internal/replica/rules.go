@@ -178,6 +178,17 @@ func CheckTake(stored, next State, path string) error {
 	return CheckSave(stored, next, path)
 }
 
+// CheckHome refuses, with fault.Fenced, what the site that replicates the VM must not do while the VM belongs to the recovery
+// site: it says who took over, and when. verb names what is refused.
+func (s *State) CheckHome(verb string) error {
+	if !s.Phase.Away() {
+		return nil
+	}
+	return fault.New(fault.Fenced, "site %q, host %q, took over at %s (generation %d): %s is not possible while the VM is in state %s, since %s",
+		s.Owner.Site, s.Owner.Host, s.Owner.Since.UTC().Format(time.RFC3339), s.Generation, verb, s.Phase,
+		s.PhaseSince.UTC().Format(time.RFC3339)).Of(s.VM, "")
+}
+
 // Retain applies a retention of keep points: the oldest are dropped first, and the newest never. points is sorted,
 // oldest first; the results share its memory.
 func Retain(points []Point, keep int) (kept, dropped []Point) {

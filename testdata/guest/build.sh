@@ -2,7 +2,7 @@
 # Makes a small Linux guest out of Debian's own packages, which are downloaded and not installed:
 #   OUTDIR/vmlinuz, OUTDIR/initrd.gz   kernel and initial filesystem (see init, beside this script)
 #   OUTDIR/boot.raw                    the first 21 MiB of a disk that boots by itself: partition table, boot sector, FAT with
-#                                      syslinux, kernel and initrd. At 21 MiB, its second partition, an ext4 of 32 MiB goes.
+#                                      syslinux (BIOS), startup.nsh (UEFI), kernel and initrd. At 21 MiB, its second partition, an ext4 of 32 MiB goes.
 #   OUTDIR/disk.raw                    such a disk, with the files of OUTDIR/seed when there are any
 # What exists already is not made again. Needs: apt-get with Debian 12's packages, syslinux, mtools, dosfstools, fdisk, cpio,
 # e2fsprogs. No root, no mount, nothing installed.
@@ -15,9 +15,9 @@ out=$(cd "$1" && pwd)
 work=$(mktemp -d "$out/.work-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
-# download NAME: the package's files, unpacked below $work/x
+# download NAME: the package's files, unpacked below $work/x. Lists that are out of date are brought up to date first.
 download() {
-	(cd "$work" && { apt-get download "$1" >apt.log 2>&1 || { cat apt.log >&2; exit 1; }; })
+	(cd "$work" && { apt-get download "$1" >apt.log 2>&1 || { apt-get update -qq && apt-get download "$1"; } >>apt.log 2>&1 || { cat apt.log >&2; exit 1; }; })
 	dpkg-deb -x "$work/${1}"_*.deb "$work/x"
 	rm -f "$work/${1}"_*.deb
 }
@@ -38,13 +38,14 @@ if [ ! -s "$out/boot.raw" ]; then
 	cp "$work"/x/lib/modules/*/kernel/drivers/acpi/button.ko "$work"/x/lib/modules/*/kernel/drivers/input/evdev.ko "$ir/modules/"
 	install -m 0755 "$here/init" "$ir/init"
 	(cd "$ir" && find . | LC_ALL=C sort | cpio -o -H newc --quiet | gzip -9n) >"$work/initrd.gz"
-	cp "$work"/x/boot/vmlinuz-* "$work/vmlinuz"
+	cp "$work"/x/boot/vmlinuz-* "$work/vmlinuz.efi" # it is a UEFI program too
 
 	fat=$work/fat.img
 	truncate -s 20M "$fat"
 	mkfs.vfat -F 16 -n BOOT "$fat" >/dev/null
-	printf 'SERIAL 0 115200\nDEFAULT l\nPROMPT 0\nTIMEOUT 1\nLABEL l\n KERNEL vmlinuz\n INITRD initrd.gz\n APPEND console=ttyS0 quiet panic=-1\n' >"$work/syslinux.cfg"
-	MTOOLS_SKIP_CHECK=1 mcopy -i "$fat" "$work/vmlinuz" "$work/initrd.gz" "$work/syslinux.cfg" ::
+	printf 'SERIAL 0 115200\nDEFAULT l\nPROMPT 0\nTIMEOUT 1\nLABEL l\n KERNEL vmlinuz.efi\n INITRD initrd.gz\n APPEND console=ttyS0 quiet panic=-1\n' >"$work/syslinux.cfg"
+	printf 'vmlinuz.efi initrd=\\initrd.gz console=ttyS0 quiet panic=-1\r\n' >"$work/startup.nsh" # what a UEFI shell runs
+	MTOOLS_SKIP_CHECK=1 mcopy -i "$fat" "$work/vmlinuz.efi" "$work/initrd.gz" "$work/syslinux.cfg" "$work/startup.nsh" ::
 	syslinux --install "$fat"
 
 	truncate -s 53M "$work/boot.raw"
@@ -52,7 +53,8 @@ if [ ! -s "$out/boot.raw" ]; then
 	dd if=/usr/lib/syslinux/mbr/mbr.bin of="$work/boot.raw" bs=440 count=1 conv=notrunc status=none
 	dd if="$fat" of="$work/boot.raw" bs=1M seek=1 conv=notrunc,sparse status=none
 	truncate -s 21M "$work/boot.raw"
-	mv "$work/vmlinuz" "$work/initrd.gz" "$out/"
+	mv "$work/vmlinuz.efi" "$out/vmlinuz"
+	mv "$work/initrd.gz" "$out/"
 	mv "$work/boot.raw" "$out/boot.raw" # last: it says that everything is there
 fi
 

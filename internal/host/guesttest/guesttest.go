@@ -1,7 +1,8 @@
 // Package guesttest gives tests real guests: small disks that boot by themselves, tell on the serial console which files
 // they found with which content, and write, loop or wait as their mode says.
 //
-// A disk is made of a boot part (MBR, syslinux, Debian's kernel, an initial filesystem with busybox), built once per
+// A disk is made of a boot part (MBR, syslinux, Debian's kernel, an initial filesystem with busybox; also a script for a UEFI
+// shell, so that generation 2 boots it too, with UEFIMemory), built once per
 // machine by testdata/guest/build.sh into the user's cache folder, and an ext4 with the test's own files. If one block of
 // the boot sector, the FAT, the kernel or the ext4 is wrong, it does not boot or the hashes differ: that is what makes it a
 // proof of replication. A boot takes 2 to 4 s of emulation.
@@ -46,8 +47,11 @@ const (
 // modeOffset is the sector between boot sector and first partition that holds the mode.
 const modeOffset = 2040 * 512
 
-// Memory is what a guest needs, in bytes.
-const Memory = 192 << 20
+// Memory is what a guest needs, in bytes; UEFIMemory is what it needs with a UEFI firmware.
+const (
+	Memory     = 192 << 20
+	UEFIMemory = 256 << 20
+)
 
 // Install is the command that installs what guests need, on Debian 12.
 const Install = "apt-get install --no-install-recommends qemu-system-x86 qemu-utils syslinux syslinux-common mtools dosfstools fdisk cpio e2fsprogs"
@@ -178,7 +182,7 @@ func SetMode(t testing.TB, path, format string, mode Mode) {
 // is nothing to wait for any more (the VM is off, say) and the log has no such line.
 func Line(t testing.TB, log, text string, stop func() bool) string {
 	t.Helper()
-	deadline := time.Now().Add(3 * time.Minute)
+	deadline := time.Now().Add(5 * time.Minute)
 	for {
 		over := stop != nil && stop() // asked before the last look
 		b, err := os.ReadFile(log)
@@ -224,6 +228,19 @@ func Rounds(console string) int {
 func Sum(data []byte) string {
 	s := sha256.Sum256(data)
 	return hex.EncodeToString(s[:])
+}
+
+// Firmware returns the path of a UEFI firmware, and skips the test where there is none; it fails it under CI=true.
+func Firmware(t testing.TB) string {
+	t.Helper()
+	const path = "/usr/share/OVMF/OVMF_CODE.fd"
+	if _, err := os.Stat(path); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("%v: apt-get install ovmf", err)
+		}
+		t.Skipf("%v: apt-get install ovmf", err)
+	}
+	return path
 }
 
 // need skips the test where a tool is missing.

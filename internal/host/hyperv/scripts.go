@@ -55,17 +55,19 @@ $f=[IO.File]::Open($d.Path,'Open','ReadWrite');try{$f.Flush($true)}finally{$f.Cl
 State`
 
 // createScript makes the VM, or brings one that is off to the definition. The mark in the notes, which says what the VM was
-// made from, is written last: a VM without it is one that is not finished, or not ours.
+// made from, is taken away first and written last: a VM without it is one that is not finished, or not ours.
 const createScript = `$v=One
-if($v -and $v.Notes -match [regex]::Escape($a.mark)){return 'Same'}
-if($v -and "$($v.State)" -ne 'Off'){throw 'SitrepOtherDefinition'}
+$off=$v -and "$($v.State)" -eq 'Off'
+if($v -and $v.Notes -match [regex]::Escape($a.mark) -and !($off -and $a.disposable)){return 'Same'}
+if($v -and !$off){throw 'SitrepOtherDefinition'}
 if($v -and $v.Generation -ne $a.generation){throw 'SitrepOtherDefinition'}
 if(!$v){$v=New-VM -Name $a.vm -Generation $a.generation -MemoryStartupBytes $a.memory -NoVHD}
+Set-VM -VM $v -Notes ''
 Get-VMHardDiskDrive -VM $v|Remove-VMHardDiskDrive
 Get-VMNetworkAdapter -VM $v|Remove-VMNetworkAdapter
 Set-VM -VM $v -ProcessorCount $a.cpus -StaticMemory -MemoryStartupBytes $a.memory -AutomaticStartAction Nothing
 $first=$null;$i=0
-foreach($d in @($a.disks)){
+foreach($d in $a.disks){
 $p=$d.path
 if($a.disposable){
 $p=Join-Path $v.Path ('sitrep-overlay-'+$i+[IO.Path]::GetExtension($d.path))
@@ -80,7 +82,7 @@ $i++
 if($a.generation -eq 2){
 if($a.os -eq 'windows'){Set-VMFirmware -VM $v -FirstBootDevice $first}else{Set-VMFirmware -VM $v -FirstBootDevice $first -EnableSecureBoot Off}
 }
-foreach($n in @($a.nics)){
+foreach($n in $a.nics){
 $k=@{VM=$v;Name=$n.name}
 if($n.switch){$k.SwitchName=$n.switch}
 if($n.mac){$k.StaticMacAddress=$n.mac}

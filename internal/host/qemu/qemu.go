@@ -64,12 +64,13 @@ type Config struct {
 	QMP map[string]string
 }
 
-// The time that QEMU gets to do what takes no time: to start, to end when it is told to quit, to answer; and that another run
-// of sitrep gets to end what it does with the same VM.
+// The time that QEMU gets to do what takes no time: to start, to end when it is told to quit, to answer, to end when it has
+// closed its control socket; and that another run of sitrep gets to end what it does with the same VM.
 const (
 	startLimit  = time.Minute
 	quitLimit   = 20 * time.Second
 	answerLimit = 10 * time.Second
+	endLimit    = 10 * time.Second
 	lockLimit   = 10 * time.Second
 )
 
@@ -143,11 +144,8 @@ func (h *Host) path(vm string, name ...string) string {
 	return filepath.Join(append([]string{h.c.Folder, vm}, name...)...)
 }
 
-// frozenMark is there while the VM is held by Freeze: the next run thaws what a killed one has left frozen.
-func (h *Host) frozenMark(vm string) string { return filepath.Join(h.c.Folder, "."+vm+".frozen") }
-
-// Create makes the VM; see host.Host. Overlays of a disposable VM that is off stay when the definition is the same, and are
-// made anew when it is not.
+// Create makes the VM; see host.Host. Overlays of a disposable VM that is off are always made anew: one that was begun on disk
+// files that have changed since would be damage.
 func (h *Host) Create(ctx context.Context, d host.Definition) error {
 	if err := h.checkDefinition(d); err != nil {
 		return err
@@ -171,19 +169,23 @@ func (h *Host) makeFolder(vm string) error {
 
 func (h *Host) create(ctx context.Context, d host.Definition) error {
 	old, err := h.definition(d.Name)
-	switch {
-	case err == nil && reflect.DeepEqual(old, normal(d)):
-		return nil
-	case err != nil && !fault.Is(err, fault.VMAbsent):
+	if err != nil && !fault.Is(err, fault.VMAbsent) {
 		return err
 	}
+	same := err == nil && reflect.DeepEqual(old, normal(d))
 	p, err := processOf(h.path(d.Name, pidFile))
 	if err != nil {
 		return err
 	}
 	if p != nil {
 		p.close()
+		if same {
+			return nil
+		}
 		return fault.New(fault.HostRefused, "the VM runs, with another definition; stop it first")
+	}
+	if same && !d.Disposable {
+		return nil
 	}
 	if err := h.removeOverlays(d.Name); err != nil {
 		return err
@@ -255,45 +257,32 @@ func (h *Host) definition(vm string) (d host.Definition, err error) {
 
 // Start powers the VM on, or lets one go on that is paused; see host.Host.
 func (h *Host) Start(ctx context.Context, vm string) error {
-	if _, ok := h.c.QMP[vm]; ok {
-		return h.locked(ctx, vm, func() error { return h.goOn(ctx, vm) })
-	}
-	if _, err := h.definition(vm); err != nil {
-		return err
-	}
-	return h.locked(ctx, vm, func() error {
-		d, err := h.definition(vm)
-		if err != nil {
+	if _, ok := h.c.QMP[vm]; !ok {
+		if _, err := h.definition(vm); err != nil { // before a lock is made for it
 			return err
 		}
-		p, err := processOf(h.path(vm, pidFile))
-		if err != nil {
-			return err
-		}
-		if p != nil {
-			p.close()
-			return h.goOn(ctx, vm)
-		}
-		return h.launch(ctx, d)
-	})
+	}
+	return h.locked(ctx, vm, func() error { return h.start(ctx, vm) })
 }
 
-// goOn has a VM run whose process is there.
-func (h *Host) goOn(ctx context.Context, vm string) error {
+func (h *Host) start(ctx context.Context, vm string) error {
 	power, err := h.state(ctx, vm)
 	switch {
 	case err != nil:
 		return err
-	case power == host.Off && h.c.QMP[vm] == "":
-		return fault.New(fault.HostUnreachable, "the VM went off while it was started")
-	case power == host.Off:
-		return fault.New(fault.HostRefused, "the VM is off, and it is not sitrep that starts it: its control socket is made by something else").At(h.c.QMP[vm])
+	case power == host.Running:
+		return h.unmark(vm)
 	case power == host.Paused:
-		if err := h.command(ctx, vm, "cont", nil); err != nil {
-			return err
-		}
+		return h.thaw(ctx, vm)
 	}
-	return h.unmark(vm)
+	if path, ok := h.c.QMP[vm]; ok {
+		return fault.New(fault.HostRefused, "the VM is off, and it is not sitrep that starts it: its control socket is made by something else").At(path)
+	}
+	d, err := h.definition(vm)
+	if err != nil {
+		return err
+	}
+	return h.launch(ctx, d)
 }
 
 func (h *Host) launch(ctx context.Context, d host.Definition) error {
@@ -358,10 +347,14 @@ func (h *Host) state(ctx context.Context, vm string) (host.Power, error) {
 	}
 	defer p.close()
 	power, err := h.power(ctx, vm)
-	if gone, _ := p.wait(ctx, 0); gone { // it ended while it was asked
+	limit := time.Duration(0)
+	if err == nil && power == host.Off { // nobody listens any more: it is ending
+		limit = endLimit
+	}
+	if gone, _ := p.wait(ctx, limit); gone {
 		return host.Off, nil
 	}
-	if err == nil && power == host.Off { // nobody listens, but the process is there
+	if err == nil && power == host.Off {
 		return host.Unknown, fault.New(fault.HostUnreachable, "QEMU runs (process %d), and its control socket is gone", p.pid).At(h.socket(vm))
 	}
 	return power, err
@@ -416,17 +409,27 @@ func interrupted(ctx context.Context) error {
 	if ctx.Err() == nil {
 		return nil
 	}
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fault.Wrap(fault.HostTimeout, ctx.Err(), "the operation took too long")
+	}
 	return fault.Wrap(fault.Interrupted, ctx.Err(), "the operation was interrupted")
 }
 
 // pressPowerButton asks the guest to shut down.
 func (h *Host) pressPowerButton(ctx context.Context, vm string) error {
-	if power, err := h.power(ctx, vm); err == nil && power == host.Paused {
+	power, err := h.power(ctx, vm)
+	if err != nil {
+		return err
+	}
+	if power == host.Paused {
 		if err := h.command(ctx, vm, "cont", nil); err != nil {
 			return err
 		}
 	}
-	return h.command(ctx, vm, "system_powerdown", nil)
+	if err := h.command(ctx, vm, "system_powerdown", nil); !hungUp(err) {
+		return err
+	}
+	return nil // it is ending already
 }
 
 // cut powers the VM off: QEMU is told to quit, by which it writes out what it still holds of its images' metadata; one that
@@ -437,7 +440,7 @@ func (h *Host) cut(ctx context.Context, vm string) error {
 		return err
 	}
 	defer p.close()
-	if h.command(ctx, vm, "quit", nil) == nil {
+	if h.quit(ctx, vm) == nil {
 		gone, err := p.wait(ctx, quitLimit)
 		if gone || err != nil {
 			return err
@@ -454,61 +457,6 @@ func (h *Host) cut(ctx context.Context, vm string) error {
 		return fault.New(fault.HostTimeout, "QEMU (process %d) was killed and does not end; is its storage stuck?", p.pid)
 	}
 	return err
-}
-
-// stopForeign is Stop for a VM that something else has started.
-func (h *Host) stopForeign(ctx context.Context, vm string, grace time.Duration) error {
-	power, err := h.power(ctx, vm)
-	if err != nil || power == host.Off {
-		return err
-	}
-	files, err := h.imageFiles(ctx, vm)
-	if err != nil {
-		return err
-	}
-	off := false
-	if grace > 0 && h.pressPowerButton(ctx, vm) == nil {
-		if off, err = h.waitSocket(ctx, vm, grace); err != nil {
-			return err
-		}
-	}
-	if !off {
-		if err := h.command(ctx, vm, "quit", nil); err != nil {
-			return err
-		}
-		if off, err = h.waitSocket(ctx, vm, quitLimit); err != nil {
-			return err
-		}
-	}
-	if !off {
-		return fault.New(fault.HostTimeout, "QEMU was told to quit and did not within %v", quitLimit).At(h.socket(vm))
-	}
-	for _, path := range files {
-		if err := syncFile(path); err != nil {
-			return err
-		}
-	}
-	return h.unmark(vm)
-}
-
-// waitSocket waits until nobody listens to the VM's control socket any more.
-func (h *Host) waitSocket(ctx context.Context, vm string, limit time.Duration) (gone bool, err error) {
-	const step = 200 * time.Millisecond
-	for deadline := time.Now().Add(limit); ; {
-		c, err := dial(h.socket(vm))
-		if nobodyListens(err) {
-			return true, nil
-		}
-		if err == nil {
-			c.Close()
-		}
-		if !time.Now().Before(deadline) {
-			return false, nil
-		}
-		if err := pause(ctx, step); err != nil {
-			return false, err
-		}
-	}
 }
 
 func pause(ctx context.Context, d time.Duration) error {
@@ -651,60 +599,4 @@ func (h *Host) lock(ctx context.Context, vm string) (io.Closer, error) {
 			return nil, err
 		}
 	}
-}
-
-// Freeze pauses the VM; see host.Freezer. QEMU finishes what the guest has asked for and flushes its images before it
-// answers. A VM that an earlier run has frozen and not thawed is held, and thawed by Thaw; one that somebody else has paused
-// writes nothing either and is left to them.
-func (h *Host) Freeze(ctx context.Context, vm string) (held bool, err error) {
-	err = h.locked(ctx, vm, func() error {
-		power, err := h.state(ctx, vm)
-		if err != nil {
-			return err
-		}
-		if power == host.Absent {
-			_, err := h.definition(vm)
-			return err
-		}
-		_, err = os.Lstat(h.frozenMark(vm))
-		marked := err == nil
-		if power != host.Running {
-			held = power == host.Paused && marked
-			return nil
-		}
-		if err := durable.WriteFile(durable.OS(), h.frozenMark(vm), nil); err != nil {
-			return fault.FromOS(err)
-		}
-		if err := h.command(ctx, vm, "stop", nil); err != nil {
-			return errors.Join(err, h.thaw(context.WithoutCancel(ctx), vm))
-		}
-		held = true
-		return nil
-	})
-	return held, err
-}
-
-// Thaw lets the VM go on. One that runs, or is off by now, is no error.
-func (h *Host) Thaw(ctx context.Context, vm string) error {
-	return h.locked(ctx, vm, func() error { return h.thaw(ctx, vm) })
-}
-
-func (h *Host) thaw(ctx context.Context, vm string) error {
-	power, err := h.state(ctx, vm)
-	if err != nil {
-		return err
-	}
-	if power == host.Paused {
-		if err := h.command(ctx, vm, "cont", nil); err != nil {
-			return err
-		}
-	}
-	return h.unmark(vm)
-}
-
-func (h *Host) unmark(vm string) error {
-	if err := durable.RemoveIfThere(durable.OS(), h.frozenMark(vm)); err != nil {
-		return fault.FromOS(err)
-	}
-	return nil
 }

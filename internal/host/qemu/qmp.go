@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"sitrep/internal/fault"
@@ -151,8 +152,20 @@ func (h *Host) command(ctx context.Context, vm, command string, result any) erro
 	return q.do(ctx, command, result)
 }
 
-// power asks QEMU what the VM is doing; Off is that nobody listens.
+// power asks QEMU what the VM is doing; Off is that nobody listens. One that hangs up is about to end, and is asked again.
 func (h *Host) power(ctx context.Context, vm string) (host.Power, error) {
+	for deadline := time.Now().Add(endLimit); ; {
+		power, err := h.askPower(ctx, vm)
+		if !hungUp(err) || time.Now().After(deadline) {
+			return power, err
+		}
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			return host.Unknown, err
+		}
+	}
+}
+
+func (h *Host) askPower(ctx context.Context, vm string) (host.Power, error) {
 	var status struct {
 		Running bool   `json:"running"`
 		Status  string `json:"status"`
@@ -170,6 +183,19 @@ func (h *Host) power(ctx context.Context, vm string) (host.Power, error) {
 		return host.Running, nil
 	}
 	return host.Paused, nil // by whomever, and also by a disk that is full
+}
+
+// quit tells QEMU to end. That the connection ends before the answer is an answer.
+func (h *Host) quit(ctx context.Context, vm string) error {
+	if err := h.command(ctx, vm, "quit", nil); !hungUp(err) {
+		return err
+	}
+	return nil
+}
+
+// hungUp says whether QEMU has closed the connection.
+func hungUp(err error) bool {
+	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // imageFiles lists the files that QEMU writes to.

@@ -33,6 +33,11 @@ func (p *points) clonePath(at hrl.Pos, disk string) string {
 	return filepath.Join(p.stepPath(at), disk+pagesSuffix)
 }
 
+// cloneSumsPath is the block sums of a clone, frozen with it.
+func (p *points) cloneSumsPath(at hrl.Pos, disk string) string {
+	return filepath.Join(p.stepPath(at), disk+sumsSuffix)
+}
+
 // head is the position that the chain of steps ends at, or that it goes on behind when the ledger is an older one (see
 // Reached). While pages are being changed that is the one they are led to:
 // the step back from there holds whatever is overwritten on the way.
@@ -191,13 +196,12 @@ func (t *step) clone(folder string) (done bool, err error) {
 	}
 	for i := range t.s.Disks {
 		name := t.s.Disks[i].Name
-		to := filepath.Join(folder, name+pagesSuffix)
-		err := t.r.fs.Clone(t.r.pagesPath(name), to)
-		if errors.Is(err, errors.ErrUnsupported) {
-			return false, t.unclone(folder, i)
+		err := t.cloneFile(t.r.sumsPath(name), filepath.Join(folder, name+sumsSuffix))
+		if err == nil { // the pages last: they are what makes it a clone
+			err = t.cloneFile(t.r.pagesPath(name), filepath.Join(folder, name+pagesSuffix))
 		}
-		if err == nil {
-			err = syncFile(t.r.fs, to)
+		if errors.Is(err, errors.ErrUnsupported) {
+			return false, t.unclone(folder, i+1)
 		}
 		if err != nil {
 			return false, err
@@ -206,11 +210,20 @@ func (t *step) clone(folder string) (done bool, err error) {
 	return true, nil
 }
 
+func (t *step) cloneFile(from, to string) error {
+	if err := t.r.fs.Clone(from, to); err != nil {
+		return err
+	}
+	return syncFile(t.r.fs, to)
+}
+
 // unclone removes the clones of the first n disks.
 func (t *step) unclone(folder string, n int) error {
 	for _, d := range t.s.Disks[:n] {
-		if err := durable.RemoveIfThere(t.r.fs, filepath.Join(folder, d.Name+pagesSuffix)); err != nil {
-			return err
+		for _, suffix := range []string{pagesSuffix, sumsSuffix} {
+			if err := durable.RemoveIfThere(t.r.fs, filepath.Join(folder, d.Name+suffix)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

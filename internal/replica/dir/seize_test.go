@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -38,9 +39,13 @@ func eachHeld(t *testing.T, cut func(t *testing.T, k int, clone, applying bool) 
 		for _, applying := range []bool{false, true} {
 			t.Run(fmt.Sprintf("clone=%v,applying=%v", clone, applying), func(t *testing.T) {
 				t.Parallel()
+				step := 3
+				if os.Getenv("SITREP_LONG") != "" {
+					step = 1
+				}
 				k := 1
 				for cut(t, k, clone, applying) {
-					k++
+					k += step
 				}
 				if k < 30 {
 					t.Errorf("taking over has only %d operations", k)
@@ -170,6 +175,7 @@ func TestSeizeCopiesOnce(t *testing.T) {
 // TestSeizeFromLedgerLock takes over from a run that stopped while it changed the ledger: that cannot be, and it says whom to
 // end.
 func TestSeizeFromLedgerLock(t *testing.T) {
+	t.Parallel()
 	fs, h := held(t, false, false)
 	lock, err := fs.Lock(root + "/vm/ledger.lock")
 	check(t, err)

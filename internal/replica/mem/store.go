@@ -33,7 +33,7 @@ type vm struct {
 	ledger []byte
 	disks  map[string]*disk
 	shelf  map[string]*sparse
-	points map[hrl.Pos]map[string]*sparse
+	points map[hrl.Pos]map[string]*disk
 }
 
 // New returns a store that has no identity yet.
@@ -102,7 +102,7 @@ func (s *Store) Create(ctx context.Context, first replica.State) (replica.Replic
 	}
 	v := &vm{
 		name: first.VM, ledger: data,
-		disks: map[string]*disk{}, shelf: map[string]*sparse{}, points: map[hrl.Pos]map[string]*sparse{},
+		disks: map[string]*disk{}, shelf: map[string]*sparse{}, points: map[hrl.Pos]map[string]*disk{},
 	}
 	s.vms[v.name] = v
 	return v.open()

@@ -42,6 +42,7 @@ func TestStore(t *testing.T, fresh func(t *testing.T) Place) {
 		"ShelfNames":    testShelfNames,
 		"Ledger":        testLedger,
 		"Fencing":       testFencing,
+		"Proven":        testProven,
 		"Seize":         testSeize,
 		"SeizeAgain":    testSeizeAgain,
 		"Cancelled":     testCancelled,

@@ -25,7 +25,7 @@ func testShelf(t *testing.T, place Place) {
 		for range 2 { // the same file again is no difference
 			sent, err := r.Shelf().Put(ctx, "d.1.hrl", f)
 			check(t, err)
-			if sent < int64(len(data)) || sent > int64(len(data))+4096 {
+			if sent < 0 || sent > int64(len(data))+4096 { // less, where they are compressed
 				t.Errorf("%d bytes were moved for a log of %d", sent, len(data))
 			}
 		}

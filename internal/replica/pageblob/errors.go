@@ -1,0 +1,167 @@
+package pageblob
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
+
+	"sitrep/internal/fault"
+)
+
+// address matches what must not be printed: the address of a request has the signature of a SAS in it.
+var address = regexp.MustCompile(`https?://[^\s"]+|sig=[^\s"&]+`)
+
+// hidden is the cause of a failed request without its address. It still is what it was to errors.Is.
+type hidden struct{ err error }
+
+func (h hidden) Error() string { return address.ReplaceAllString(h.err.Error(), "(address not shown)") }
+
+func (h hidden) Is(target error) bool { return errors.Is(h.err, target) }
+
+// strip takes the address off the error of a transport.
+func strip(err error) error {
+	var u *url.Error
+	for errors.As(err, &u) {
+		err = u.Err
+	}
+	return hidden{err}
+}
+
+// hasCode says whether the service answered with one of the codes.
+func hasCode(err error, codes ...bloberror.Code) bool { return bloberror.HasCode(err, codes...) }
+
+// isMissing says whether the service, and not something in between, says that there is no such blob.
+func isMissing(err error) bool { return hasCode(err, bloberror.BlobNotFound) }
+
+// unanswered says whether it is not known if the service has done what it was asked to do.
+func unanswered(err error) bool {
+	var re *azcore.ResponseError
+	if !errors.As(err, &re) {
+		return true
+	}
+	return re.StatusCode >= 500 || re.StatusCode == http.StatusRequestTimeout
+}
+
+// Codes that package bloberror does not name.
+const (
+	codeContainerDeleting  bloberror.Code = "ContainerBeingDeleted"
+	codeSnapshotRate       bloberror.Code = "SnapshotOperationRateExceeded"
+	codeSnapshotCount      bloberror.Code = "SnapshotCountExceeded"
+	codeBlobOverwritten    bloberror.Code = "BlobOverwritten"
+	codeMemoryLimit        bloberror.Code = "MemoryExtentStoreAtSizeLimit" // Azurite's
+	codeCRC64Mismatch      bloberror.Code = "Crc64Mismatch"
+	codeNotImplemented     bloberror.Code = "APINotImplemented"
+	codePublicAccess       bloberror.Code = "PublicAccessNotPermitted"
+	codeUnverifiableSource bloberror.Code = "CannotVerifyCopySource"
+)
+
+// rules are the classes of the service's answers that have a code of their own; statuses are told apart afterwards.
+func rules() []struct {
+	code fault.Code
+	of   []bloberror.Code
+} {
+	return []struct {
+		code fault.Code
+		of   []bloberror.Code
+	}{
+		{fault.StoreNotMounted, []bloberror.Code{bloberror.ContainerNotFound, bloberror.ResourceNotFound, bloberror.ContainerDisabled}},
+		{fault.NotFound, []bloberror.Code{bloberror.BlobNotFound}},
+		{fault.StoreCorrupted, []bloberror.Code{bloberror.MD5Mismatch, codeCRC64Mismatch}},
+		{fault.StoreLimit, []bloberror.Code{codeSnapshotCount, codeSnapshotRate, codeBlobOverwritten, bloberror.SnapshotsPresent,
+			bloberror.PendingCopyOperation, bloberror.RequestBodyTooLarge, bloberror.MetadataTooLarge, bloberror.BlockCountExceedsLimit, codeMemoryLimit}},
+		{fault.RunLocked, []bloberror.Code{bloberror.LeaseAlreadyPresent, bloberror.LeaseIsBreakingAndCannotBeAcquired,
+			bloberror.LeaseIDMissing, bloberror.LeaseIDMismatchWithBlobOperation, bloberror.LeaseIDMismatchWithLeaseOperation,
+			bloberror.LeaseLost, bloberror.LeaseNotPresentWithBlobOperation, bloberror.LeaseNotPresentWithLeaseOperation,
+			bloberror.LeaseIsBrokenAndCannotBeRenewed}},
+		{fault.Fenced, []bloberror.Code{bloberror.SequenceNumberConditionNotMet}},
+		{fault.Busy, []bloberror.Code{codeContainerDeleting}},
+		{fault.LedgerConflict, []bloberror.Code{bloberror.ConditionNotMet, bloberror.BlobAlreadyExists}},
+		{fault.StoreDenied, []bloberror.Code{codePublicAccess}},
+		{fault.StoreThrottled, []bloberror.Code{bloberror.ServerBusy, bloberror.OperationTimedOut}},
+	}
+}
+
+// classify makes the error of a request one for the operator: what the service answered, by its code, or by the status where
+// a proxy answered in its place; the request's id; and never its address. where is the blob, without secrets.
+func classify(err error, where string) error {
+	if err == nil {
+		return nil
+	}
+	if e := fault.Find(err); e != nil {
+		return err
+	}
+	if errors.Is(err, context.Canceled) {
+		return fault.Wrap(fault.Interrupted, context.Canceled, "").At(where)
+	}
+	var re *azcore.ResponseError
+	if errors.As(err, &re) {
+		return answered(re, where)
+	}
+	var auth *azidentity.AuthenticationFailedError
+	if errors.As(err, &auth) || strings.Contains(err.Error(), "failed to acquire a token") {
+		return fault.New(fault.StoreDenied, "no Azure credential of this machine works (managed identity, environment, az login)").At(where)
+	}
+	if strings.Contains(err.Error(), "not permitted for non-TLS") {
+		return fault.New(fault.StoreDenied, "a token is sent over https only").At(where)
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fault.New(fault.StoreUnreachable, "there was no answer in time").At(where)
+	}
+	return fault.Wrap(fault.StoreUnreachable, strip(err), "").At(where)
+}
+
+// answered is classify for what came over HTTP.
+func answered(re *azcore.ResponseError, where string) *fault.Error {
+	e := fault.New(codeOf(re), "%s", answer(re)).At(where)
+	if e.Code == fault.NotFound {
+		e.Err = fs.ErrNotExist
+	}
+	return e
+}
+
+func codeOf(re *azcore.ResponseError) fault.Code {
+	for _, r := range rules() {
+		if slices.Contains(r.of, bloberror.Code(re.ErrorCode)) {
+			return r.code
+		}
+	}
+	switch s := re.StatusCode; {
+	case s == http.StatusUnauthorized, s == http.StatusForbidden, s == http.StatusProxyAuthRequired:
+		return fault.StoreDenied
+	case s == http.StatusTooManyRequests, s == http.StatusServiceUnavailable:
+		return fault.StoreThrottled
+	case s == http.StatusRequestEntityTooLarge:
+		return fault.StoreLimit
+	case s == http.StatusNotImplemented:
+		return fault.StoreUnfit
+	case s >= 500, s == http.StatusRequestTimeout, re.ErrorCode == "":
+		return fault.StoreUnreachable
+	}
+	return fault.StoreUnfit
+}
+
+// answer is the service's answer in a few words: what was asked for, and under which name its operator finds it.
+func answer(re *azcore.ResponseError) string {
+	code := re.ErrorCode
+	if code == "" {
+		code = "no error code: the answer is not the storage service's, perhaps a proxy's"
+	}
+	text := fmt.Sprintf("HTTP %d, %s", re.StatusCode, code)
+	if re.RawResponse == nil {
+		return text
+	}
+	if id := re.RawResponse.Header.Get("x-ms-request-id"); id != "" && len(id) <= 64 {
+		text += ", request id " + id
+	}
+	return text
+}

@@ -1,0 +1,143 @@
+package pageblob
+
+import (
+	"context"
+	"io"
+	"sync"
+
+	"sitrep/internal/block"
+	"sitrep/internal/fault"
+	"sitrep/internal/replica"
+	"sitrep/internal/sums"
+)
+
+// pointView is the disks of one recovery point.
+type pointView struct {
+	vm    string
+	disks map[string]*pointDisk
+}
+
+// Disk returns a disk of the point; see replica.PointView.
+func (v *pointView) Disk(name string) (replica.PointDisk, error) {
+	d := v.disks[name]
+	if d == nil {
+		return nil, fault.New(fault.PointMissing, "the recovery point has no such disk").Of(v.vm, name)
+	}
+	return d, nil
+}
+
+// Close ends the view. There is nothing to give back.
+func (v *pointView) Close() error { return nil }
+
+// pointDisk is one disk of a point. What is read is read in whole blocks, each of which is proved by its sum.
+type pointDisk struct {
+	ctx       context.Context // of the call that opened it: its methods have none
+	vm, name  string
+	size      int64
+	blockSize int64
+	pages     *source
+	ranges    *rangeMap // of the pages
+	table     *rangeMap // of the sums
+
+	mu     sync.Mutex
+	last   block.Range // the block that was read last, for readers of less than a block
+	cached []byte
+}
+
+// Size is the number of guest bytes at the point.
+func (d *pointDisk) Size() int64 { return d.size }
+
+// ReadAt reads guest bytes; see io.ReaderAt and replica.PointDisk.
+func (d *pointDisk) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, fault.New(fault.IO, "offset %d", off).Of(d.vm, d.name)
+	}
+	want := min(int64(len(p)), max(d.size-off, 0))
+	if want > 0 {
+		if err := d.readProven(p[:want], off); err != nil {
+			return 0, in(err, d.vm, d.name)
+		}
+	}
+	if want < int64(len(p)) {
+		return int(want), io.EOF
+	}
+	return int(want), nil
+}
+
+// readProven fills p, at most 4 MiB of blocks at a time.
+func (d *pointDisk) readProven(p []byte, off int64) error {
+	for len(p) > 0 {
+		n := min(int64(len(p)), maxPut-off%d.blockSize)
+		part := block.Range{Off: off, Len: n}
+		whole := part.Outward(d.blockSize).Intersect(block.Range{Len: d.size})
+		buf := d.remembered(whole)
+		if buf == nil {
+			buf = make([]byte, whole.Len)
+			if err := d.prove(buf, whole); err != nil {
+				return err
+			}
+			d.remember(whole, buf)
+		}
+		copy(p[:n], buf[off-whole.Off:])
+		p, off = p[n:], off+n
+	}
+	return nil
+}
+
+func (d *pointDisk) remembered(r block.Range) []byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.cached != nil && d.last == r {
+		return d.cached
+	}
+	return nil
+}
+
+func (d *pointDisk) remember(r block.Range, buf []byte) {
+	if r.Len > d.blockSize {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.last, d.cached = r, buf
+}
+
+// prove reads whole blocks and compares them with their sums.
+func (d *pointDisk) prove(buf []byte, r block.Range) error {
+	for rest := r; !rest.Empty(); {
+		e, err := d.ranges.extent(d.ctx, rest)
+		if err != nil {
+			return err
+		}
+		if e.Kind == block.Data {
+			if err := d.pages.read(d.ctx, buf[e.Off-r.Off:][:e.Len], e.Off); err != nil {
+				return err
+			}
+		}
+		rest = block.Range{Off: e.End(), Len: rest.End() - e.End()}
+	}
+	first := r.Off / d.blockSize
+	want, err := loadOnce(d.ctx, d.table, first, block.Count(r.Len, d.blockSize))
+	if err != nil {
+		return err
+	}
+	for i, sum := range want {
+		b := block.Nth(first+int64(i), d.blockSize, d.size)
+		if sums.Of(buf[b.Off-r.Off:][:b.Len]) != sum {
+			return fault.New(fault.ReplicaCorrupt, "the block is not what its sum says").AtOff(d.pages.where(), b.Off)
+		}
+	}
+	return nil
+}
+
+// Extent tells pages from what has none; see replica.PointDisk.
+func (d *pointDisk) Extent(off, n int64) (block.Extent, error) {
+	if !(block.Range{Off: off, Len: n}).Within(d.size) {
+		return block.Extent{}, fault.New(fault.IO, "[%d,+%d) is not on the disk of %d bytes", off, n, d.size).Of(d.vm, d.name)
+	}
+	if n == 0 {
+		return block.Extent{Range: block.Range{Off: off}}, nil
+	}
+	e, err := d.ranges.extent(d.ctx, block.Range{Off: off, Len: n})
+	return e, in(err, d.vm, d.name)
+}
