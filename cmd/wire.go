@@ -41,7 +41,7 @@ func (p *program) open() (*world, error) {
 	if s.Store.Azure != nil {
 		return w, nil
 	}
-	w.store = replica.WithRetries(dir.New(p.fs, s.Store.Directory), replica.Retries{Sleep: p.sleep, Log: p.log})
+	w.store = replica.WithRetries(w.limited(dir.New(p.fs, s.Store.Directory)), replica.Retries{Sleep: p.sleep, Log: p.log})
 	return w, nil
 }
 
