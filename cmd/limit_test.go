@@ -58,7 +58,7 @@ func TestBandwidthByTheClock(t *testing.T) {
 
 // TestBandwidthBesideTheStore: what runs beside the store does not send over the line that the policy limits.
 func TestBandwidthBesideTheStore(t *testing.T) {
-	m := newRig(t, "apply: elsewhere, bandwidth: 64KiB")
+	m := newRig(t, "apply: elsewhere, log_limit_percent: 100, bandwidth: 64KiB")
 	m.must(0, "protect", "web01")
 	m.write("os", 0, 64<<10, 9)
 	m.must(0, "delta", "web01")
