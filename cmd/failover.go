@@ -72,6 +72,8 @@ func planFlag() cli.Flag {
 type failoverOptions struct {
 	failover.Options
 	network string
+	// claimed are the addresses of other VMs of the same recovery plan.
+	claimed []network.Taken
 }
 
 func (p *program) failoverKind(k failover.Kind, usage string, flags ...cli.Flag) *cli.Command {
@@ -84,7 +86,7 @@ func (p *program) failoverKind(k failover.Kind, usage string, flags ...cli.Flag)
 			if err != nil {
 				return err
 			}
-			o := failoverOptions{failover.Options{Point: c.String("point"), NoShutdown: c.Bool("no-shutdown")}, c.String("network")}
+			o := failoverOptions{Options: failover.Options{Point: c.String("point"), NoShutdown: c.Bool("no-shutdown")}, network: c.String("network")}
 			if err := w.knowsNetwork(o.network); err != nil {
 				return err
 			}

@@ -34,19 +34,19 @@ func (w *world) failoverJob(ctx context.Context, vm *site.VM, o failoverOptions)
 	if err != nil {
 		return nil, err
 	}
-	folder := w.site.Recovery.Folder
+	folder := cmpOr(w.site.Recovery.Folder, filepath.Join(w.site.Dir, site.DefaultRecoveredFolder))
 	j := &failover.Job{
 		VM: vm.Name, Store: w.store, FS: w.fs, By: w.owner(), Keep: vm.Policy().RecoveryPoints,
 		Source:   failover.Place{Host: source, Name: vm.Name, Grace: vm.ShutdownGrace, Foreign: vm.QMP != ""},
 		Recovery: failover.Place{Host: recovery, Name: vm.Name, Grace: vm.ShutdownGrace},
 		Folder:   filepath.Join(folder, vm.Name), TestFolder: filepath.Join(folder, vm.Name+"-test"),
-		Format:  disk.Format(w.site.Recovery.Format),
+		Format:  disk.Format(cmpOr(string(w.site.Recovery.Format), string(site.RecoverVHD))),
 		Machine: machineOf(vm),
 		Step:    func(_ string, f func() (int64, string, error)) error { _, _, err := f(); return err },
 		Meter:   w.meter(vm.Name), Log: w.log, Now: w.now,
 	}
 	j.NICs = func(ctx context.Context, k failover.Kind) ([]host.NIC, []string, error) {
-		return w.nics(ctx, vm, k, o.network)
+		return w.nics(ctx, vm, k, o)
 	}
 	j.Recovery.Booted = w.bootCheck(vm, recovery)
 	j.LastChanges = func(ctx context.Context) error { return w.lastChanges(ctx, vm, j) }
@@ -100,12 +100,12 @@ func (w *world) lastChanges(ctx context.Context, vm *site.VM, j *failover.Job) e
 }
 
 // nics makes the table of networks of a failover.
-func (w *world) nics(ctx context.Context, vm *site.VM, k failover.Kind, network string) ([]host.NIC, []string, error) {
+func (w *world) nics(ctx context.Context, vm *site.VM, k failover.Kind, o failoverOptions) ([]host.NIC, []string, error) {
 	taken, err := w.takenAddresses(ctx, vm.Name)
 	if err != nil {
 		return nil, nil, err
 	}
-	return w.networkTable(vm, k, network, taken)
+	return w.networkTable(vm, k, o.network, append(taken, o.claimed...))
 }
 
 // takenAddresses are those of the VMs that run at the recovery site, and who has them.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/term"
 
 	"sitrep/failover"
+	"sitrep/failover/network"
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/internal/hook"
@@ -91,6 +93,16 @@ func (m *member) Boot(ctx context.Context) error {
 	}
 	m.w.sayFailedOver(m.vm, m.kind, m.obj)
 	return nil
+}
+
+// claims are the addresses that the VM will have at the recovery site, or has. That one is taken is found out here, before
+// anything is started.
+func (m *member) claims(ctx context.Context) ([]network.Taken, error) {
+	if m.kind == "" || m.over(ctx) {
+		return nil, nil
+	}
+	nics, _, err := m.job.NICs(ctx, m.kind)
+	return network.Claims(m.vm.Name, nics), err
 }
 
 // over says that this VM's part of the plan was done before: a plan skips a VM that is there already.
@@ -271,16 +283,22 @@ func (w *world) planRun(ctx context.Context, plan *site.Plan, rec failover.PlanR
 		Save: func(r failover.PlanRecord) error { return w.savePlan(r) }, Now: w.now, RunScript: w.planScript, Ask: w.asker(),
 	}
 	var members []*member
+	var claimed []network.Taken // no two VMs of the plan get one address
 	for _, g := range plan.Groups {
 		group := failover.Group{Pre: actionsOf(g.Pre), Post: actionsOf(g.Post)}
 		for _, vm := range g.VMs {
 			m := &member{w: w, vm: vm, kind: kind, obj: &failoverObject{vmHead: vmHead{VM: vm.Name}, Kind: rec.Type},
-				opts: failoverOptions{failover.Options{Point: rec.Point, NoShutdown: rec.NoShutdown}, rec.Network},
+				opts: failoverOptions{failover.Options{Point: rec.Point, NoShutdown: rec.NoShutdown}, rec.Network, claimed},
 				mode: failover.FailbackOptions{Mode: failover.Mode(rec.Mode)}}
 			var err error
 			if m.job, err = w.failoverJob(ctx, vm, m.opts); err != nil {
 				return nil, nil, fault.In(err, vm.Name, "")
 			}
+			claims, err := m.claims(ctx)
+			if err != nil {
+				return nil, nil, fault.In(err, vm.Name, "")
+			}
+			claimed = slices.Concat(claimed, claims)
 			members, run.Members[vm.Name] = append(members, m), m
 			group.VMs = append(group.VMs, vm.Name)
 		}

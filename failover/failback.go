@@ -268,6 +268,9 @@ func (f *homeward) synchronize(ctx context.Context, st replica.State, id StepID)
 		return 0, err
 	}
 	sent, err = f.bring(ctx, st, d, running)
+	if e := fault.Find(err); e != nil && e.Class() == fault.Resync { // said of logs of a failback it means: bring them anew
+		err = fault.Wrap(fault.FailoverFailed, err, "the disks at home are whole, old or new")
+	}
 	if err = errors.Join(err, thaw()); err != nil {
 		return sent, err
 	}

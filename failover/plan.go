@@ -105,8 +105,13 @@ func (j *Job) plan(ctx context.Context, st replica.State, k Kind, o Options) (p 
 	if k == Unplanned && st.Phase == replica.FailedOver && !p.ChangesPoint {
 		return p, runsAlready(rec)
 	}
-	if p.VMDef, p.Notes, err = j.definition(ctx, st, *p.Found, k); err != nil {
+	if p.VMDef, err = Made(rec); err != nil { // what was made has the addresses that it was given
 		return p, err
+	}
+	if p.VMDef.Name == "" || p.ChangesPoint {
+		if p.VMDef, p.Notes, err = j.definition(ctx, st, *p.Found, k); err != nil {
+			return p, err
+		}
 	}
 	for _, d := range p.VMDef.Disks {
 		p.Bytes += d.Size

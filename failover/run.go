@@ -88,7 +88,8 @@ func (r *run) do(ctx context.Context, id StepID) (bytes int64, note string, err 
 	case StepHook:
 		return 0, "", r.onVM(ctx, id, func(d host.Definition) error { return r.Hook(ctx, r.kind, d) })
 	case StepComplete:
-		return 0, "", r.complete(ctx)
+		note, err = r.complete(ctx)
+		return 0, note, err
 	}
 	return 0, "", fmt.Errorf("failover has no step %q", id)
 }
@@ -269,8 +270,12 @@ func (r *run) finishApply(ctx context.Context, rep replica.Replica, st replica.S
 	if len(st.Pending) == 0 || !r.wantsLatest() && st.Applying == nil {
 		return nil
 	}
-	job := &replicate.Job{VM: r.VM, Replica: rep, FS: r.FS, Keep: r.Keep, Meter: r.Meter, Log: r.Log, Now: r.Now, TakenOver: r.kind != Test}
-	_, err := job.Apply(ctx)
+	job := &replicate.Job{VM: r.VM, Replica: rep, FS: r.FS, Keep: r.Keep, Meter: r.Meter, Log: r.Log, Now: r.Now}
+	apply := job.Finish
+	if r.kind == Test {
+		apply = job.Apply
+	}
+	_, err := apply(ctx)
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
@@ -392,13 +397,15 @@ func (r *run) onVM(ctx context.Context, id StepID, f func(host.Definition) error
 }
 
 // complete says in the ledger that the VM runs.
-func (r *run) complete(ctx context.Context) error {
-	return r.note(ctx, StepComplete, func(st *replica.State, rec *replica.Failover) {
+func (r *run) complete(ctx context.Context) (text string, err error) {
+	err = r.note(ctx, StepComplete, func(st *replica.State, rec *replica.Failover) {
 		rec.Finished = r.Now().UTC()
 		if r.kind != Test {
 			st.Phase, st.PhaseSince = replica.FailedOver, rec.Finished
 		}
+		text = fmt.Sprintf("RTO %s, RPO %s", RTO(*rec).Round(time.Millisecond), RPO(*rec).Round(time.Second))
 	})
+	return text, err
 }
 
 // removeVM removes a VM that was made at the recovery host, and its disks.

@@ -47,9 +47,6 @@ type Job struct {
 	// LogLimit is the share of a disk's size, in percent, that the change logs may take which Capture leaves waiting; 0 is no
 	// limit. A cut that would take more is given up with fault.LogLimit. Delta, which ships what it writes, has no limit.
 	LogLimit int
-	// TakenOver says that this run has taken the replica over for a failover: what lies on the shelf may be applied although
-	// the ledger says that the VM is away.
-	TakenOver bool
 	// Keep is how many recovery points stay (1 or more).
 	Keep  int
 	Meter progress.Meter

@@ -4,12 +4,13 @@ import (
 	"sync"
 
 	"sitrep/internal/block"
+	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/internal/sums"
 )
 
-// Proven reads a disk and proves what it reads by the disk's block sums. Its fields are set before the first use; it may
-// then be used concurrently, when Read and Sums may.
+// Proven reads a disk that does not change, and proves what it reads by the disk's block sums. Its fields are set before the
+// first use; it may then be used concurrently, when Read and Sums may.
 type Proven struct {
 	BlockSize int64
 	// End is the number of bytes of the disk: the last block ends there.
@@ -23,7 +24,13 @@ type Proven struct {
 	// Path tells an operator where the disk is.
 	Path string
 
-	scratch sync.Pool // of *[]byte: a block that is wanted in part
+	blocks sync.Pool // of *provenBlock: blocks that were wanted in part, the rest of which may be wanted next
+}
+
+// provenBlock is a block as it was read; nothing changes it as long as the disk may be read.
+type provenBlock struct {
+	at   int64 // -1: nothing yet
+	data []byte
 }
 
 // ReadAt fills b, which lies on the disk, or fails with fault.ReplicaCorrupt at the first block that is not what its sum says.
@@ -59,16 +66,19 @@ func (p *Proven) whole(off, n int64) int64 {
 // part reads the rest of the block at off, or as much of it as b takes.
 func (p *Proven) part(b []byte, off int64) (int64, error) {
 	blk := block.Nth(off/p.BlockSize, p.BlockSize, p.End)
-	buf, _ := p.scratch.Get().(*[]byte)
-	if buf == nil {
-		buf = new([]byte)
-		*buf = make([]byte, p.BlockSize)
+	have, _ := p.blocks.Get().(*provenBlock)
+	if have == nil {
+		have = &provenBlock{at: -1, data: durable.AlignedBuffer(int(p.BlockSize))}
 	}
-	defer p.scratch.Put(buf)
-	if err := p.prove((*buf)[:blk.Len], blk.Off); err != nil {
-		return 0, err
+	defer p.blocks.Put(have)
+	if have.at != blk.Off {
+		have.at = -1
+		if err := p.prove(have.data[:blk.Len], blk.Off); err != nil {
+			return 0, err
+		}
+		have.at = blk.Off
 	}
-	return int64(copy(b, (*buf)[off-blk.Off:blk.Len])), nil
+	return int64(copy(b, have.data[off-blk.Off:blk.Len])), nil
 }
 
 // prove reads whole blocks.
