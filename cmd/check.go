@@ -147,7 +147,7 @@ func (w *world) examine(ctx context.Context, vm *site.VM) ([]diskFacts, []findin
 		facts = append(facts, f)
 	}
 	return facts, append(findings, append(
-		support.Check(w.subject(ctx, vm, facts), w.others(ctx, vm)), w.limits(vm, facts)...)...)
+		support.Check(w.subject(ctx, vm, facts), w.others(ctx, vm)), append(w.limits(vm, facts), w.unfit(vm)...)...)...)
 }
 
 func (w *world) look(vm *site.VM, d *site.Disk) (f diskFacts, err error) {

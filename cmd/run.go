@@ -112,7 +112,7 @@ func (p *program) app() *cli.App {
 
 func (p *program) subcommands() []*cli.Command {
 	return []*cli.Command{
-		p.initCommand(), p.checkCommand(), p.protectCommand(), p.replicateCommand(), p.deltaCommand(), p.applyCommand(),
+		p.initCommand(), p.checkCommand(), p.storeCommand(), p.protectCommand(), p.replicateCommand(), p.deltaCommand(), p.applyCommand(),
 		p.resyncCommand(), p.verifyCommand(), p.pointsCommand(), p.statusCommand(), p.whyCommand(), p.jobsCommand(), p.pauseCommand(), p.resumeCommand(),
 		p.failoverCommand(), p.failbackCommand(), p.unprotectCommand(), p.hrlCommand(), p.versionCommand(), p.completionCommand(), p.manCommand(),
 	}
