@@ -235,9 +235,12 @@ func (w *world) limits(vm *site.VM, facts []diskFacts) (out []finding) {
 		}
 	}
 	need := total(facts, func(f diskFacts) int64 { return f.data })
-	if free, err := freeSpace(existingFolder(w.site.Store.Directory)); w.store != nil && err == nil && free < need && !w.isKnown(vm) {
-		warn("", "store-space", "Free space there, or use another volume.",
-			"the initial copy holds %s, and the store %s has %s free", size(need), w.store.Describe(), size(free))
+	if w.site.Store.Azure == nil {
+		free, err := freeSpace(existingFolder(w.site.Store.Directory))
+		if err == nil && free < need && !w.isKnown(vm) {
+			warn("", "store-space", "Free space there, or use another volume.",
+				"the initial copy holds %s, and the store %s has %s free", size(need), w.store.Describe(), size(free))
+		}
 	}
 	if p.AppConsistentEvery > 0 && vm.Hooks.Freeze == "" {
 		warn("", "app-consistent", "Give the VM hooks: {freeze: ..., thaw: ...}.",

@@ -14,6 +14,7 @@ import (
 	"sitrep/internal/hrl"
 	"sitrep/internal/replica"
 	"sitrep/internal/replica/dir"
+	"sitrep/internal/replica/pageblob"
 	"sitrep/internal/site"
 	"sitrep/internal/state"
 	"sitrep/internal/track"
@@ -27,6 +28,8 @@ type world struct {
 	site   *site.Site
 	memory *state.Dir
 	store  replica.Store
+	// noStore says why store is nil.
+	noStore error
 }
 
 // open reads the site file. Nothing is created and no store is looked at.
@@ -38,20 +41,36 @@ func (p *program) open() (*world, error) {
 	}
 	p.res.Site = s.Path
 	w := &world{program: p, site: s, memory: state.Open(p.fs, p.stateDir(s.Dir), p.now)}
-	if s.Store.Azure != nil {
+	var store replica.Store
+	if s.Store.Azure == nil {
+		store = dir.New(p.fs, s.Store.Directory)
+	} else if store, w.noStore = p.azureStore(s); w.noStore != nil {
 		return w, nil
 	}
-	w.store = replica.WithRetries(w.limited(dir.New(p.fs, s.Store.Directory)), replica.Retries{Sleep: p.sleep, Log: p.log})
+	w.store = replica.WithRetries(w.limited(store), replica.Retries{Sleep: p.sleep, Log: p.log})
 	return w, nil
 }
 
-// haveStore refuses a store that this version cannot reach.
-func (w *world) haveStore() error {
-	if w.store == nil {
-		return fault.New(fault.PrerequisiteFail, "this version keeps replicas in a directory only: name one as store.directory").At(w.site.Path)
+// azureStore is the store in Azure. Nothing is asked yet, but the secret has to be there.
+func (p *program) azureStore(s *site.Site) (replica.Store, error) {
+	a := s.Store.Azure
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	store, err := pageblob.Open(pageblob.Config{
+		AccountURL: a.AccountURL, LogAccountURL: a.LogAccountURL, Container: a.Container,
+		ConnectionStringEnv: a.ConnectionStringEnv, KeyEnv: a.KeyEnv, SASEnv: a.SASEnv,
+		ConnectionStringFile: a.ConnectionStringFile, KeyFile: a.KeyFile, SASFile: a.SASFile,
+	}, pageblob.Options{Holder: host + ":" + p.stateDir(s.Dir), Log: p.log})
+	if err != nil {
+		return nil, err
+	}
+	return store, nil
 }
+
+// haveStore fails when the store cannot be entered: what needs none works all the same.
+func (w *world) haveStore() error { return w.noStore }
 
 // access says what a replica is opened for.
 type access bool
@@ -146,6 +165,9 @@ func (w *world) storeExists() bool {
 	known, ok, err := w.memory.Store()
 	if err != nil || ok && known.Where == w.store.Describe() {
 		return true
+	}
+	if w.site.Store.Azure != nil {
+		return false // a container that is not there yet is not mistaken for one that is elsewhere
 	}
 	_, err = w.fs.Stat(w.site.Store.Directory)
 	return !errors.Is(err, fs.ErrNotExist)

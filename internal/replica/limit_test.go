@@ -354,4 +354,3 @@ func TestRetriedIsPaidAgain(t *testing.T) {
 	}
 	wantTook(t, w.now().Sub(began), 64<<10, 1000)
 }
-

@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/url"
 	"regexp"
+	"strings"
 	"time"
 )
 
@@ -86,27 +87,19 @@ var (
 
 // parseAzureStore never repeats a value: any of them could be a secret in the wrong place.
 func parseAzureStore(v value) *AzureStore {
-	o := v.object("account_url", "connection_string_env", "container")
+	o := v.object("account_url", "container", "log_account_url",
+		"connection_string_env", "key_env", "sas_env", "connection_string_file", "key_file", "sas_file")
 	a := &AzureStore{}
 	if o.v.n == nil {
 		return a
 	}
-	byURL, byEnv := o.has("account_url"), o.has("connection_string_env")
-	if byURL == byEnv {
-		v.fail("azure: give either account_url or connection_string_env")
-	}
-	if s, ok := o.get("account_url").hiddenText(); ok {
-		a.AccountURL = s
-		if !isAccountURL(s) {
-			o.get("account_url").fail("account_url: want https://ACCOUNT.blob.core.windows.net or the like, without a user, query or fragment (value not shown)")
-		}
-	}
-	if s, ok := o.get("connection_string_env").hiddenText(); ok {
-		a.ConnectionStringEnv = s
-		if !envText.MatchString(s) {
-			o.get("connection_string_env").fail("connection_string_env: want the name of an environment variable: letters, digits and '_' (value not shown)")
-		}
-	}
+	checkSecretSource(v, o)
+	a.AccountURL = accountURL(o.get("account_url"))
+	a.LogAccountURL = accountURL(o.get("log_account_url"))
+	a.ConnectionStringEnv = envName(o.get("connection_string_env"))
+	a.KeyEnv, a.SASEnv = envName(o.get("key_env")), envName(o.get("sas_env"))
+	a.ConnectionStringFile = secretFile(o.get("connection_string_file"))
+	a.KeyFile, a.SASFile = secretFile(o.get("key_file")), secretFile(o.get("sas_file"))
 	if s, ok := o.need("container").hiddenText(); ok {
 		a.Container = s
 		if len(s) < 3 || len(s) > 63 || !containerText.MatchString(s) {
@@ -114,6 +107,56 @@ func parseAzureStore(v value) *AzureStore {
 		}
 	}
 	return a
+}
+
+// checkSecretSource wants one way to sign in.
+func checkSecretSource(v value, o object) {
+	connections, others := 0, 0
+	for _, suffix := range []string{"_env", "_file"} {
+		if o.has("connection_string" + suffix) {
+			connections++
+		}
+		for _, kind := range []string{"key", "sas"} {
+			if o.has(kind + suffix) {
+				others++
+			}
+		}
+	}
+	switch {
+	case o.has("account_url") == (connections > 0), connections > 1:
+		v.fail("azure: give either account_url or connection_string_env")
+	case connections > 0 && others > 0, others > 1:
+		v.fail("azure: give one secret only")
+	}
+}
+
+func accountURL(v value) string {
+	s, ok := v.hiddenText()
+	if ok && !isAccountURL(s) {
+		v.fail("%s: want https://ACCOUNT.blob.core.windows.net or the like, without a user, query or fragment (value not shown)", v.label())
+	}
+	return s
+}
+
+func envName(v value) string {
+	s, ok := v.hiddenText()
+	if ok && !envText.MatchString(s) {
+		v.fail("%s: want the name of an environment variable: letters, digits and '_' (value not shown)", v.label())
+	}
+	return s
+}
+
+// secretFile reads the path of a file with a secret. A secret in the place of its path is not repeated either.
+func secretFile(v value) string {
+	s, ok := v.hiddenText()
+	switch {
+	case !ok:
+		return ""
+	case s == "" || len(s) > 4096 || strings.ContainsFunc(s, isControl) || strings.ContainsAny(s, ";?&"):
+		v.fail("%s: want the path of a file (value not shown)", v.label())
+		return ""
+	}
+	return v.file()
 }
 
 // hiddenText reads text whose value must not be in a message.

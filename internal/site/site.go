@@ -73,20 +73,17 @@ type Store struct {
 	Azure     *AzureStore
 }
 
-// AzureStore is a container of an Azure storage account. Exactly one of AccountURL and ConnectionStringEnv is set.
+// AzureStore is a container of an Azure storage account. Either a connection string is named, or AccountURL is given; then at
+// most one key or SAS is named, and without one the Azure credential of the machine is used. What is named is an environment
+// variable or a file: the site file holds no secret.
 type AzureStore struct {
-	AccountURL          string // without path and query; the default Azure credential is used
-	ConnectionStringEnv string // name of an environment variable
-	Container           string
-}
+	AccountURL string // without path and query
+	Container  string
+	// LogAccountURL is the second account for change logs and ledgers, which an account for premium page blobs needs; "" if none.
+	LogAccountURL string
 
-// ConnectionString asks getenv (os.Getenv, or a test's) for the connection string. The error says that it is not set.
-func (a *AzureStore) ConnectionString(getenv func(string) string) (Secret, error) {
-	s := getenv(a.ConnectionStringEnv)
-	if s == "" {
-		return Secret{}, fault.New(fault.SiteInvalid, "store.azure.connection_string_env: the environment variable %s is not set", a.ConnectionStringEnv)
-	}
-	return NewSecret(s), nil
+	ConnectionStringEnv, KeyEnv, SASEnv    string // names of environment variables
+	ConnectionStringFile, KeyFile, SASFile string // absolute paths
 }
 
 // Policy is a set of rules for the VMs of the clouds that name it.

@@ -34,9 +34,10 @@ const (
 // crcTable is the polynomial of the storage service.
 func crcTable() *crc64.Table { return crc64.MakeTable(crc64Storage) }
 
-// once makes the requests of a context be sent one time only: for what may not be done twice, or is found out by looking.
-func once(ctx context.Context) context.Context {
-	return policy.WithRetryOptions(ctx, policy.RetryOptions{MaxRetries: -1})
+// once makes the requests of a context be sent one time only: for what may not be done twice, or is found out by looking. What
+// is not said here is not inherited from the client, so the time that one may take is said again.
+func (s *Store) once(ctx context.Context) context.Context {
+	return policy.WithRetryOptions(ctx, policy.RetryOptions{MaxRetries: -1, TryTimeout: s.opts.Retry.TryTimeout})
 }
 
 // source is what can be read of pages: of a page blob or of a snapshot of one. Nothing can be written through it: a client of
@@ -160,6 +161,9 @@ func (b *pageBlob) look(ctx context.Context) (*properties, error) {
 	}
 	if err != nil {
 		return nil, b.fail(err)
+	}
+	if resp.ETag == nil {
+		return nil, notTheService(b.where())
 	}
 	p := &properties{etag: etagOf(resp.ETag), meta: lower(resp.Metadata)}
 	if resp.BlobType == nil || *resp.BlobType != blob.BlobTypePageBlob {

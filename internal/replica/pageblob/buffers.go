@@ -19,8 +19,8 @@ import (
 // What is in a window when it is sent becomes requests by the rule of plan.
 const (
 	window     = maxPut
-	maxWindows = 20 // that hold memory: 80 MiB for all disks of a replica
-	maxIdle    = 6  // that wait for more to be written
+	maxWindows = 18 // that hold memory: 72 MiB for all disks of a replica
+	maxIdle    = 8  // that wait for more to be written
 	// gapMost is the longest gap between two ranges that is sent with them. It is less than the usual block of 64 KiB, so
 	// nothing is sent for a block of zeros; and at a request's worth of 120 KiB it pays.
 	gapMost = 32 << 10
@@ -150,7 +150,7 @@ func (b *buffers) window(ctx context.Context, key windowKey) (*windowBuf, error)
 			return w, nil
 		case w != nil && !w.sending:
 			return w, nil
-		case w == nil:
+		case w == nil && !b.sendingAny(): // else there is a place as soon as one was sent, and what waits may yet become full
 			b.sendOldest()
 		}
 		if err := b.wait(ctx); err != nil {
@@ -199,6 +199,15 @@ func (b *buffers) written(w *windowBuf) {
 	if idle > maxIdle {
 		b.sendOldest()
 	}
+}
+
+func (b *buffers) sendingAny() bool {
+	for _, w := range b.windows {
+		if w.sending {
+			return true
+		}
+	}
+	return false
 }
 
 func (b *buffers) sendOldest() {

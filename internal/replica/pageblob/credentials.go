@@ -118,7 +118,7 @@ func onAccount(text, account string) string {
 	for part := range strings.SplitSeq(text, ";") {
 		key, _, _ := strings.Cut(part, "=")
 		switch strings.ToLower(strings.TrimSpace(key)) {
-		case "blobendpoint", "endpointsuffix", "defaultendpointsprotocol", "accountname":
+		case "", "blobendpoint", "endpointsuffix", "defaultendpointsprotocol", "accountname":
 			continue
 		}
 		out = append(out, part)

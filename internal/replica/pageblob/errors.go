@@ -165,3 +165,8 @@ func answer(re *azcore.ResponseError) string {
 	}
 	return text
 }
+
+// notTheService is the error of an answer that says that all is well and lacks what the service always gives.
+func notTheService(where string) error {
+	return fault.New(fault.StoreUnreachable, "the answer is not the storage service's, perhaps a proxy's").At(where)
+}

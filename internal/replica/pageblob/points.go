@@ -145,7 +145,7 @@ func (p *points) snapshot(ctx context.Context, of entry, at hrl.Pos) error {
 	}
 	c := p.r.s.pages.NewBlobClient(p.r.vm + "/" + of.name)
 	for try := 1; ; try++ {
-		_, err := c.CreateSnapshot(once(ctx), &blob.CreateSnapshotOptions{Metadata: m, AccessConditions: ifMatch(of.etag)})
+		_, err := c.CreateSnapshot(p.r.s.once(ctx), &blob.CreateSnapshotOptions{Metadata: m, AccessConditions: ifMatch(of.etag)})
 		if err == nil || ctx.Err() != nil {
 			return classify(err, where)
 		}

@@ -261,7 +261,7 @@ func (r *vmReplica) Close() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), closing)
 	defer cancel()
-	if err := r.dropLock(once(ctx)); err != nil {
+	if err := r.dropLock(r.s.once(ctx)); err != nil {
 		// The next run of this site has the same lease, so it is not locked out.
 		r.s.opts.Log.Warn("the lock was not given back", "vm", r.vm, "error", err)
 	}

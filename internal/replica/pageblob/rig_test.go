@@ -8,10 +8,12 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 
+	"sitrep/internal/durable"
 	"sitrep/internal/replica"
 	"sitrep/internal/replica/pageblob"
 	"sitrep/internal/replica/pageblob/azuritetest"
 	"sitrep/internal/replica/replicatest"
+	"sitrep/internal/sums"
 )
 
 // azurite is the server of all tests of this package. (Tests have no other way to share a process.)
@@ -49,4 +51,24 @@ func TestContract(t *testing.T) {
 			return open(t, container, opts)
 		}
 	})
+}
+
+// logOf is a sealed log with the given content.
+func logOf(t testing.TB, content string) durable.File {
+	t.Helper()
+	f, err := replicatest.OSLogs(t)("log", []byte(content))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// sumsOfOnes is n sums that are not zero.
+func sumsOfOnes(n int) []sums.Sum {
+	out := make([]sums.Sum, n)
+	for i := range out {
+		out[i] = sums.Of([]byte{byte(i + 1)})
+	}
+	return out
 }

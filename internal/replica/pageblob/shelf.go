@@ -209,6 +209,9 @@ func (s *shelf) look(ctx context.Context, name string) (*properties, error) {
 	if err != nil {
 		return nil, classify(err, s.r.s.whereBlock(s.blob(name)))
 	}
+	if props.ETag == nil {
+		return nil, notTheService(s.r.s.whereBlock(s.blob(name)))
+	}
 	p := &properties{etag: etagOf(props.ETag), meta: lower(props.Metadata)}
 	if g, err := strconv.ParseUint(p.meta[metaGeneration], 10, 64); err == nil && g > s.r.generation.Load() {
 		return nil, s.r.fenced(ctx)

@@ -253,6 +253,10 @@ func (s *Store) vms(ctx context.Context) iter.Seq2[string, error] {
 				yield("", classify(err, s.whereBlock("")))
 				return
 			}
+			if page.Segment == nil {
+				yield("", notTheService(s.whereBlock("")))
+				return
+			}
 			for _, p := range page.Segment.BlobPrefixes {
 				if p.Name != nil {
 					names = append(names, strings.TrimSuffix(*p.Name, "/"))
@@ -307,6 +311,9 @@ func (s *Store) list(ctx context.Context, c *container.Client, vm, folder string
 		page, err := pager.NextPage(ctx)
 		if err != nil {
 			return nil, classify(err, whereIn(c, prefix))
+		}
+		if page.Segment == nil {
+			return nil, notTheService(whereIn(c, prefix))
 		}
 		for _, item := range page.Segment.BlobItems {
 			if item.Name == nil || !strings.HasPrefix(*item.Name, prefix) {
@@ -435,6 +442,9 @@ func (s *Store) getBlock(ctx context.Context, name string, most int64) ([]byte, 
 	}
 	body := resp.NewRetryReader(ctx, &blob.RetryReaderOptions{MaxRetries: bodyTries})
 	defer body.Close()
+	if resp.ETag == nil {
+		return nil, nil, notTheService(where)
+	}
 	if resp.ContentLength != nil && *resp.ContentLength > most {
 		return nil, nil, fault.New(fault.LedgerCorrupt, "the blob has %d bytes, which are too many", *resp.ContentLength).At(where)
 	}

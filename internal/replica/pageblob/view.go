@@ -42,6 +42,8 @@ type pointDisk struct {
 	mu     sync.Mutex
 	last   block.Range // the block that was read last, for readers of less than a block
 	cached []byte
+	sums   []sums.Sum // a piece of the table, of the blocks from sumsAt on
+	sumsAt int64
 }
 
 // Size is the number of guest bytes at the point.
@@ -116,18 +118,34 @@ func (d *pointDisk) prove(buf []byte, r block.Range) error {
 		}
 		rest = block.Range{Off: e.End(), Len: rest.End() - e.End()}
 	}
-	first := r.Off / d.blockSize
-	want, err := loadOnce(d.ctx, d.table, first, block.Count(r.Len, d.blockSize))
-	if err != nil {
-		return err
-	}
-	for i, sum := range want {
-		b := block.Nth(first+int64(i), d.blockSize, d.size)
+	for i := r.Off / d.blockSize; i*d.blockSize < r.End(); i++ {
+		sum, err := d.sum(i)
+		if err != nil {
+			return err
+		}
+		b := block.Nth(i, d.blockSize, d.size)
 		if sums.Of(buf[b.Off-r.Off:][:b.Len]) != sum {
 			return fault.New(fault.ReplicaCorrupt, "the block is not what its sum says").AtOff(d.pages.where(), b.Off)
 		}
 	}
 	return nil
+}
+
+// sum is the sum of a block. They are read in pieces, of which the last is kept.
+func (d *pointDisk) sum(i int64) (sums.Sum, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if at := i - d.sumsAt; at >= 0 && at < int64(len(d.sums)) {
+		return d.sums[at], nil
+	}
+	const each = piece / sums.Size
+	first := i / each * each
+	list, err := loadOnce(d.ctx, d.table, first, min(each, block.Count(d.size, d.blockSize)-first))
+	if err != nil {
+		return sums.Sum{}, err
+	}
+	d.sums, d.sumsAt = list, first
+	return list[i-first], nil
 }
 
 // Extent tells pages from what has none; see replica.PointDisk.

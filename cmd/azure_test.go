@@ -1,0 +1,157 @@
+package cmd_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"sitrep/cmd"
+	"sitrep/internal/replica/pageblob/azuritetest"
+)
+
+// azureSite is a folder with a site file whose store is a container of the emulator, and a disk.
+type azureSite struct {
+	t   *testing.T
+	dir string
+	all *bytes.Buffer // everything that was written to stdout or stderr
+}
+
+func newAzureSite(t *testing.T, container, policy string) *azureSite {
+	s := &azureSite{t: t, dir: t.TempDir(), all: new(bytes.Buffer)}
+	s.write("site.yaml", []byte(`vault: test
+store: {azure: {connection_string_env: SITREP_TEST_AZURE, container: `+container+`}}
+policies: [{name: gold, block_size: 64KiB`+policy+`}]
+vmm: {clouds: [{name: c, policy: gold, hosts: [{name: h, hypervisor: none, vms: [{name: web01, generation: 1, os: linux, cpus: 1, memory: 1GiB, disks: [{name: os, path: os.raw}]}]}]}]}
+`))
+	return s
+}
+
+func (s *azureSite) write(name string, data []byte) {
+	s.t.Helper()
+	if err := os.WriteFile(filepath.Join(s.dir, name), data, 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// run runs a command that must exit with the code, and returns what it wrote to stdout.
+func (s *azureSite) run(code int, args ...string) string {
+	s.t.Helper()
+	var out, errs bytes.Buffer
+	args = append([]string{"sitrep", "--site", filepath.Join(s.dir, "site.yaml"), "--verbose"}, args...)
+	if got := cmd.Run(s.t.Context(), args, strings.NewReader(""), &out, &errs); got != code {
+		s.t.Fatalf("%v: exit code %d, want %d\n%s%s", args[4:], got, code, out.String(), errs.String())
+	}
+	s.all.Write(out.Bytes())
+	s.all.Write(errs.Bytes())
+	return out.String()
+}
+
+// points lists the recovery points, oldest first.
+func (s *azureSite) points() []string {
+	s.t.Helper()
+	var got struct {
+		VMs []struct {
+			Points []struct{ ID string }
+		}
+	}
+	if err := json.Unmarshal([]byte(s.run(0, "points", "web01", "--json")), &got); err != nil {
+		s.t.Fatal(err)
+	}
+	var ids []string
+	for _, p := range got.VMs[0].Points {
+		ids = append(ids, p.ID)
+	}
+	return ids
+}
+
+// exported is the guest bytes of a point.
+func (s *azureSite) exported(id string, size int) []byte {
+	s.t.Helper()
+	to := s.t.TempDir()
+	s.run(0, "points", "web01", "--export", id, "--to", to)
+	data, err := os.ReadFile(filepath.Join(to, "web01.os.vhd"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return data[:size]
+}
+
+func azureContainer(t *testing.T) string {
+	var pool azuritetest.Pool // the server ends with this process
+	t.Setenv("SITREP_TEST_AZURE", pool.Server(t).ConnectionString())
+	return azuritetest.Container(t)
+}
+
+// TestAzureMainJob leads a VM through everything with a replica in Azure storage.
+func TestAzureMainJob(t *testing.T) {
+	container := azureContainer(t)
+	s := newAzureSite(t, container, "")
+	disk := make([]byte, 5<<20)
+	copy(disk[1<<20:], randomBytes(1, 600<<10))
+	s.write("os.raw", disk)
+	first := bytes.Clone(disk)
+	s.run(0, "check")
+	s.run(6, "delta", "web01")
+	s.run(0, "protect", "web01", "--dry-run")
+	s.run(0, "protect", "web01")
+	copy(disk[2<<20:], randomBytes(2, 200<<10))
+	clear(disk[1<<20:][:128<<10])
+	s.write("os.raw", disk)
+	second := bytes.Clone(disk)
+	s.run(0, "delta", "web01", "--now")
+	s.run(0, "delta", "web01", "--now")
+	copy(disk, randomBytes(3, 64<<10))
+	s.write("os.raw", disk)
+	s.run(0, "delta", "web01", "--now")
+	s.run(0, "status", "web01")
+	s.run(0, "verify", "web01")
+	s.run(0, "verify", "web01", "--against-source")
+	ids := s.points()
+	if len(ids) != 3 {
+		t.Fatalf("%d recovery points", len(ids))
+	}
+	for i, want := range [][]byte{first, second, disk} {
+		if !bytes.Equal(s.exported(ids[i], len(want)), want) {
+			t.Errorf("recovery point %d is another disk", i)
+		}
+	}
+	copy(disk[3<<20:], randomBytes(4, 100<<10))
+	s.write("os.raw", disk)
+	s.run(0, "resync", "web01", "--now")
+	s.run(0, "resync", "web01", "--now", "--deep")
+	s.run(0, "verify", "web01", "--against-source")
+	s.run(0, "pause", "web01")
+	s.run(0, "resume", "web01")
+	s.run(0, "jobs")
+	s.run(0, "unprotect", "web01")
+	s.run(6, "delta", "web01")
+	s.run(0, "protect", "web01")
+	if text := s.all.String(); strings.Contains(text, azuritetest.Key[:20]) {
+		t.Error("the account's key was written")
+	}
+}
+
+// TestAzureApplyElsewhere: a site that only ships, and another folder with the same site file that applies.
+func TestAzureApplyElsewhere(t *testing.T) {
+	container := azureContainer(t)
+	s := newAzureSite(t, container, ", apply: elsewhere")
+	disk := randomBytes(1, 1<<20)
+	s.write("os.raw", disk)
+	s.run(0, "protect", "web01")
+	copy(disk[512<<10:], randomBytes(2, 64<<10))
+	s.write("os.raw", disk)
+	s.run(0, "delta", "web01", "--now")
+	if ids := s.points(); len(ids) != 1 {
+		t.Fatalf("%d recovery points before anything was applied", len(ids))
+	}
+	other := newAzureSite(t, container, ", apply: elsewhere")
+	other.run(0, "apply", "web01")
+	ids := other.points()
+	if len(ids) != 2 || !bytes.Equal(other.exported(ids[1], len(disk)), disk) {
+		t.Errorf("what was applied is another disk; points %q", ids)
+	}
+	s.run(0, "delta", "web01", "--now")
+}

@@ -1,0 +1,180 @@
+package pageblob_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// roundTrip is an http.RoundTripper made of a function.
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// over is a transport for the SDK whose errors are those of a real one: with the address of the request in them.
+func over(f roundTrip) *http.Client { return &http.Client{Transport: f} }
+
+// wire is what really sends, with connections of its own for each test.
+func wire(t testing.TB) http.RoundTripper {
+	tr := http.DefaultTransport.(*http.Transport).Clone()
+	tr.MaxIdleConnsPerHost = 64
+	t.Cleanup(tr.CloseIdleConnections)
+	return tr
+}
+
+// answer makes an answer without asking anybody.
+func answer(r *http.Request, status int, code, body string) *http.Response {
+	if r.Body != nil {
+		_, _ = io.Copy(io.Discard, r.Body)
+		r.Body.Close()
+	}
+	h := http.Header{"X-Ms-Request-Id": {"00000000-request"}}
+	if code != "" {
+		h.Set("x-ms-error-code", code)
+	}
+	return &http.Response{Status: http.StatusText(status), StatusCode: status, Header: h, Request: r, ProtoMajor: 1, ProtoMinor: 1,
+		Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(body))}
+}
+
+// kind is what a request is, in the words of the service.
+func kind(r *http.Request) string {
+	q := r.URL.Query()
+	parts := []string{r.Method}
+	for _, k := range []string{"comp", "restype"} {
+		if v := q.Get(k); v != "" {
+			parts = append(parts, v)
+		}
+	}
+	for _, h := range []string{"x-ms-page-write", "x-ms-lease-action", "x-ms-blob-type"} {
+		if v := header(r, h); v != "" {
+			parts = append(parts, v)
+		}
+	}
+	if header(r, "x-ms-copy-source") != "" {
+		parts = append(parts, "copy")
+	}
+	if q.Get("snapshot") != "" {
+		parts = append(parts, "of a snapshot")
+	}
+	return strings.Join(parts, " ")
+}
+
+// header is a header of a request. The SDK does not write all names as net/http would.
+func header(r *http.Request, name string) string {
+	for k, v := range r.Header {
+		if strings.EqualFold(k, name) {
+			return strings.Join(v, ",")
+		}
+	}
+	return ""
+}
+
+// counter counts requests, and the bytes of their bodies, by kind.
+type counter struct {
+	next http.RoundTripper
+
+	mu    sync.Mutex
+	n     map[string]int
+	bytes map[string]int64
+}
+
+func newCounter(t testing.TB) *counter {
+	return &counter{next: wire(t), n: map[string]int{}, bytes: map[string]int64{}}
+}
+
+func (c *counter) RoundTrip(r *http.Request) (*http.Response, error) {
+	c.mu.Lock()
+	c.n[kind(r)]++
+	c.bytes[kind(r)] += max(r.ContentLength, 0)
+	c.mu.Unlock()
+	return c.next.RoundTrip(r)
+}
+
+// take returns what was counted since the last take, as lines.
+func (c *counter) take() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var lines []string
+	for k, n := range c.n {
+		lines = append(lines, fmt.Sprintf("%d x %s", n, k))
+	}
+	slices.Sort(lines)
+	c.n, c.bytes = map[string]int{}, map[string]int64{}
+	return strings.Join(lines, "\n")
+}
+
+// faulty makes a share of the requests fail, in every way that a network knows.
+type faulty struct {
+	next http.RoundTripper
+	rate float64
+
+	mu   sync.Mutex
+	rng  *rand.Rand
+	seen map[string]int
+}
+
+func newFaulty(t testing.TB, seed uint64, rate float64) *faulty {
+	return &faulty{next: wire(t), rate: rate, rng: rand.New(rand.NewPCG(seed, 9)), seen: map[string]int{}}
+}
+
+func (f *faulty) choose() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.rng.Float64() >= f.rate {
+		return ""
+	}
+	faults := []string{"busy", "busy", "reset", "lost answer", "lost answer", "truncated", "timeout", "damaged"}
+	what := faults[f.rng.IntN(len(faults))]
+	if f.rng.IntN(40) == 0 {
+		what = "denied"
+	}
+	f.seen[what]++
+	return what
+}
+
+var errReset = fmt.Errorf("read: %w", syscall.ECONNRESET)
+
+func (f *faulty) RoundTrip(r *http.Request) (*http.Response, error) {
+	switch f.choose() {
+	case "busy":
+		return answer(r, 503, "ServerBusy", ""), nil
+	case "timeout":
+		return answer(r, 500, "OperationTimedOut", ""), nil
+	case "denied":
+		return answer(r, 403, "", "<html>a proxy says no</html>"), nil
+	case "reset":
+		answer(r, 500, "", "")
+		return nil, errReset
+	case "damaged":
+		if r.URL.Query().Get("comp") == "page" {
+			return answer(r, 400, "Crc64Mismatch", ""), nil
+		}
+	case "lost answer":
+		resp, err := f.next.RoundTrip(r)
+		if err == nil {
+			resp.Body.Close()
+		}
+		return nil, errReset
+	case "truncated":
+		resp, err := f.next.RoundTrip(r)
+		if err == nil && r.Method == http.MethodGet {
+			half, _ := io.ReadAll(io.LimitReader(resp.Body, max(resp.ContentLength, 0)/2))
+			resp.Body.Close()
+			resp.Body = io.NopCloser(io.MultiReader(bytes.NewReader(half), broken{}))
+		}
+		return resp, err
+	}
+	return f.next.RoundTrip(r)
+}
+
+type broken struct{}
+
+func (broken) Read([]byte) (int, error) { return 0, errors.Join(io.ErrUnexpectedEOF) }
