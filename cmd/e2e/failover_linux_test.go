@@ -232,17 +232,13 @@ func TestFailoverControls(t *testing.T) {
 		r.policy = ", apply: elsewhere"
 		r.writeSite()
 		r.ok("delta", "web01", "--now") // ships, and does not apply
-		var logs []string
-		for _, path := range r.list(r.path("store", "web01", "shelf")) {
-			logs = append(logs, path)
-		}
+		logs := r.list(r.path("store", "web01", "shelf"))
 		if len(logs) == 0 {
 			t.Fatal("nothing lies on the shelf")
 		}
 		check(t, os.Remove(logs[0]))
-		o := r.refused(4, "failover-failed", []string{"web01", "latest-processed"}, "failover", "unplanned", "web01", "--no-shutdown")
+		r.refused(4, "failover-failed", []string{"web01", "latest-processed"}, "failover", "unplanned", "web01", "--no-shutdown")
 		r.ok("failover", "unplanned", "web01", "--no-shutdown", "--point", "latest-processed")
-		_ = o
 	})
 	t.Run("no sealed point", func(t *testing.T) {
 		r, _, _ := one(t, 4*mib)

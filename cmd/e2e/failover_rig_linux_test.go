@@ -21,6 +21,7 @@ type bootRig struct {
 	guest            guesttest.Guest
 	vms              []*bootVM
 	format           string // of recovered disks
+	store            string // of the site file, in YAML
 	more             string // of the site file
 	source, recovery *qemu.Host
 }
@@ -36,7 +37,7 @@ type bootVM struct {
 
 func newBootRig(t *testing.T, format string, vms ...*bootVM) *bootRig {
 	t.Helper()
-	r := &bootRig{rig: newRig(t), guest: guesttest.Build(t), format: format, vms: vms}
+	r := &bootRig{rig: newRig(t), guest: guesttest.Build(t), format: format, vms: vms, store: "{directory: ./store}"}
 	var err error
 	r.source, err = qemu.New(qemu.Config{Folder: r.path("vms")})
 	check(t, err)
@@ -63,7 +64,7 @@ func (v *bootVM) dataPath(r *bootRig) string { return r.path("disks", v.name+"-d
 func (r *bootRig) writeBootSite() {
 	r.Helper()
 	var b strings.Builder
-	fmt.Fprintf(&b, "vault: boots\nstore: {directory: ./store}\npolicies: [{name: gold, log_limit_percent: 100}]\nnetworks: [{name: lan}]\n")
+	fmt.Fprintf(&b, "vault: boots\nstore: %s\npolicies: [{name: gold, log_limit_percent: 100, block_size: 64KiB}]\nnetworks: [{name: lan}]\n", r.store)
 	fmt.Fprintf(&b, "recovery:\n  host: dr\n  hypervisor: qemu\n  folder: ./recovered\n  format: %s\n  networks: [{name: dr-lan, attach: user, subnets: [{name: lan, cidr: 10.1.0.0/24}]}]\n", r.format)
 	b.WriteString("network_mapping: [{from: lan, to: dr-lan}]\nvmm:\n  clouds:\n    - name: c\n      policy: gold\n      hosts:\n        - name: kvm\n          hypervisor: qemu\n          folder: ./vms\n          vms:\n")
 	for i, v := range r.vms {
