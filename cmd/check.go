@@ -147,7 +147,7 @@ func (w *world) examine(ctx context.Context, vm *site.VM) ([]diskFacts, []findin
 		facts = append(facts, f)
 	}
 	return facts, append(findings, append(
-		support.Check(w.subject(ctx, vm, facts), w.others(ctx, vm)), w.limits(vm, facts)...)...)
+		support.Check(w.subject(ctx, vm, facts), w.others(ctx, vm)), append(w.limits(vm, facts), w.unfit(vm)...)...)...)
 }
 
 func (w *world) look(vm *site.VM, d *site.Disk) (f diskFacts, err error) {
@@ -219,7 +219,7 @@ func (w *world) fileID(path string) string {
 	return fmt.Sprintf("%d:%d", s.Device, s.Inode)
 }
 
-// limits are findings about the machine that sitrep runs on, and about settings that this version does not act on.
+// limits are findings about the machine that sitrep runs on, and about what the policy wants and the VM does not have.
 func (w *world) limits(vm *site.VM, facts []diskFacts) (out []finding) {
 	warn := func(disk, rule, advice, format string, args ...any) {
 		out = append(out, finding{VM: vm.Name, Disk: disk, Rule: rule, Severity: support.Warning,
@@ -245,9 +245,6 @@ func (w *world) limits(vm *site.VM, facts []diskFacts) (out []finding) {
 	if p.AppConsistentEvery > 0 && vm.Hooks.Freeze == "" {
 		warn("", "app-consistent", "Give the VM hooks: {freeze: ..., thaw: ...}.",
 			"the policy wants application-consistent recovery points, and the VM has no hooks that quiesce its applications")
-	}
-	if len(p.Bandwidth.Steps) > 0 {
-		warn("", "bandwidth", "Limit the bandwidth in the network.", "bandwidth is set, and this version does not limit it")
 	}
 	return out
 }

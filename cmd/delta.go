@@ -292,7 +292,7 @@ func (w *world) planDelta(ctx context.Context, vm *site.VM, o *deltaObject) erro
 			return err
 		}
 		o.Points = len(s.state.Points)
-		o.Estimated = s.estimate(vm, rateDelta, o.Sent)
+		o.Estimated = s.sending(vm, s.estimate(vm, rateDelta, o.Sent), o.Sent)
 		if o.Unchanged && o.Sent == 0 {
 			s.planned(vm, "nothing to send: nothing changed")
 			return nil

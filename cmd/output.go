@@ -26,6 +26,8 @@ type result struct {
 	Jobs    []jobObject    `json:"jobs,omitzero"`
 	Log     any            `json:"log,omitempty"`
 	Plan    *planObject    `json:"plan,omitempty"`
+	Store   string         `json:"store,omitempty"`
+	Checks  []probeObject  `json:"checks,omitzero"`
 }
 
 // vmObject is what a command says of one VM: a struct that embeds vmHead.

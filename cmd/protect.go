@@ -297,7 +297,7 @@ func (w *world) planSeed(ctx context.Context, vm *site.VM, disks []replica.Disk,
 		o.Disks = append(o.Disks, diskObject{Name: d.Name, Sent: n})
 	}
 	planned := sentBytes(o.Disks)
-	o.Planned, o.Estimated = &planned, w.estimate(vm, rateSeed, planned)
+	o.Planned, o.Estimated = &planned, w.sending(vm, w.estimate(vm, rateSeed, planned), planned)
 	w.planned(vm, "copy %s of %s, %s; then the first delta and recovery point", size(planned), plural(len(disks), "disk"),
 		estimateText(o.Estimated))
 	return nil

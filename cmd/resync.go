@@ -259,13 +259,13 @@ func (w *world) planResync(ctx context.Context, vm *site.VM, o *resyncObject, op
 // plan and the sending, at the rate at which bytes were sent last.
 func (s *session) estimateResync(o *resyncObject) *float64 {
 	if e := s.estimate(s.vm, rateResync, o.Scanned); e != nil {
-		return e
+		return s.sending(s.vm, e, o.Sent)
 	}
 	for _, kind := range []string{rateSeed, rateDelta} {
 		if e := s.estimate(s.vm, kind, o.Sent); e != nil {
 			*e += o.Seconds
-			return e
+			return s.sending(s.vm, e, o.Sent)
 		}
 	}
-	return nil
+	return s.sending(s.vm, nil, o.Sent)
 }

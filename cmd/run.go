@@ -65,6 +65,7 @@ type options struct {
 	verbose   bool
 	progress  string
 	dryRun    bool
+	bandwidth *site.Bandwidth // nil: as the policies say
 	version   bool
 }
 
@@ -111,7 +112,7 @@ func (p *program) app() *cli.App {
 
 func (p *program) subcommands() []*cli.Command {
 	return []*cli.Command{
-		p.initCommand(), p.checkCommand(), p.protectCommand(), p.replicateCommand(), p.deltaCommand(), p.applyCommand(),
+		p.initCommand(), p.checkCommand(), p.storeCommand(), p.protectCommand(), p.replicateCommand(), p.deltaCommand(), p.applyCommand(),
 		p.resyncCommand(), p.verifyCommand(), p.pointsCommand(), p.statusCommand(), p.whyCommand(), p.jobsCommand(), p.pauseCommand(), p.resumeCommand(),
 		p.failoverCommand(), p.failbackCommand(), p.unprotectCommand(), p.hrlCommand(), p.versionCommand(), p.completionCommand(), p.manCommand(),
 	}
@@ -137,6 +138,8 @@ func (p *program) globalFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "verbose", Usage: "write to stderr what is being done", Destination: &o.verbose},
 		&cli.StringFlag{Name: "progress", Usage: "auto, bar, lines or none", Value: "auto", Destination: &o.progress},
 		&cli.BoolFlag{Name: "dry-run", Usage: "show the plan and change nothing", Destination: &o.dryRun},
+		&cli.StringFlag{Name: "bandwidth", Usage: "send to the store at this `RATE`, such as 20Mbit, 2MiB or off, instead of the policy's",
+			Action: func(_ *cli.Context, rate string) error { return o.setBandwidth(rate) }},
 		&cli.BoolFlag{Name: "version", Usage: "print the version, as the command of this name does", Destination: &o.version},
 	}
 }

@@ -47,7 +47,7 @@ func (p *program) open() (*world, error) {
 	} else if store, w.noStore = p.azureStore(s); w.noStore != nil {
 		return w, nil
 	}
-	w.store = replica.WithRetries(store, replica.Retries{Sleep: p.sleep, Log: p.log})
+	w.store = replica.WithRetries(w.limited(store), replica.Retries{Sleep: p.sleep, Log: p.log})
 	return w, nil
 }
 

@@ -202,7 +202,7 @@ func table() map[Code]row {
 		StoreDenied:      {Critical, "The storage account refused the credentials.", "Correct the credential, its rights or its expiry.", "sitrep resume {vm}"},
 		StoreLimit:       {Critical, "A limit of the storage account was reached.", "Keep fewer recovery points, or use another kind of account.", "sitrep resume {vm}"},
 		StoreCorrupted:   {Recoverable, "Bytes were damaged on the way to the store; it refused them.", "Look at the network; a proxy may change bodies.", "{again}"},
-		StoreUnfit:       {Prerequisite, "The store does not do what the product relies on.", "See what fails.", "sitrep store probe"},
+		StoreUnfit:       {Prerequisite, "The store does not do what the product relies on.", "Mend what does not hold, or use another store.", "sitrep store probe"},
 		Difference:       {Differs, "The replica differs from what it should be.", "", "sitrep resync {vm} --deep --now"},
 	}
 }

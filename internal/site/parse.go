@@ -248,7 +248,7 @@ func (v value) bandwidth() Bandwidth {
 	if !ok {
 		return Bandwidth{}
 	}
-	b, ok := parseBandwidth(s)
+	b, ok := ParseBandwidth(s)
 	if !ok {
 		v.want(what)
 	}

@@ -109,7 +109,8 @@ type Policy struct {
 	// delta sends 167 MiB in blocks of 64 KiB, 123 MiB in 16 KiB and 94 MiB in 4 KiB, and takes least time at 16 KiB; its
 	// block sums take a thousandth of the data.
 	BlockSize int64
-	// Bandwidth limits what is sent to the store. Default: no limit.
+	// Bandwidth limits what a run sends to the store over the line between the sites: all but failover, for which nobody
+	// wants to wait, and apply where ApplyElsewhere says that it runs beside the store. Default: no limit.
 	Bandwidth Bandwidth
 	// Apply says where shipped logs are applied. Default ApplyHere.
 	Apply ApplyAt

@@ -129,6 +129,32 @@ func (b Bandwidth) Limit(t time.Time) int64 {
 	return limit
 }
 
+// Time is the least that n bytes take when sending them begins at t. Of more than a year it is a guess.
+func (b Bandwidth) Time(t time.Time, n int64) time.Duration {
+	const year = 366 * 24 * 60 // minutes
+	left, at := float64(n), t
+	for range year {
+		rate := float64(b.Limit(at))
+		rest := time.Minute - time.Duration(at.Second())*time.Second - time.Duration(at.Nanosecond())
+		switch earned := rate * rest.Seconds(); {
+		case rate == 0:
+			return at.Sub(t)
+		case earned >= left:
+			return at.Sub(t) + seconds(left/rate)
+		default:
+			left, at = left-earned, at.Add(rest)
+		}
+	}
+	return seconds(at.Sub(t).Seconds() * float64(n) / (float64(n) - left))
+}
+
+func seconds(s float64) time.Duration {
+	if s >= math.MaxInt64/1e9 {
+		return math.MaxInt64
+	}
+	return time.Duration(s * 1e9)
+}
+
 // rateUnits are the units of rates: bits in powers of ten as networks count, bytes in powers of two as disks do.
 var rateUnits = []struct {
 	name  string
@@ -152,12 +178,12 @@ func parseRate(s string) (int64, bool) {
 	return 0, false
 }
 
-// parseBandwidth reads a timetable such as "07:00,20Mbit 19:00,off", or one rate for the whole day.
-func parseBandwidth(s string) (Bandwidth, bool) {
+// ParseBandwidth reads a timetable such as "07:00,20Mbit 19:00,off", or one rate for the whole day. ok is false for
+// anything else.
+func ParseBandwidth(s string) (b Bandwidth, ok bool) {
 	if rate, ok := parseRate(s); ok {
 		return Bandwidth{Steps: []BandwidthStep{{BytesPerSecond: rate}}}, true
 	}
-	var b Bandwidth
 	last := Clock(-1)
 	for _, f := range strings.Fields(s) {
 		from, rate, _ := strings.Cut(f, ",")

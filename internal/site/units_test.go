@@ -39,13 +39,13 @@ func TestParseBandwidth(t *testing.T) {
 		"07:00,20Mbit 19:00,off": {{7 * 60, 2_500_000}, {19 * 60, 0}},
 		"00:00,1KiB  23:59,2GiB": {{0, 1 << 10}, {23*60 + 59, 2 << 30}},
 	} {
-		if got, ok := parseBandwidth(text); !ok || !reflect.DeepEqual(got.Steps, want) {
+		if got, ok := ParseBandwidth(text); !ok || !reflect.DeepEqual(got.Steps, want) {
 			t.Errorf("%q: %v %v", text, got, ok)
 		}
 	}
 	for _, text := range []string{"", " ", "20", "0Mbit", "-1Mbit", "20mbit", "1.5Mbit", "07:00", "07:00,", ",off", "7:00,off", "24:00,off", "07:60,off",
 		"19:00,off 07:00,off", "07:00,off 07:00,off", "07:00,off,off", "off off", "99999999999Gbit", "Mon-07:00,off"} {
-		if got, ok := parseBandwidth(text); ok {
+		if got, ok := ParseBandwidth(text); ok {
 			t.Errorf("%q: %v", text, got)
 		}
 	}
@@ -61,7 +61,7 @@ func at(t *testing.T, clock string) time.Time {
 }
 
 func TestBandwidthLimit(t *testing.T) {
-	b, _ := parseBandwidth("07:00,8kbit 12:30,16kbit 19:00,off")
+	b, _ := ParseBandwidth("07:00,8kbit 12:30,16kbit 19:00,off")
 	for clock, want := range map[string]int64{
 		"00:00:00": 0, "06:59:59": 0, "07:00:00": 1000, "12:29:59": 1000, "12:30:00": 2000, "18:59:59": 2000, "19:00:00": 0, "23:59:59": 0,
 	} {
@@ -73,7 +73,7 @@ func TestBandwidthLimit(t *testing.T) {
 		t.Error("no timetable, no limit")
 	}
 	// before the first step of the day the last one of the day before holds
-	b, _ = parseBandwidth("07:00,off 19:00,8kbit")
+	b, _ = ParseBandwidth("07:00,off 19:00,8kbit")
 	if got := b.Limit(at(t, "03:00:00")); got != 1000 {
 		t.Error(got)
 	}
@@ -198,5 +198,32 @@ func TestDistance(t *testing.T) {
 	}
 	if got := distance("aaaaaaaa", "a", 3); got != 3 {
 		t.Error(got)
+	}
+}
+
+func TestBandwidthTime(t *testing.T) {
+	b, _ := ParseBandwidth("07:00,8kbit 12:30,16kbit 19:00,off")
+	for _, x := range []struct {
+		clock string
+		bytes int64
+		want  time.Duration
+	}{
+		{"10:00:00", 0, 0}, {"10:00:00", 500, time.Second / 2}, {"10:00:00", 60_000, time.Minute}, {"10:00:30", 90_000, 90 * time.Second},
+		{"12:29:30", 30_000 + 7_000, 33500 * time.Millisecond}, {"18:59:59", 1 << 40, time.Second}, {"20:00:00", 1 << 40, 0},
+	} {
+		if got := b.Time(at(t, x.clock), x.bytes); got != x.want {
+			t.Errorf("%d bytes at %s: %s, want %s", x.bytes, x.clock, got, x.want)
+		}
+	}
+	if got := (Bandwidth{}).Time(at(t, "10:00:00"), 1<<40); got != 0 {
+		t.Error(got)
+	}
+	b, _ = ParseBandwidth("1kbit")
+	const years = 10 * 365 * 24 * time.Hour
+	if got := b.Time(at(t, "10:00:00"), 125*int64(years.Seconds())); (got - years).Abs() > time.Minute {
+		t.Errorf("ten years: %s", got)
+	}
+	if got := b.Time(at(t, "10:00:00"), math.MaxInt64); got <= years {
+		t.Errorf("for ever: %s", got)
 	}
 }

@@ -75,6 +75,24 @@ func (d *Dir) RememberStore(id hrl.ID, where string) error {
 	return d.save(d.Path("store.json"), Store{ID: id, Where: where, Seen: d.now().UTC()})
 }
 
+// Probe is what is remembered of the last probe of a store.
+type Probe struct {
+	Where string    `json:"where"` // as the store describes itself: no secrets
+	At    time.Time `json:"at"`
+	Unfit []string  `json:"unfit,omitempty"` // what the product needs and did not find there
+}
+
+// Probe returns what is remembered of the last probe; ok is false when nothing is.
+func (d *Dir) Probe() (p Probe, ok bool, err error) {
+	ok, err = d.load(d.Path("probe.json"), &p)
+	return p, ok, err
+}
+
+// RememberProbe keeps what a probe found. It is durable on return.
+func (d *Dir) RememberProbe(where string, unfit []string) error {
+	return d.save(d.Path("probe.json"), Probe{Where: where, At: d.now().UTC(), Unfit: unfit})
+}
+
 // VM is what is remembered of a protected VM.
 type VM struct {
 	VM        string    `json:"vm"`
