@@ -111,3 +111,49 @@ func TestOlderAfterPlanned(t *testing.T) {
 		t.Fatalf("it says that %v are lost, and %v are", lost, want)
 	}
 }
+
+// untilRoom does f with more and more room on the volume, as an operator who frees space until it is enough. Each run before says
+// that there is none.
+func (w *world) untilRoom(t *testing.T, f func() error) {
+	t.Helper()
+	defer w.FS.SetCapacity(0)
+	room, refused := int64(1), 0
+	for ; room < 1<<30; room *= 2 {
+		w.FS.SetCapacity(w.FS.Allocated() + room)
+		err := f()
+		if err == nil {
+			break
+		}
+		wantCode(t, err, fault.NoSpace)
+		refused++
+	}
+	if refused < 3 {
+		t.Fatalf("the volume was full only %d times", refused)
+	}
+}
+
+// TestFull: a full volume stops a failover, its way home and its commit with an error that says so. Nothing is lost, and each goes
+// on when there is room.
+func TestFull(t *testing.T) {
+	w, g := edge(t)
+	ctx := t.Context()
+	w.untilRoom(t, func() error { return w.run(t, failover.Planned, failover.Options{}) })
+	got, err := w.recovered("web01")
+	must(t, err)
+	must(t, same("the recovered VM", got, g))
+	must(t, w.job().Commit(ctx))
+	rng := rand.New(rand.NewPCG(5, 5))
+	replicatetest.Scribble(rng, g)
+	must(t, w.write("web01", g))
+	w.untilRoom(t, func() error {
+		err := w.job().Failback(ctx, failover.FailbackOptions{Mode: failover.MinimalDowntime}, "")
+		there, rerr := w.recovered("web01")
+		must(t, rerr)
+		must(t, same("the recovered VM", there, g))
+		return err
+	})
+	home, err := w.atHome()
+	must(t, err)
+	must(t, same("the disks at home", home, g))
+	must(t, w.job().Commit(ctx))
+}

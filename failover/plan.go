@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/internal/host"
 	"sitrep/internal/replica"
@@ -259,7 +260,19 @@ func (j *Job) check(ctx context.Context, st replica.State, k Kind, p Plan) error
 			return fault.In(err, j.VM, d.Name)
 		}
 	}
-	return nil
+	return j.writable(j.folder(k))
+}
+
+// writable tries the folder of the disks, and leaves nothing in it: a source is not stopped for disks that cannot be made.
+func (j *Job) writable(folder string) error {
+	if err := j.FS.MkdirAll(folder); err != nil {
+		return fault.FromOS(err)
+	}
+	f, err := j.FS.Create(durable.TempName(filepath.Join(folder, "probe")))
+	if err != nil {
+		return fault.FromOS(err)
+	}
+	return errors.Join(f.Close(), j.removeFolder(folder))
 }
 
 // made says that a VM of this failover may be at its host: the ledger learns of it before it is created there.
