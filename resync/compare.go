@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"maps"
 	"slices"
 	"sync"
 
@@ -32,6 +33,8 @@ type slice struct {
 	// hold was never on the disk and must not be preserved.
 	rotten []different
 	stale  map[int64]sums.Sum
+	held   int64 // bytes of data in runs and rotten
+	mem    loan  // where they lie
 }
 
 func (s *slice) overwrites() *block.Set {
@@ -51,7 +54,8 @@ type comparer struct {
 	deep   bool
 	sealed bool // the replica's sums are proven, whatever became of its bytes
 	pace   Pace
-	free   sync.Pool // buffers of different bytes
+	free   sync.Pool // buffers of units
+	mem    memory    // of different bytes
 
 	mu                              sync.Mutex
 	scanned, read, changed, sent, n int64
@@ -88,7 +92,8 @@ func (c *comparer) lostBlocks() int64 {
 // interruption, even when nothing differs.
 const scanAhead = 8 << 30
 
-// slices yields the slices of the disk from an offset on, in order, until the end or an error; see err.
+// slices yields the slices of the disk from an offset on, in order, until the end or an error; see err. A slice may be used
+// until the next one is asked for.
 func (c *comparer) slices(from int64) iter.Seq[*slice] {
 	return func(yield func(*slice) bool) {
 		ready := make(chan *slice)
@@ -117,23 +122,31 @@ func (c *comparer) slices(from int64) iter.Seq[*slice] {
 				}
 				return
 			}
+			s.mem.giveBack()
 		}
 		c.failure = end
 	}
 }
 
-// window is how many units are compared between two looks at whether the slice is full.
+// window is how many units are compared, at the most, between two looks at whether the slice is full.
 const window = 32
+
+// ahead is how many units to compare before the next look: no more than would fill the slice if all of them differed, but
+// enough to keep every task at work. So a slice has little more than it may.
+func (c *comparer) ahead(s *slice) int {
+	room := block.Count(max(c.pace.Slice-s.held, 0), c.pace.Unit)
+	return int(min(window, max(room, int64(2*c.pace.Tasks))))
+}
 
 // next compares from an offset on until the slice is full or the disk ends.
 func (c *comparer) next(from int64) (*slice, error) {
-	s := &slice{Range: block.Range{Off: from}, stale: map[int64]sums.Sum{}}
-	at, held, seen := from, int64(0), int64(0)
-	for at < c.rep.Size() && held < c.pace.Slice && seen < scanAhead {
+	s := &slice{Range: block.Range{Off: from}, stale: map[int64]sums.Sum{}, mem: loan{of: &c.mem}}
+	at, seen := from, int64(0)
+	for at < c.rep.Size() && s.held < c.pace.Slice && seen < scanAhead {
 		g, ctx := errgroup.WithContext(c.ctx)
 		g.SetLimit(c.pace.Tasks)
-		found := make([]*found, 0, window)
-		for range window {
+		units := make([]*found, 0, window)
+		for range c.ahead(s) {
 			r, err := c.unit(ctx, at)
 			if err != nil {
 				return nil, errors.Join(err, g.Wait())
@@ -143,23 +156,26 @@ func (c *comparer) next(from int64) (*slice, error) {
 				break
 			}
 			f := newFound(r)
-			found = append(found, f)
-			g.Go(func() error { return c.compare(ctx, f) })
+			units = append(units, f)
+			g.Go(func() error { return c.compare(ctx, f, &s.mem) })
 			at, seen = r.End(), seen+r.Len
 		}
 		if err := g.Wait(); err != nil {
 			return nil, err
 		}
-		for _, f := range found {
-			s.runs, s.rotten = append(s.runs, f.runs...), append(s.rotten, f.rotten...)
-			for i, sum := range f.stale {
-				s.stale[i] = sum
-			}
-			held += f.held
+		for _, f := range units {
+			s.add(f)
 		}
 	}
 	s.Len = at - from
 	return s, nil
+}
+
+// add puts what was found in a unit behind what was found before it.
+func (s *slice) add(f *found) {
+	s.runs, s.rotten = append(s.runs, f.runs...), append(s.rotten, f.rotten...)
+	maps.Copy(s.stale, f.stale)
+	s.held += f.held
 }
 
 // unit is the next range, of whole blocks and at most one unit, in which source or replica may be other than zero.
@@ -195,8 +211,8 @@ type found struct {
 
 func newFound(r block.Range) *found { return &found{Range: r, stale: map[int64]sums.Sum{}} }
 
-// compare compares one unit.
-func (c *comparer) compare(ctx context.Context, f *found) error {
+// compare compares one unit, and keeps what differs in mem.
+func (c *comparer) compare(ctx context.Context, f *found, mem *loan) error {
 	bs := c.rep.Of.BlockSize
 	buf := c.free.Get().(*[]byte)
 	defer c.free.Put(buf)
@@ -228,7 +244,7 @@ func (c *comparer) compare(ctx context.Context, f *found) error {
 			f.stale[(f.Off+b.Off)/bs] = sum
 		}
 	}
-	f.take(*buf)
+	f.keep(*buf, mem)
 	c.count(f, n)
 	return nil
 }
@@ -310,15 +326,15 @@ func (f *found) add(list *[]different, b block.Range, sum sums.Sum) {
 	*list = append(*list, d)
 }
 
-// take copies the bytes of the runs out of the buffer of the unit, which is needed for the next one.
-func (f *found) take(buf []byte) {
+// keep copies the bytes of the runs out of the buffer of the unit, which is needed for the next one.
+func (f *found) keep(buf []byte, mem *loan) {
 	for _, list := range [][]different{f.runs, f.rotten} {
 		for i := range list {
 			d := &list[i]
 			if d.sums == nil {
 				continue
 			}
-			d.data = durable.AlignedBuffer(int(d.Len))
+			d.data = mem.take(int(d.Len))
 			copy(d.data, buf[d.Off-f.Off:])
 			f.held += d.Len
 		}

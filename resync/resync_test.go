@@ -37,7 +37,7 @@ func run(ctx context.Context, r *replicatetest.Rig, deep bool) (resync.Outcome, 
 	s := &resync.Job{
 		VM: j.VM, Replica: j.Replica, Tracker: j.Tracker, Keep: j.Keep, Deep: deep, Meter: progress.None(),
 		Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return r.Now },
-		Pace: resync.Pace{Unit: replicatetest.BlockSize, Tasks: 2, Slice: 2 * replicatetest.BlockSize}, // see window
+		Pace: resync.Pace{Unit: replicatetest.BlockSize, Tasks: 2, Slice: 16 * replicatetest.BlockSize}, // see ahead
 	}
 	return s.Run(ctx)
 }

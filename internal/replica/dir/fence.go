@@ -216,7 +216,7 @@ func (r *vmReplica) renewDisk(ctx context.Context, st *replica.State, d *replica
 		return err
 	}
 	return r.renew(ctx, mark, r.sumsPath(d.Name), sumsStamp, func(in, out durable.File) error {
-		_, err := copyWhole(ctx, in, out)
+		_, err := r.copyWhole(ctx, in, out)
 		return err
 	})
 }
@@ -285,14 +285,14 @@ func (r *vmReplica) copyFile(path, tmp string, copyTo func(in, out durable.File)
 }
 
 // copyWhole copies a file, without its holes, to what it had as its end at the beginning, which it returns.
-func copyWhole(ctx context.Context, in, out durable.File) (size int64, err error) {
+func (r *vmReplica) copyWhole(ctx context.Context, in, out durable.File) (size int64, err error) {
 	if size, err = in.Size(); err != nil {
 		return 0, err
 	}
 	if err := out.Truncate(size); err != nil {
 		return 0, err
 	}
-	_, err = copyData(ctx, out, in, size)
+	_, err = r.copyData(ctx, out, in, size)
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		err = fmt.Errorf("%s became shorter while it was copied: %w", in.Name(), err)
 	}
@@ -303,7 +303,7 @@ func copyWhole(ctx context.Context, in, out durable.File) (size int64, err error
 // applied, and is written again, whole, by who finishes it. Only the footer has to be right: a run that makes the disk
 // larger moves it, and a copy might miss it in both places.
 func (r *vmReplica) copyPages(ctx context.Context, st *replica.State, d *replica.Disk, in, out durable.File) error {
-	size, err := copyWhole(ctx, in, out)
+	size, err := r.copyWhole(ctx, in, out)
 	end := size - vhd.FooterSize
 	if err != nil || end < d.Size || !growing(st) {
 		return err

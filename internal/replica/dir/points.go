@@ -248,7 +248,7 @@ func (t *step) saveOld(ctx context.Context, d *replica.Disk, folder string) erro
 	if err != nil {
 		return err
 	}
-	err = copyOld(ctx, w, f, t.blocks(d), d.BlockSize)
+	err = t.copyOld(ctx, w, f, t.blocks(d), d.BlockSize)
 	if err == nil {
 		_, err = w.Seal()
 	}
@@ -280,7 +280,7 @@ func (t *step) identity(d *replica.Disk) hrl.Identity {
 }
 
 // copyOld puts the blocks of pages into the log. Holes are recorded without being read.
-func copyOld(ctx context.Context, w *hrl.Writer, pages durable.File, blocks *block.Set, blockSize int64) error {
+func (t *step) copyOld(ctx context.Context, w *hrl.Writer, pages durable.File, blocks *block.Set, blockSize int64) error {
 	var data block.Set
 	for r := range blocks.All() {
 		for !r.Empty() {
@@ -298,7 +298,7 @@ func copyOld(ctx context.Context, w *hrl.Writer, pages durable.File, blocks *blo
 			r.Off, r.Len = part.End(), r.Len-n
 		}
 	}
-	_, err := eachPiece(ctx, &data, func(buf []byte, off int64) error {
+	_, err := t.r.eachPiece(ctx, &data, func(buf []byte, off int64) error {
 		if err := readPages(pages, buf, off); err != nil {
 			return err
 		}

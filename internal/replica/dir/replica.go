@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"sitrep/internal/durable"
@@ -31,6 +32,8 @@ type vmReplica struct {
 	lock   io.Closer     // nil: opened for reading
 	id     hrl.ID        // of the replica that was opened for writing
 	gen    atomic.Uint64 // in whose name this run writes; its lock is that of this generation
+
+	buffers sync.Pool // of *[]byte; see buffer
 }
 
 var _ replica.Replica = (*vmReplica)(nil)

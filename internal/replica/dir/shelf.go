@@ -156,7 +156,7 @@ func (s *shelf) copy(ctx context.Context, f durable.File, tmp string) (sent int6
 	if err := out.Truncate(size); err != nil {
 		return 0, err
 	}
-	sent, err = copyData(ctx, out, f, size)
+	sent, err = s.r.copyData(ctx, out, f, size)
 	if err != nil {
 		return 0, err
 	}
@@ -170,12 +170,12 @@ func (s *shelf) copy(ctx context.Context, f durable.File, tmp string) (sent int6
 }
 
 // copyData copies the runs of data of in, in aligned pieces, several at a time.
-func copyData(ctx context.Context, out, in durable.File, size int64) (sent int64, err error) {
+func (r *vmReplica) copyData(ctx context.Context, out, in durable.File, size int64) (sent int64, err error) {
 	var runs block.Set
 	if err := eachData(in, size, func(r block.Range) error { runs.Add(r); return nil }); err != nil {
 		return 0, err
 	}
-	return eachPiece(ctx, &runs, func(buf []byte, off int64) error {
+	return r.eachPiece(ctx, &runs, func(buf []byte, off int64) error {
 		if err := durable.ReadFull(in, buf, off); err != nil {
 			return err
 		}
@@ -185,8 +185,8 @@ func copyData(ctx context.Context, out, in durable.File, size int64) (sent int64
 }
 
 // eachPiece calls do for a set in pieces of at most copyUnit bytes, from copyTasks goroutines, with memory of the piece's
-// length, and returns the bytes that it was called for. The first error ends it.
-func eachPiece(ctx context.Context, set *block.Set, do func(buf []byte, off int64) error) (sum int64, err error) {
+// length, and returns the bytes that it was called for. The first error ends it. The memory is used again by the next call.
+func (r *vmReplica) eachPiece(ctx context.Context, set *block.Set, do func(buf []byte, off int64) error) (sum int64, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	pieces := make(chan block.Range)
@@ -194,7 +194,8 @@ func eachPiece(ctx context.Context, set *block.Set, do func(buf []byte, off int6
 	var tasks sync.WaitGroup
 	for range copyTasks {
 		tasks.Go(func() {
-			buf := durable.AlignedBuffer(int(longest))
+			buf := r.buffer(longest)
+			defer r.buffers.Put(&buf)
 			for piece := range pieces {
 				if ctx.Err() != nil {
 					continue
@@ -215,6 +216,14 @@ func eachPiece(ctx context.Context, set *block.Set, do func(buf []byte, off int6
 	close(pieces)
 	tasks.Wait()
 	return sum, context.Cause(ctx)
+}
+
+// buffer returns n bytes, at most copyUnit, for transfers around the page cache. They go back to r.buffers.
+func (r *vmReplica) buffer(n int64) []byte {
+	if b, _ := r.buffers.Get().(*[]byte); b != nil && int64(len(*b)) >= n {
+		return *b
+	}
+	return durable.AlignedBuffer(int(n))
 }
 
 // Open opens a log for reading; see replica.Shelf.
