@@ -77,6 +77,7 @@ func (w *world) check(ctx context.Context, vm *site.VM, what question, o *checkO
 	if what == siteFile && st == nil && !w.isKnown(vm) {
 		findings = lenient(findings)
 	}
+	findings = append(findings, support.CheckRecovery(w.recovery(vm))...)
 	o.Findings = append(append([]finding{}, findings...), storeFindings...)
 	if err := w.show(checkText(vm, o)); err != nil {
 		return err
@@ -241,9 +242,9 @@ func (w *world) limits(vm *site.VM, facts []diskFacts) (out []finding) {
 				"the initial copy holds %s, and the store %s has %s free", size(need), w.store.Describe(), size(free))
 		}
 	}
-	if p.AppConsistentEvery > 0 {
-		warn("", "app-consistent", "Take crash-consistent points into account.",
-			"app_consistent_every is set, and this version takes crash-consistent recovery points only")
+	if p.AppConsistentEvery > 0 && vm.Hooks.Freeze == "" {
+		warn("", "app-consistent", "Give the VM hooks: {freeze: ..., thaw: ...}.",
+			"the policy wants application-consistent recovery points, and the VM has no hooks that quiesce its applications")
 	}
 	if len(p.Bandwidth.Steps) > 0 {
 		warn("", "bandwidth", "Limit the bandwidth in the network.", "bandwidth is set, and this version does not limit it")

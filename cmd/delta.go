@@ -175,6 +175,9 @@ func (w *world) captureBeside(ctx context.Context, vm *site.VM, mem state.VM, o 
 	if err := w.withSource(e, vm, mem.Disks, w.trackDir(vm)); err != nil {
 		return err
 	}
+	if err := w.hold(e, vm, w.now()); err != nil { // without the ledger nobody knows whether a consistent point is due
+		return err
+	}
 	captured, err := e.Capture(ctx)
 	o.capture(captured)
 	if f := fault.Find(err); f != nil && f.Class() == fault.Resync {

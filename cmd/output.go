@@ -25,6 +25,7 @@ type result struct {
 	File    string         `json:"file,omitempty"`
 	Jobs    []jobObject    `json:"jobs,omitzero"`
 	Log     any            `json:"log,omitempty"`
+	Plan    *planObject    `json:"plan,omitempty"`
 }
 
 // vmObject is what a command says of one VM: a struct that embeds vmHead.

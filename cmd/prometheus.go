@@ -121,7 +121,8 @@ func one(b bool) float64 {
 // allStates are the states that a VM can be in.
 func allStates() []string {
 	return []string{notProtected, string(replica.Seeding), string(replica.Replicating), string(replica.Paused), string(replica.ResyncRequired),
-		string(replica.Resynchronizing), string(replica.Retired), health.InError, outOfReach}
+		string(replica.Resynchronizing), string(replica.Retired), string(replica.FailoverStarted), string(replica.FailedOver),
+		string(replica.Committed), string(replica.FailbackStarted), string(replica.FailedBack), health.InError, outOfReach}
 }
 
 func stateSamples(o *statusObject) (list []sample) {

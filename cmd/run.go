@@ -113,7 +113,7 @@ func (p *program) subcommands() []*cli.Command {
 	return []*cli.Command{
 		p.initCommand(), p.checkCommand(), p.protectCommand(), p.replicateCommand(), p.deltaCommand(), p.applyCommand(),
 		p.resyncCommand(), p.verifyCommand(), p.pointsCommand(), p.statusCommand(), p.whyCommand(), p.jobsCommand(), p.pauseCommand(), p.resumeCommand(),
-		p.unprotectCommand(), p.hrlCommand(), p.versionCommand(), p.completionCommand(), p.manCommand(),
+		p.failoverCommand(), p.failbackCommand(), p.unprotectCommand(), p.hrlCommand(), p.versionCommand(), p.completionCommand(), p.manCommand(),
 	}
 }
 

@@ -9,8 +9,10 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"sitrep/failover"
 	"sitrep/internal/fault"
 	"sitrep/internal/health"
+	"sitrep/internal/host"
 	"sitrep/internal/hrl"
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
@@ -20,27 +22,31 @@ import (
 // statusObject is how a VM stands. Sizes are bytes, durations seconds, times UTC.
 type statusObject struct {
 	vmHead
-	HealthReasons  []string           `json:"health_reasons"`
-	Reasons        []reasonObject     `json:"reasons"`
-	Cloud          string             `json:"cloud"`
-	Host           string             `json:"host"`
-	Generation     uint64             `json:"generation"`
-	Owner          *replica.Owner     `json:"owner,omitempty"`
-	LastReplicated *time.Time         `json:"last_replicated_at"`
-	RPO            *float64           `json:"rpo_seconds"`
-	Pending        int64              `json:"pending_log_bytes"`
-	Sequence       uint64             `json:"sequence"`
-	Points         int                `json:"points"`
-	NewestPoint    *time.Time         `json:"newest_point_at,omitempty"`
-	OldestPoint    *time.Time         `json:"oldest_point_at,omitempty"`
-	RetryAt        *time.Time         `json:"retry_at"`
-	Attempts       int                `json:"failed_attempts,omitempty"` // since the last success
-	LastError      *state.Failure     `json:"last_error,omitempty"`
-	Marked         *state.Mark        `json:"marked,omitempty"` // not yet told to the ledger
-	Running        string             `json:"running_job,omitempty"`
-	Next           string             `json:"next_action"`
-	Cycles         *cyclesObject      `json:"cycles,omitempty"`
-	Disks          []statusDiskObject `json:"disks"`
+	HealthReasons  []string       `json:"health_reasons"`
+	Reasons        []reasonObject `json:"reasons"`
+	Cloud          string         `json:"cloud"`
+	Host           string         `json:"host"`
+	Generation     uint64         `json:"generation"`
+	Owner          *replica.Owner `json:"owner,omitempty"`
+	LastReplicated *time.Time     `json:"last_replicated_at"`
+	RPO            *float64       `json:"rpo_seconds"`
+	Pending        int64          `json:"pending_log_bytes"`
+	Sequence       uint64         `json:"sequence"`
+	Points         int            `json:"points"`
+	NewestPoint    *time.Time     `json:"newest_point_at,omitempty"`
+	OldestPoint    *time.Time     `json:"oldest_point_at,omitempty"`
+	RetryAt        *time.Time     `json:"retry_at"`
+	Attempts       int            `json:"failed_attempts,omitempty"` // since the last success
+	LastError      *state.Failure `json:"last_error,omitempty"`
+	Marked         *state.Mark    `json:"marked,omitempty"` // not yet told to the ledger
+	Running        string         `json:"running_job,omitempty"`
+	Next           string         `json:"next_action"`
+	Cycles         *cyclesObject  `json:"cycles,omitempty"`
+	// Failover is the failover under way or done, Test the test failover that is there, LastTest how the last one went.
+	Failover *failoverStatus     `json:"failover,omitempty"`
+	Test     *failoverStatus     `json:"test_failover,omitempty"`
+	LastTest *replica.TestResult `json:"last_test_failover,omitempty"`
+	Disks    []statusDiskObject  `json:"disks"`
 }
 
 // reasonObject is one reason for a health.
@@ -267,7 +273,12 @@ func (o *statusObject) ledger(st replica.State, now time.Time) {
 	if n := len(st.Points); n > 0 {
 		o.NewestPoint, o.OldestPoint = utc(st.Points[n-1].CutAt), utc(st.Points[0].CutAt)
 	}
+	if st.Phase.Away() { // nothing is replicated that could be late
+		o.LastReplicated = utc(st.AsOf)
+		return
+	}
 	o.age(st.AsOf, now)
+	o.Failover, o.Test, o.LastTest = failoverStatusOf(st.Failover), failoverStatusOf(st.Test), st.LastTest
 }
 
 func (o *statusObject) age(asOf, now time.Time) {
@@ -351,6 +362,69 @@ func (w *world) statusText(list []*statusObject, details bool) string {
 	return b.String()
 }
 
+// failoverStatus is a failover in the status. Durations are seconds.
+type failoverStatus struct {
+	Kind     string            `json:"kind"`
+	Started  time.Time         `json:"started"`
+	Finished *time.Time        `json:"finished,omitempty"`
+	Point    string            `json:"point,omitempty"`
+	CutAt    *time.Time        `json:"point_time,omitempty"`
+	Host     string            `json:"host,omitempty"`
+	VM       *host.Definition  `json:"recovered_vm,omitempty"`
+	RTO      *float64          `json:"rto_seconds,omitempty"`
+	RPO      *float64          `json:"rpo_seconds,omitempty"`
+	Done     []string          `json:"done_steps,omitempty"`
+	Failback *replica.Failback `json:"failback,omitempty"`
+}
+
+func failoverStatusOf(rec *replica.Failover) *failoverStatus {
+	if rec == nil {
+		return nil
+	}
+	s := &failoverStatus{Kind: rec.Kind, Started: rec.Started, Point: rec.Point, Host: rec.Host, Done: rec.Done, Failback: rec.Failback}
+	if !rec.CutAt.IsZero() {
+		s.CutAt = &rec.CutAt
+	}
+	if d, err := failover.Made(rec); err == nil && d.Name != "" {
+		s.VM = &d
+	}
+	if !rec.Finished.IsZero() {
+		rto, rpo := failover.RTO(*rec).Seconds(), failover.RPO(*rec).Seconds()
+		s.Finished, s.RTO, s.RPO = &rec.Finished, &rto, &rpo
+	}
+	return s
+}
+
+// text words a failover for people.
+func (s *failoverStatus) text() string {
+	text := fmt.Sprintf("%s, since %s", s.Kind, stamp(s.Started))
+	if s.Point != "" {
+		text += ", from point " + s.Point
+	}
+	switch {
+	case s.Failback != nil:
+		return text + ", failback (" + s.Failback.Mode + ") since " + stamp(s.Failback.Started)
+	case s.Finished == nil:
+		return text + ", not complete"
+	case s.VM != nil:
+		text += fmt.Sprintf(", %s at %s", s.VM.Name, s.Host)
+	}
+	return text + fmt.Sprintf(", RTO %s, RPO %s", seconds(*s.RTO), seconds(*s.RPO))
+}
+
+// lastTestText words how the last test failover went.
+func lastTestText(r *replica.TestResult) string {
+	how := "the VM came up"
+	if !r.OK {
+		how = "the VM did not come up"
+	}
+	text := fmt.Sprintf("%s, %s, point %s, cleaned up at %s", stamp(r.Started), how, r.Point, stamp(r.Cleaned))
+	if r.Notes != "" {
+		text += ": " + r.Notes
+	}
+	return text
+}
+
 // detailText is all there is to say of one VM.
 func (w *world) detailText(o *statusObject) string {
 	rows := [][]string{{"VM", o.VM + " in cloud " + o.Cloud + " on host " + o.Host}}
@@ -368,6 +442,17 @@ func (w *world) detailText(o *statusObject) string {
 	}
 	if o.NewestPoint != nil {
 		add("points", fmt.Sprintf("%s, %s to %s", plural(o.Points, "recovery point"), stamp(*o.OldestPoint), stamp(*o.NewestPoint)))
+	}
+	if o.Failover != nil {
+		add("failover", o.Failover.text())
+	}
+	if o.Test != nil {
+		add("test", o.Test.text())
+	}
+	if o.LastTest != nil {
+		add("last test", lastTestText(o.LastTest))
+	} else if o.State == string(replica.Replicating) {
+		add("last test", "none yet: \"sitrep failover test "+o.VM+"\" is recommended")
 	}
 	if o.Running != "" {
 		add("running", "job "+o.Running)

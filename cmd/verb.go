@@ -10,6 +10,7 @@ import (
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
 	"sitrep/internal/state"
+	"sitrep/internal/track"
 	"sitrep/replicate"
 )
 
@@ -84,9 +85,36 @@ func (w *world) session(ctx context.Context, vm *site.VM, r replica.Replica, st 
 	return err
 }
 
-// source gives the session's engine the VM's disks.
+// source gives the session's engine the VM's disks, and what holds the VM still while a cut of them is taken.
 func (s *session) source() error {
+	if err := s.sourceAtRest(); err != nil {
+		return err
+	}
+	return s.hold(s.engine, s.vm, newestAppConsistent(s.state))
+}
+
+// sourceAtRest is source for a VM that is known to be off.
+func (s *session) sourceAtRest() error {
 	return s.withSource(s.engine, s.vm, disksOf(s.state), s.trackDir(s.vm))
+}
+
+// hold has a VM held still while a cut of its disks is taken. newest is when the last application-consistent point was taken.
+func (w *world) hold(j *replicate.Job, vm *site.VM, newest time.Time) error {
+	q, err := w.quiesce(vm, newest)
+	if q != nil {
+		j.Tracker = track.Quiesced(j.Tracker, q)
+	}
+	return err
+}
+
+// newestAppConsistent is the time of the newest point at which the applications had flushed, zero when there is none.
+func newestAppConsistent(st replica.State) (at time.Time) {
+	for _, p := range st.Points {
+		if p.AppConsistent {
+			at = p.CutAt
+		}
+	}
+	return at
 }
 
 // step does f as a step of the job.

@@ -23,14 +23,31 @@ func (j *Job) Apply(ctx context.Context) (int, error) {
 	return n, j.mark(ctx, err)
 }
 
+// Finish is Apply in the name of a failover that has taken over: what the run that it took over from has half done, and
+// what has arrived since, is brought into the pages. It is refused in every other phase than FailoverStarted.
+func (j *Job) Finish(ctx context.Context) (int, error) {
+	st, err := j.Replica.Ledger().Load(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if st.Phase != replica.FailoverStarted {
+		return 0, wrongState(st, "finishing the apply for a failover")
+	}
+	return j.applyAll(ctx, st)
+}
+
 func (j *Job) apply(ctx context.Context) (int, error) {
 	st, err := j.Replica.Ledger().Load(ctx)
 	if err != nil {
 		return 0, err
 	}
-	if st.Phase == replica.Retired || st.Phase == replica.Resynchronizing {
+	if st.Phase == replica.Retired || st.Phase == replica.Resynchronizing || st.Phase.Away() {
 		return 0, replicating(st, "apply")
 	}
+	return j.applyAll(ctx, st)
+}
+
+func (j *Job) applyAll(ctx context.Context, st replica.State) (_ int, err error) {
 	if st.Applied.IsZero() {
 		return 0, fault.New(fault.WrongState, "the initial replication is not complete").Of(j.VM, "")
 	}

@@ -38,7 +38,7 @@ func (j *Job) capture(ctx context.Context, limit int) (c Captured, err error) {
 		return c, fault.In(err, j.VM, "")
 	}
 	defer func() { err = errors.Join(err, cut.Close()) }()
-	c = Captured{From: from, To: from, At: cut.At()}
+	c = Captured{From: from, To: from, At: cut.At(), AppConsistent: cut.AppConsistent()}
 
 	logs := &cutLogs{job: j, cut: cut, to: from.Next(), writers: map[string]*hrl.Writer{}}
 	defer logs.abort()
@@ -157,7 +157,7 @@ func (l *cutLogs) writer(d track.CutDisk) (*hrl.Writer, error) {
 	w, err := hrl.Create(l.job.FS, l.job.logPath(d.Name(), l.to), hrl.Identity{
 		Replica: l.job.ReplicaID, VM: l.job.VM, Disk: d.Name(), Kind: hrl.Redo,
 		From: l.cut.From(), To: l.to, SizeBefore: d.SizeBefore(), Size: d.Size(), BlockSize: d.BlockSize(),
-		CutAt: l.cut.At(), AppConsistent: l.job.AppConsistent, DataWriteGUID: d.DataWriteGUID(),
+		CutAt: l.cut.At(), AppConsistent: l.cut.AppConsistent(), DataWriteGUID: d.DataWriteGUID(),
 	})
 	if err == nil {
 		l.writers[d.Name()] = w

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"sitrep/internal/fault"
@@ -105,7 +106,11 @@ func (j *Job) confirm(ctx context.Context, c Captured) (replica.State, error) {
 	}
 	st.AsOf, st.Consistent = c.At, true
 	if n := len(st.Points); n == 0 || st.Points[n-1].At != st.Applied {
-		st.Points, _ = replica.Retain(append(st.Points, j.point(st, c.At, j.AppConsistent)), j.Keep)
+		st.Points, _ = replica.Retain(append(st.Points, j.point(st, c.At, c.AppConsistent)), j.Keep)
+	}
+	if n := len(st.Points); c.AppConsistent { // what the point holds is what the applications have flushed
+		st.Points = slices.Clone(st.Points)
+		st.Points[n-1].AppConsistent = true
 	}
 	return j.Replica.Ledger().Save(ctx, st)
 }
@@ -126,6 +131,19 @@ func (j *Job) adopt(ctx context.Context, st replica.State) error {
 		return nil
 	}
 	return j.rebase(ctx, st)
+}
+
+// Readopt makes the tracker stand where the replica stands, by the replica's block sums, whatever the disks hold meanwhile: the
+// next delta finds out. Change logs beside the disks lead nowhere then and are removed.
+func (j *Job) Readopt(ctx context.Context) error {
+	st, err := j.Replica.Ledger().Load(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := j.DropLogs(); err != nil {
+		return err
+	}
+	return fault.In(j.rebase(ctx, st), j.VM, "")
 }
 
 func (j *Job) rebase(ctx context.Context, st replica.State) error {
@@ -149,7 +167,7 @@ func (j *Job) mark(ctx context.Context, err error) error {
 	}
 	ctx = context.WithoutCancel(ctx)
 	st, lerr := j.Replica.Ledger().Load(ctx)
-	if lerr != nil {
+	if lerr != nil || st.Phase.Away() { // who has taken over has a state of its own to keep
 		return err
 	}
 	if st.Phase == replica.Paused { // an administrator's word; the mark is for when it is taken back
@@ -183,6 +201,9 @@ func replicating(st replica.State, verb string) error {
 
 // wrongState is the refusal of a verb in a phase, naming what is allowed.
 func wrongState(st replica.State, verb string) error {
+	if err := st.CheckHome(verb); err != nil {
+		return err
+	}
 	allowed := map[replica.Phase]string{
 		replica.Seeding:         "replicate, status, unprotect",
 		replica.Replicating:     "delta, apply, resync, verify, points, pause, status, unprotect",

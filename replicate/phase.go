@@ -39,7 +39,7 @@ func (j *Job) Resume(ctx context.Context) (replica.Phase, error) {
 
 // MayPause is the refusal of Pause in the phases that have nothing to pause.
 func MayPause(st replica.State) error {
-	if st.Phase == replica.Paused || st.Phase == replica.Retired {
+	if st.Phase == replica.Paused || st.Phase == replica.Retired || st.Phase.Away() {
 		return wrongState(st, "pause")
 	}
 	return nil
@@ -62,6 +62,9 @@ func (j *Job) Retire(ctx context.Context, reason string) error {
 	}
 	if st.Phase == replica.Retired {
 		return nil
+	}
+	if err := st.CheckHome("unprotect"); err != nil {
+		return err
 	}
 	st.Phase, st.PhaseSince, st.Reason, st.ReasonCode = replica.Retired, j.Now(), reason, ""
 	_, err = j.Replica.Ledger().Save(ctx, st)

@@ -48,12 +48,10 @@ type Job struct {
 	// limit. A cut that would take more is given up with fault.LogLimit. Delta, which ships what it writes, has no limit.
 	LogLimit int
 	// Keep is how many recovery points stay (1 or more).
-	Keep int
-	// AppConsistent says that the VM was quiesced by its applications when the cut is taken.
-	AppConsistent bool
-	Meter         progress.Meter
-	Log           *slog.Logger
-	Now           func() time.Time
+	Keep  int
+	Meter progress.Meter
+	Log   *slog.Logger
+	Now   func() time.Time
 	// Pace is how the source is read and the replica written.
 	Pace Pace
 
@@ -80,7 +78,9 @@ type DiskResult struct {
 type Captured struct {
 	From, To hrl.Pos // equal when nothing changed
 	At       time.Time
-	Disks    []DiskResult
+	// AppConsistent says that the applications had flushed at At.
+	AppConsistent bool
+	Disks         []DiskResult
 }
 
 // Unchanged says that the disks are what they were at From.

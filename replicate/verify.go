@@ -266,7 +266,7 @@ func (j *Job) CompareSource(ctx context.Context) (found []Verified, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if st.Applied.IsZero() || st.Applying != nil {
+	if st.Applied.IsZero() || st.Applying != nil || st.Phase.Away() {
 		return nil, wrongState(st, "verify --against-source")
 	}
 	if err := j.rebase(ctx, st); err != nil {

@@ -36,12 +36,10 @@ type Job struct {
 	Tracker track.Tracker
 	Keep    int  // recovery points that stay
 	Deep    bool // read the replica's bytes instead of trusting its sums
-	// AppConsistent says that the VM was quiesced by its applications when the cut is taken.
-	AppConsistent bool
-	Meter         progress.Meter
-	Log           *slog.Logger
-	Now           func() time.Time
-	Pace          Pace
+	Meter   progress.Meter
+	Log     *slog.Logger
+	Now     func() time.Time
+	Pace    Pace
 }
 
 // Pace is how the disks are read and written. The zero Pace chooses.
@@ -129,6 +127,9 @@ func allowed(st replica.State) error {
 	switch st.Phase {
 	case replica.Replicating, replica.ResyncRequired, replica.Resynchronizing:
 		return nil
+	}
+	if err := st.CheckHome("resync"); err != nil {
+		return err
 	}
 	return fault.New(fault.WrongState, "resync is not possible: the VM is in state %s since %s",
 		st.Phase, st.PhaseSince.UTC().Format(time.RFC3339)).Of(st.VM, "")
@@ -352,7 +353,7 @@ func (r *run) finish(ctx context.Context, cut track.Cut, whole bool) (bool, erro
 		if newest(st) != st.Applied {
 			st.Points, _ = replica.Retain(append(st.Points, replica.Point{
 				ID: replica.PointID(st.Applied, cut.At()), At: st.Applied, CutAt: cut.At(),
-				AppConsistent: r.AppConsistent, Sizes: sizes(st),
+				AppConsistent: cut.AppConsistent(), Sizes: sizes(st),
 			}), r.Keep)
 		}
 	}

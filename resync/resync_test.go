@@ -319,3 +319,20 @@ func hold(ctx context.Context, r *replicatetest.Rig, want map[hrl.Pos]replicatet
 	}
 	return nil
 }
+
+// TestAway has a VM refused that belongs to the recovery site.
+func TestAway(t *testing.T) {
+	ctx := context.Background()
+	r, _, _ := protected(t, false)
+	j, done, err := r.Job(ctx, false)
+	must(t, err)
+	st, err := j.Replica.Ledger().Load(ctx)
+	must(t, err)
+	st.Phase, st.Owner = replica.FailedOver, replica.Owner{Site: "dr", Host: "kvm1"}
+	_, err = j.Replica.Ledger().Save(ctx, st)
+	must(t, errors.Join(err, done()))
+	_, err = run(ctx, r, false)
+	if !fault.Is(err, fault.Fenced) || !strings.Contains(err.Error(), `"kvm1"`) {
+		t.Errorf("resync: %v", err)
+	}
+}

@@ -307,6 +307,28 @@ func TestReplicaRotten(t *testing.T) {
 	r.resynced(m, o)
 }
 
+// TestExportRotten exports a recovery point, a block of which was changed in the replica: that fails, and leaves nothing that
+// could be taken for the disk.
+func TestExportRotten(t *testing.T) {
+	t.Parallel()
+	r, m := rich(t, random(t))
+	newest := len(m.past) - 1
+	info, err := os.Stat(r.replica(m, "os"))
+	check(t, err)
+	edit(t, r.replica(m, "os"), 9*mib, flip)
+	check(t, os.Chtimes(r.replica(m, "os"), time.Time{}, info.ModTime()))
+	r.refused(5, "replica-corrupt", []string{"web01", "os", r.replica(m, "os"), fmt.Sprint(9 * mib)},
+		"points", "web01", "--export", "latest", "--to", r.path("out"))
+	if list, err := filepath.Glob(r.path("out", "*os*")); err != nil || len(list) > 0 {
+		t.Errorf("%q was left (error %v)", list, err)
+	}
+	edit(t, r.replica(m, "os"), 9*mib, flip)
+	r.ok("points", "web01", "--export", "latest", "--to", r.path("out"))
+	if got := r.points(m)[newest]; !equalMoments(got, m.past[newest]) {
+		t.Errorf("the newest point holds %v, the disks held %v", got, m.past[newest])
+	}
+}
+
 // writeElsewhere changes all disks, but not where the tests damage the replica: what was there before is still known, in
 // the source.
 func (m *machine) writeElsewhere(t *testing.T, rnd *rand.Rand) {

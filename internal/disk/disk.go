@@ -1,5 +1,5 @@
 // Package disk shows a virtual disk as its guest sees it, whatever the format of the file: raw, VHD (fixed, dynamic,
-// differencing), VHDX (the same) and block devices.
+// differencing), VHDX (the same), qcow2 (reading only) and block devices.
 package disk
 
 import (
@@ -17,6 +17,9 @@ const (
 	Raw  Format = "raw"  // the guest's bytes and nothing else, also a block device
 	VHD  Format = "vhd"  // fixed, dynamic or differencing
 	VHDX Format = "vhdx" // fixed, dynamic or differencing
+	// QCOW2 is what a VM is recovered to and brought home from: it is read only when it is named, is never written to in
+	// place, and is no format of a disk that is protected.
+	QCOW2 Format = "qcow2"
 )
 
 // Image is a guest's view of a virtual disk. It may be read concurrently.

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 
 	"sitrep/internal/block"
+	"sitrep/internal/disk/qcow2"
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 )
@@ -47,6 +48,8 @@ func Open(fsys durable.FS, path string, format Format) (*Disk, error) {
 		err = d.openVHD(c, path)
 	case VHDX:
 		err = d.openVHDX(c, path)
+	case QCOW2:
+		err = d.openQCOW2(c, path)
 	default:
 		err = d.openRaw(c, path)
 	}
@@ -61,7 +64,7 @@ func Open(fsys durable.FS, path string, format Format) (*Disk, error) {
 // formatOf checks the word for a format, and probes the file when the word is Auto.
 func (c *chain) formatOf(path string, format Format) (Format, error) {
 	switch format {
-	case Raw, VHD, VHDX, Auto:
+	case Raw, VHD, VHDX, QCOW2, Auto:
 	default:
 		return Auto, fault.New(fault.DiskUnsupported, "the format %q is unknown", format).At(path)
 	}
@@ -108,6 +111,19 @@ func (d *Disk) openVHDX(c *chain, path string) error {
 	}
 	d.Image, d.kind, d.layer = m, Kind(m.Kind().String()), m.LayerExtent
 	d.sector = int(m.LogicalSectorSize())
+	return nil
+}
+
+func (d *Disk) openQCOW2(c *chain, path string) error {
+	f, err := c.push(path, c.fs.Open)
+	if err != nil {
+		return err
+	}
+	m, err := qcow2.Open(f)
+	if err != nil {
+		return err
+	}
+	d.Image, d.kind, d.layer = m, Dynamic, m.LayerExtent
 	return nil
 }
 

@@ -19,12 +19,16 @@ type Spec struct {
 	SectorSize int    // bytes; 0 is 512. Other than that only VHDX: 4096.
 }
 
-// OpenRW opens a disk for reading and writing in place; see Open. Parents are only read.
+// OpenRW opens a disk for reading and writing in place; see Open. Parents are only read. A qcow2 is
+// fault.DiskUnsupported.
 func OpenRW(fsys durable.FS, path string, format Format) (Writable, error) {
 	c := &chain{fs: fsys}
 	format, err := c.formatOf(path, format)
 	if err != nil {
 		return nil, err
+	}
+	if format == QCOW2 {
+		return nil, fault.New(fault.DiskUnsupported, "a qcow2 disk is not written to in place").At(path)
 	}
 	f, err := c.push(path, fsys.OpenRW)
 	if err != nil {

@@ -93,12 +93,13 @@ type FS interface {
 	// Boot names the time since the machine was started: it is another one after each start, and after a power cut above all.
 	// "" means that it is not known.
 	Boot() string
-	// Lock takes the exclusive lock of this name, creating the file when needed, or fails at once with ErrLocked. It is
-	// released by Close or by the end of the process.
+	// Lock takes the exclusive lock of this name, creating the file when needed, or fails at once with an error that is
+	// ErrLocked. It is released by Close or by the end of the process.
 	Lock(name string) (io.Closer, error)
 }
 
-// ErrLocked is returned by Lock when another process, or another part of this one, holds the lock.
+// ErrLocked is returned by Lock when another process, or another part of this one, holds the lock. Where the system tells
+// which one it is, the error is a LockedError.
 var ErrLocked = errors.New("locked by another run")
 
 // tempMark is in the name of every temporary file, so that what a crash left can be told from what an operator put there.
@@ -114,6 +115,19 @@ func TempName(name string) string {
 	base := filepath.Base(name)
 	base = strings.ToValidUTF8(base[:min(len(base), maxTempBase)], "")
 	return filepath.Join(filepath.Dir(name), "."+base+tempMark+hex.EncodeToString(b[:]))
+}
+
+// Free is how many bytes an ordinary user can still write to the volume that a folder is on; ok is false when fsys cannot
+// tell. It is a guess by nature: others write too.
+func Free(fsys FS, folder string) (bytes int64, ok bool) {
+	v, can := fsys.(interface {
+		Free(folder string) (int64, error)
+	})
+	if !can {
+		return 0, false
+	}
+	n, err := v.Free(folder)
+	return n, err == nil
 }
 
 // IsTemp says whether a name was made by TempName.

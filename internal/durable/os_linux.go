@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -48,6 +49,15 @@ func syncDir(name string) error {
 	return errors.Join(err, d.Close())
 }
 
+// Free is how many bytes an ordinary user can still write to the volume of a folder; see the function Free.
+func (osFS) Free(folder string) (int64, error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(folder, &s); err != nil {
+		return 0, err
+	}
+	return int64(s.Bavail) * int64(s.Bsize), nil
+}
+
 type fileLock struct{ f *os.File }
 
 func (l fileLock) Close() error { return l.f.Close() }
@@ -61,9 +71,10 @@ func lockFile(name string) (io.Closer, error) {
 			return nil, err
 		}
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			held := lockedBy(f)
 			f.Close()
 			if errors.Is(err, unix.EWOULDBLOCK) {
-				return nil, ErrLocked
+				return nil, held
 			}
 			return nil, &fs.PathError{Op: "lock", Path: name, Err: err}
 		}
@@ -80,6 +91,31 @@ func lockFile(name string) (io.Closer, error) {
 			return nil, err
 		}
 	}
+}
+
+// lockedBy asks the kernel who holds the lock of a file: somebody who has to end a run that hangs wants to know which.
+// Locks that another machine holds, over a network filesystem, it does not know.
+func lockedBy(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil {
+		return ErrLocked
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	list, err := os.ReadFile("/proc/locks")
+	if err != nil || !ok {
+		return ErrLocked
+	}
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+	for line := range strings.Lines(string(list)) { // 1: FLOCK  ADVISORY  WRITE 4711 08:01:123456 0 EOF
+		w := strings.Fields(line)
+		if len(w) < 6 || w[1] != "FLOCK" || w[5] != file {
+			continue
+		}
+		if pid, err := strconv.Atoi(w[4]); err == nil && pid > 0 {
+			return &LockedError{PID: pid}
+		}
+	}
+	return ErrLocked
 }
 
 func cloneFile(oldName, newName string) error {

@@ -24,6 +24,17 @@ func makeSparse(f *os.File) {
 	_ = windows.DeviceIoControl(windows.Handle(f.Fd()), fsctlSetSparse, nil, 0, nil, 0, &n, nil)
 }
 
+// Free is how many bytes an ordinary user can still write to the volume of a folder; see the function Free.
+func (osFS) Free(folder string) (int64, error) {
+	name, err := windows.UTF16PtrFromString(folder)
+	if err != nil {
+		return 0, err
+	}
+	var free uint64
+	err = windows.GetDiskFreeSpaceEx(name, &free, nil, nil)
+	return int64(free), err
+}
+
 func punch(f *osFile, off, n int64) error {
 	var in [16]byte // FILE_ZERO_DATA_INFORMATION: first byte, first byte after
 	binary.LittleEndian.PutUint64(in[0:], uint64(off))

@@ -101,7 +101,10 @@ func again(verb string) string {
 	switch verb {
 	case "replicate", "apply", "resync":
 		return "sitrep " + verb + " {vm} --now"
-	case "protect", "unprotect", "pause", "resume", "verify", "check":
+	case "protect", "unprotect", "pause", "resume", "verify", "check", "failback":
+		return "sitrep " + verb + " {vm}"
+	}
+	if strings.HasPrefix(verb, "failover ") && verb != "failover continue" {
 		return "sitrep " + verb + " {vm}"
 	}
 	return "sitrep delta {vm} --now"

@@ -92,8 +92,12 @@ func Judge(f Facts) Verdict {
 	case string(replica.Retired):
 		return Verdict{State: v.State}
 	}
+	table := rules()
+	if f.phase().Away() {
+		table = awayRules()
+	}
 	for _, grave := range []Health{Critical, Warning} {
-		for _, r := range rules() {
+		for _, r := range table {
 			if r.health == grave && r.holds(&f) {
 				v.Reasons = append(v.Reasons, Reason{r.code, r.health, r.text(&f), r.next(&f)})
 			}
@@ -109,6 +113,8 @@ func (f *Facts) state() string {
 	switch {
 	case f.Ledger != nil && f.Ledger.Phase == replica.Retired:
 		return string(replica.Retired)
+	case f.phase().Away():
+		return string(f.Ledger.Phase)
 	case f.Critical != nil:
 		return InError
 	case f.Ledger == nil:

@@ -78,6 +78,17 @@ func seeded(n int64) func(*health.Facts) {
 	}
 }
 
+func away(p replica.Phase) func(*health.Facts) {
+	return func(f *health.Facts) {
+		f.Ledger.Phase, f.Ledger.Failover = p, &replica.Failover{Kind: "planned"}
+		f.Ledger.Owner = replica.Owner{Site: "dr", Host: "kvm1"}
+	}
+}
+
+func underTest(f *health.Facts) {
+	f.Ledger.Test = &replica.Failover{Kind: "test", Started: after(-8 * time.Hour)}
+}
+
 func TestJudge(t *testing.T) {
 	type facts = []func(*health.Facts)
 	for _, c := range []struct {
@@ -94,6 +105,25 @@ func TestJudge(t *testing.T) {
 			"sitrep protect web"},
 		{"not protected, and the run for it failed", facts{func(f *health.Facts) { f.Ledger = nil }, failed(fault.IO)},
 			"not-protected", health.NotApplicable, nil, nil, "sitrep protect web"},
+		{"failover interrupted", facts{away(replica.FailoverStarted), critical, failed(fault.IO), asOf(-90 * time.Hour), cycles(1, 99, time.Hour)},
+			"failover-in-progress", health.Warning, []health.Code{health.FailoverPending},
+			[]string{"since 2026-03-02T12:00:00Z", `site "dr"`, "the cable is cut"}, "sitrep failover planned web"},
+		{"failover under way", facts{away(replica.FailoverStarted), running}, "failover-in-progress", health.Warning,
+			[]health.Code{health.FailoverPending}, []string{"by job 7"}, ""},
+		{"failed over", facts{away(replica.FailedOver), asOf(-90 * time.Hour), applying, cycles(1, 99, time.Hour)}, "failed-over", health.Warning,
+			[]health.Code{health.FailoverPending}, []string{"not committed", "undone"}, "sitrep failover commit web"},
+		{"failed over, and the source's site knows an error", facts{away(replica.FailedOver), critical}, "failed-over", health.Warning,
+			[]health.Code{health.FailoverPending}, nil, "sitrep failover commit web"},
+		{"committed", facts{away(replica.Committed), asOf(90 * time.Hour)}, "failover-committed", health.Warning,
+			[]health.Code{health.FailoverPending}, []string{"not reversed"}, "sitrep failback web"},
+		{"failback interrupted", facts{away(replica.FailbackStarted)}, "failback-in-progress", health.Warning,
+			[]health.Code{health.FailoverPending}, []string{"not complete"}, "sitrep failback web"},
+		{"failed back", facts{away(replica.FailedBack)}, "failback-complete", health.Warning,
+			[]health.Code{health.FailoverPending}, []string{"not committed"}, "sitrep failover commit web"},
+		{"test failover", facts{underTest}, "replicating", health.Warning, []health.Code{health.TestNotCleaned},
+			[]string{"since 2026-03-04T04:00:00Z"}, "sitrep failover cleanup web"},
+		{"test failover, and behind", facts{underTest, asOf(-2 * time.Hour)}, "replicating", health.Warning,
+			[]health.Code{health.Behind, health.TestNotCleaned}, nil, "sitrep delta web"},
 		{"protected no more", facts{phase(replica.Retired), critical, asOf(-9000 * time.Hour)}, "unprotected", health.NotApplicable, nil, nil, ""},
 
 		{"error", facts{critical}, "error", health.Critical, []health.Code{health.Error},

@@ -28,6 +28,8 @@ const (
 	CyclesMissed      Code = "cycles-missed"
 	Slow              Code = "slow"
 	ClockWrong        Code = "clock-wrong"
+	FailoverPending   Code = "failover-pending"
+	TestNotCleaned    Code = "test-failover-not-cleaned-up"
 )
 
 // The limits of the rules (Hyper-V team blog, "Interpreting Replication Health", parts 1 and 2).
@@ -50,7 +52,7 @@ type rule struct {
 // rules is the whole table. Of the rules of one health the first that holds says what to run next.
 //
 // Critical is what does not replicate and does not come back by itself; Warning is what may, or what an administrator
-// has chosen. The rules of Hyper-V that are about failover are not among them.
+// has chosen.
 func rules() []rule {
 	return []rule{
 		{Critical, Error, inError, errorText, run("resume")},
@@ -67,6 +69,7 @@ func rules() []rule {
 		{Warning, CyclesMissed, cyclesMissed, missedText, run("delta")},
 		{Warning, Slow, slow, slowText, run("jobs --vm")},
 		{Warning, ClockWrong, clockWrong, clockText, run("delta")},
+		{Warning, TestNotCleaned, testNotCleaned, testText, run("failover cleanup")},
 	}
 }
 

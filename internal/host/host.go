@@ -3,7 +3,13 @@
 //
 // A host knows VMs by name. It is told what a VM is by a Definition, once, at Create; after that its own records say how
 // to start it. Every method may be called again after a crash: what is already so is no error. A host never owns disks: it
-// neither makes nor deletes the disk files of a Definition, whatever becomes of the VM.
+// neither makes nor deletes the disk files of a Definition, whatever becomes of the VM. Names are data: quotes, commas and
+// blanks in them have no meaning to any host; one that a host cannot take is HostRefused.
+//
+// Package hosttest is this contract as a runnable suite.
+//
+// A cancelled context ends what is waited for, and is fault.Interrupted (one whose time is over: HostTimeout). The VM may then be found before or after what was
+// asked for; the same call again gets it done.
 //
 // Errors are fault.Errors: HostUnreachable (recoverable) when the host did not answer, HostRefused (critical) when it did
 // and said no, VMAbsent (critical) when it has no VM of that name, HostTimeout (recoverable) when it did not get done in time.
@@ -31,9 +37,10 @@ type Host interface {
 	// Describe names the host for people: kind and address, without secrets.
 	Describe() string
 	// Create makes the VM, powered off, or brings one of this name that is off to the definition. A VM of this name that is
-	// running with another definition is HostRefused.
+	// running with another definition is HostRefused. A disposable VM that is off begins with its disk files as they are now,
+	// whatever an earlier run of it has written.
 	Create(ctx context.Context, d Definition) error
-	// Start powers the VM on. It returns when the host says that it runs, not when its guest is up.
+	// Start powers the VM on, or lets one go on that is paused. It returns when the host says that it runs, not when its guest is up.
 	Start(ctx context.Context, vm string) error
 	// Stop asks the guest to shut down, and powers the VM off when it has not after grace (0: at once). When it returns nil
 	// the VM is off and everything it wrote is in its disk files, durable. A VM that is absent is VMAbsent.
@@ -47,9 +54,11 @@ type Host interface {
 // Freezer is a Host that can hold a running VM still, so that its disks are of one moment while they are read.
 type Freezer interface {
 	// Freeze returns when the VM writes no more and everything it wrote is visible in its disk files. A VM that is not
-	// running needs no freezing: held is false then, and Thaw must not be called.
+	// running needs no freezing: held is false then, and Thaw must not be called. One that an earlier run froze and did not
+	// thaw is held. A VM that is absent is VMAbsent.
 	Freeze(ctx context.Context, vm string) (held bool, err error)
-	// Thaw lets the VM go on. It is called with a context that is not cancelled, whatever happened.
+	// Thaw lets the VM go on; one that runs, or is off by now, is no error. It is called with a context that is not cancelled,
+	// whatever happened.
 	Thaw(ctx context.Context, vm string) error
 }
 

@@ -136,7 +136,9 @@ type Points interface {
 	// newest ledger of the replica but one that was brought back. Points of s stay readable only if the pages move on from
 	// there.
 	Reached(ctx context.Context, s State) (hrl.Pos, error)
-	// Open gives a read-only view of the VM's disks as of a point of the ledger, without copying them.
+	// Open gives a read-only view of the VM's disks as of a point of the ledger, without copying them. When Phase is not
+	// Seeding, and the ledger is Consistent and not Applying, the last point is the pages as they are: there is no newer state
+	// than that of the last point which could be wanted.
 	Open(ctx context.Context, s State, id string) (PointView, error)
 	// Sweep removes what no point of s needs any more: after retention, and after crashes.
 	Sweep(ctx context.Context, s State) error
@@ -154,18 +156,4 @@ type PointDisk interface {
 	io.ReaderAt
 	Size() int64
 	Extent(off, n int64) (block.Extent, error)
-}
-
-// Take is the part of Seize that is the same everywhere: it saves what take makes of the ledger.
-func Take(ctx context.Context, r Replica, take func(State) (State, error)) error {
-	st, err := r.Ledger().Load(ctx)
-	if err != nil {
-		return err
-	}
-	next, err := take(st)
-	if err != nil {
-		return err
-	}
-	_, err = r.Ledger().Save(ctx, next)
-	return err
 }

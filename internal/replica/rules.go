@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sitrep/internal/fault"
+	"sitrep/internal/hrl"
 )
 
 // MaxLedger is the number of bytes that a ledger can have; a longer one is not read.
@@ -141,18 +142,51 @@ func CheckName(name string) error {
 // when another owner has taken over since next was loaded, and fault.LedgerConflict when it was changed otherwise. A next
 // with a higher Generation is how an owner takes over.
 func CheckSave(stored, next State, path string) error {
-	switch {
-	case stored.Replica != next.Replica:
-		return fault.New(fault.ReplicaForeign, "the replica was removed, and made anew, since this run began").At(path)
-	case stored.Generation > next.Generation:
-		return fault.New(fault.Fenced, "site %q, host %q, has taken over since %s (generation %d, this run has %d)",
-			stored.Owner.Site, stored.Owner.Host, stored.Owner.Since.UTC().Format(time.RFC3339),
-			stored.Generation, next.Generation).At(path)
-	case stored.Version != next.Version:
+	if err := CheckOwner(stored, next.Replica, next.Generation, path); err != nil {
+		return err
+	}
+	if stored.Version != next.Version {
 		return fault.New(fault.LedgerConflict, "the ledger has version %d, this run has read version %d",
 			stored.Version, next.Version).At(path)
 	}
 	return nil
+}
+
+// CheckOwner says whether a run that opened the replica id at a generation still owns it: fault.Fenced with who took over
+// and when, or fault.ReplicaForeign when it is another replica by now.
+func CheckOwner(stored State, id hrl.ID, generation uint64, path string) error {
+	switch {
+	case stored.Replica != id:
+		return fault.New(fault.ReplicaForeign, "the replica was removed, and made anew, since this run began").At(path)
+	case stored.Generation > generation:
+		return fault.New(fault.Fenced, "site %q, host %q, has taken over since %s (generation %d, this run has %d)",
+			stored.Owner.Site, stored.Owner.Host, stored.Owner.Since.UTC().Format(time.RFC3339),
+			stored.Generation, generation).At(path)
+	}
+	return nil
+}
+
+// CheckTake says whether next may follow stored by Store.Seize: a higher generation, or the same one of the same owner,
+// who was interrupted.
+func CheckTake(stored, next State, path string) error {
+	same := stored.Generation == next.Generation && stored.Owner.Site == next.Owner.Site && stored.Owner.Host == next.Owner.Host
+	if next.Generation <= stored.Generation && !same {
+		return fault.New(fault.Fenced, "site %q, host %q, owns generation %d since %s; it cannot be taken over with generation %d",
+			stored.Owner.Site, stored.Owner.Host, stored.Generation, stored.Owner.Since.UTC().Format(time.RFC3339),
+			next.Generation).At(path)
+	}
+	return CheckSave(stored, next, path)
+}
+
+// CheckHome refuses, with fault.Fenced, what the site that replicates the VM must not do while the VM belongs to the recovery
+// site: it says who took over, and when. verb names what is refused.
+func (s *State) CheckHome(verb string) error {
+	if !s.Phase.Away() {
+		return nil
+	}
+	return fault.New(fault.Fenced, "site %q, host %q, took over at %s (generation %d): %s is not possible while the VM is in state %s, since %s",
+		s.Owner.Site, s.Owner.Host, s.Owner.Since.UTC().Format(time.RFC3339), s.Generation, verb, s.Phase,
+		s.PhaseSince.UTC().Format(time.RFC3339)).Of(s.VM, "")
 }
 
 // Retain applies a retention of keep points: the oldest are dropped first, and the newest never. points is sorted,

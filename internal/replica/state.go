@@ -96,6 +96,8 @@ type State struct {
 
 // Failover is what a failover has made, and how far it is. Done makes it go on where a killed one stopped.
 type Failover struct {
+	// ID is that of the disks that are made: a new one for each recovery point that the VM is made from.
+	ID      hrl.ID    `json:"id"`
 	Kind    string    `json:"kind"` // test, planned, unplanned
 	Started time.Time `json:"started"`
 	By      Owner     `json:"by"`
@@ -120,6 +122,7 @@ type Failover struct {
 
 // Failback is the way home of a VM that was failed over.
 type Failback struct {
+	ID      hrl.ID    `json:"id"`   // of the logs that bring the disks home
 	Mode    string    `json:"mode"` // minimal-downtime, during-failover
 	Started time.Time `json:"started"`
 	To      string    `json:"to,omitempty"` // host of an alternate location

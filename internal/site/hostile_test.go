@@ -83,6 +83,11 @@ func TestSecretsAreNotRepeated(t *testing.T) {
 		"policies: [{name: %s}]\n", "policies: [{name: p, bandwidth: %s, block_size: %[1]s, recovery_points: %[1]s, apply: %[1]s}]\n",
 		"vmm: {clouds: [{name: c, policy: %s}]}\n", "recovery_plans: [{name: p, groups: [{vms: [%s]}]}]\n", "? [%s]\n: y\n",
 		"vault: %s\nstore: directory: x\n", "%s: x\n%[1]s: y\n", "vault: !!binary %s\n", "recovery: {networks: [{name: n, subnets: [{name: s, cidr: %s}]}]}\n",
+		"recovery: {host: %s, folder: %[1]s, format: %[1]s, hypervisor: qemu, qemu: {binary: %[1]s, machine: %[1]s, cpu: %[1]s, accel: %[1]s, args: [%[1]s]}}\n",
+		"recovery: {host: h, hypervisor: hyperv, hyperv: {ssh: %s, switch: %[1]s, timeout: %[1]s, %[1]s: 1}}\n",
+		"recovery: {host: h, hypervisor: script, script: {create: %s, start: %[1]s, %[1]s: x}}\n",
+		"vmm: {clouds: [{name: c, policy: p, hosts: [{name: h, hypervisor: qemu, vms: [{name: v, hooks: {freeze: %s}, boot_check: {console: %[1]s, command: %[1]s}, " +
+			"qmp: %[1]s, nics: [{network: %[1]s, recovery_ip: %[1]s, mac: %[1]s}]}]}]}]}\n",
 	}
 	for _, secret := range secrets {
 		for _, place := range places {
@@ -205,7 +210,7 @@ func TestMutations(t *testing.T) {
 	t.Logf("seed %d", seed)
 	const alphabet = " ./\\:-\x00\"'{}[]&*!#|>%@`,?aA0\n\t\xff"
 	rnd := rand.New(rand.NewSource(seed))
-	for _, name := range []string{"contoso.yaml", "azure.yaml"} {
+	for _, name := range []string{"contoso.yaml", "azure.yaml", "failover.yaml"} {
 		data, err := os.ReadFile(filepath.Join(samples, "valid", name))
 		if err != nil {
 			t.Fatal(err)
@@ -259,6 +264,7 @@ func checkParse(t *testing.T, data []byte) {
 			s.Target(nic)
 		}
 	}
+	checkFailover(t, s)
 	for _, p := range s.Policies {
 		if p.BlockSize < MinBlockSize || p.BlockSize > MaxBlockSize || p.BlockSize&(p.BlockSize-1) != 0 || p.RecoveryPoints < 1 {
 			t.Fatalf("policy %+v", p)

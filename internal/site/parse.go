@@ -2,7 +2,6 @@ package site
 
 import (
 	"net"
-	"net/netip"
 	"net/url"
 	"regexp"
 	"strings"
@@ -19,6 +18,10 @@ type refs struct {
 	vms      *names[*VM]
 	paths    map[string]int // of disks: line of the first one
 	store    string         // the directory of the store, "" = none
+
+	recovered string         // the folder of recovered VMs, "" = none
+	ips, macs map[string]int // of NICs at the recovery site: line of the first one
+	target    func(NIC) (*RecoveryNetwork, *Subnet)
 }
 
 // site reads the whole document, what is referred to before what refers to it, wherever it stands in the file.
@@ -31,6 +34,9 @@ func (d *doc) site(s *Site, root value) {
 		hosts:    newNames[struct{}]("host"),
 		vms:      newNames[*VM]("VM"),
 		paths:    map[string]int{},
+		ips:      map[string]int{},
+		macs:     map[string]int{},
+		target:   s.Target,
 	}
 	o := root.object("vault", "store", "policies", "networks", "recovery", "network_mapping", "vmm", "recovery_plans")
 	s.Vault = o.need("vault").name(maxName)
@@ -43,6 +49,7 @@ func (d *doc) site(s *Site, root value) {
 		s.Networks = append(s.Networks, parseNetwork(v, r))
 	}
 	s.Recovery = parseRecovery(o.get("recovery"), r)
+	r.recovered = s.Recovery.Folder
 	s.NetworkMapping = parseMappings(o.get("network_mapping"), r)
 	s.VMM = parseVMM(o.need("vmm"), r)
 	plans := newNames[struct{}]("recovery plan")
@@ -255,57 +262,6 @@ func parseNetwork(v value, r *refs) Network {
 	return n
 }
 
-func parseRecovery(v value, r *refs) Recovery {
-	o := v.object("host", "azure", "networks")
-	rec := Recovery{}
-	if o.has("host") && o.has("azure") {
-		v.fail("recovery: give either host or azure, not both")
-	}
-	rec.Name = o.get("host").name(maxHost)
-	if az := o.get("azure"); az.n != nil {
-		a := az.object("subscription", "resource_group", "location")
-		rec.Azure = &AzureRecovery{
-			Subscription:  a.need("subscription").title(),
-			ResourceGroup: a.need("resource_group").title(),
-			Location:      a.need("location").title(),
-		}
-	}
-	for _, n := range o.get("networks").list() {
-		rec.Networks = append(rec.Networks, parseRecoveryNetwork(n, r))
-	}
-	return rec
-}
-
-func parseRecoveryNetwork(v value, r *refs) *RecoveryNetwork {
-	o := v.object("name", "subnets")
-	n := &RecoveryNetwork{Name: o.need("name").title()}
-	r.recovery.declare(o.get("name"), n.Name, n.Name)
-	subnets := newNames[struct{}]("subnet of this network")
-	for _, sv := range o.get("subnets").list() {
-		so := sv.object("name", "cidr")
-		s := Subnet{Name: so.need("name").title(), CIDR: so.need("cidr").prefix()}
-		subnets.declare(so.get("name"), s.Name, struct{}{})
-		n.Subnets = append(n.Subnets, s)
-	}
-	return n
-}
-
-func (v value) prefix() netip.Prefix {
-	what := "an address range such as 10.1.0.0/24"
-	s, ok := v.scalar(what, "!!str")
-	if !ok {
-		return netip.Prefix{}
-	}
-	p, err := netip.ParsePrefix(s)
-	switch {
-	case err != nil:
-		v.want(what)
-	case p != p.Masked():
-		v.fail("%s: %s is an address in the range %s: write the range", v.label(), quote(s), p.Masked())
-	}
-	return p
-}
-
 func parseMappings(v value, r *refs) []Mapping {
 	var out []Mapping
 	lines := map[string]int{}
@@ -319,58 +275,6 @@ func parseMappings(v value, r *refs) []Mapping {
 			lines[from] = mv.n.Line
 		}
 		out = append(out, Mapping{From: from, To: to})
-	}
-	return out
-}
-
-func parsePlan(v value, r *refs, plans *names[struct{}]) *Plan {
-	o := v.object("name", "groups")
-	p := &Plan{Name: o.need("name").name(maxName)}
-	plans.declare(o.get("name"), p.Name, struct{}{})
-	seen := map[*VM]int{}
-	for _, gv := range o.need("groups").list() {
-		p.Groups = append(p.Groups, parseGroup(gv, r, seen))
-	}
-	return p
-}
-
-func parseGroup(v value, r *refs, seen map[*VM]int) Group {
-	o := v.object("pre", "vms", "post")
-	g := Group{Pre: parseActions(o.get("pre")), Post: parseActions(o.get("post"))}
-	for _, nv := range o.need("vms").list() {
-		vm, ok := r.vms.refer(nv)
-		if !ok {
-			continue
-		}
-		if line, twice := seen[vm]; twice {
-			nv.fail("%s: VM %s is in this plan already, on line %d", nv.label(), quote(vm.Name), line)
-			continue
-		}
-		seen[vm] = nv.n.Line
-		g.VMs = append(g.VMs, vm)
-	}
-	return g
-}
-
-func parseActions(v value) []Action {
-	var out []Action
-	for _, av := range v.list() {
-		o := av.object("script", "timeout", "manual")
-		if o.v.n == nil {
-			continue
-		}
-		if o.has("script") == o.has("manual") {
-			av.fail("an action is either a script or manual")
-		}
-		if o.has("timeout") && !o.has("script") {
-			o.get("timeout").fail("timeout: only a script has one")
-		}
-		a := Action{Script: o.get("script").file()}
-		a.Manual, _ = o.get("manual").text()
-		if o.has("script") {
-			a.Timeout = o.get("timeout").duration(DefaultScriptTimeout, "a duration such as 5m", func(t time.Duration) bool { return t > 0 })
-		}
-		out = append(out, a)
 	}
 	return out
 }

@@ -215,7 +215,8 @@ type Runner struct {
 	// Folder is where disks of VMs lie that are made there: recovered ones, or those of a failback to this host. Absolute;
 	// "" where none is given.
 	Folder string
-	// At most the one of Hypervisor is set.
+	// At most the one of Hypervisor is set. QEMU and HyperV are set whenever Hypervisor says so; Script may be nil at the
+	// protected site, where VMs are then replicated, but not stopped or started by sitrep.
 	QEMU   *QEMUHost
 	Script *ScriptHost
 	HyperV *HyperVHost
@@ -223,8 +224,8 @@ type Runner struct {
 
 // QEMUHost is how QEMU is run.
 type QEMUHost struct {
-	Binary   string   // default qemu-system-x86_64
-	Accel    string   // default tcg; kvm makes guests fast
+	Binary   string   // absolute path, or a bare name to be looked for in PATH; default qemu-system-x86_64
+	Accel    string   // tcg (default), kvm (makes guests fast), hvf or whpx
 	Machine  string   // default q35
 	CPU      string   // default max
 	Disk     string   // nvme (default), virtio, sata or scsi: what disks are attached as
@@ -270,10 +271,10 @@ type VM struct {
 	Generation int // 1 (BIOS) or 2 (UEFI)
 	OS         OS
 	CPUs       int
-	Memory     int64   // bytes
-	Disks      []*Disk // at least one; exactly one has OS set
-	NICs       []NIC   // may be empty; else exactly one has Primary set
-	Hooks      Hooks
+	Memory     int64      // bytes
+	Disks      []*Disk    // at least one; exactly one has OS set
+	NICs       []NIC      // may be empty; else exactly one has Primary set
+	Hooks      Hooks      // the zero Hooks where the file has none
 	BootCheck  *BootCheck // nil: a VM counts as up when its host says that it runs
 	// ShutdownGrace is how long the guest may take to shut down before its power is cut. Default DefaultShutdownGrace.
 	ShutdownGrace time.Duration
@@ -343,7 +344,7 @@ type NIC struct {
 // Plan is a recovery plan: groups of VMs that start one after the other.
 type Plan struct {
 	Name   string
-	Groups []Group // at least one
+	Groups []Group // 1 to MaxGroups, with MaxPlanVMs VMs in all
 }
 
 // Group is one step of a plan. Its VMs start in parallel.
@@ -460,8 +461,9 @@ func (s *Site) Plan(name string) (*Plan, error) {
 func (s *Site) Target(nic NIC) (*RecoveryNetwork, *Subnet) {
 	for _, m := range s.NetworkMapping {
 		if m.From == nic.Network {
-			n := s.Recovery.network(m.To)
-			return n, n.subnet(nic.Network)
+			if n := s.Recovery.network(m.To); n != nil { // always, in a site that was checked
+				return n, n.subnet(nic.Network)
+			}
 		}
 	}
 	return nil, nil

@@ -130,7 +130,8 @@ func TestExample(t *testing.T) {
 			{"os", filepath.Join(s.Dir, "disks", "web01-os.vhdx"), true, FormatAuto},
 			{"data", filepath.Join(s.Dir, "disks", "web01-data.vhdx"), false, FormatAuto},
 		},
-		NICs: []NIC{{Network: "corp-lan", IP: netip.MustParseAddr("10.0.0.5"), Primary: true}},
+		NICs:          []NIC{{Network: "corp-lan", IP: netip.MustParseAddr("10.0.0.5"), Primary: true}},
+		ShutdownGrace: DefaultShutdownGrace,
 	}
 	if !reflect.DeepEqual(vm, wantVM) {
 		t.Errorf("VM %+v", vm)
@@ -257,8 +258,8 @@ func TestStarterUncommented(t *testing.T) {
 	top := strings.Index(text, "vault:")
 	var b strings.Builder
 	for _, line := range strings.Split(text[top:], "\n") {
-		if strings.Contains(line, "# azure:") {
-			continue // the store is a directory already
+		if strings.Contains(line, "# azure:") || strings.Contains(line, "# qemu, hyperv or script:") || strings.Contains(line, "# qmp:") {
+			continue // the store is a directory already, and the host has none of these
 		}
 		trimmed := strings.TrimLeft(line, " ")
 		if rest, ok := strings.CutPrefix(trimmed, "# "); ok {
@@ -273,6 +274,11 @@ func TestStarterUncommented(t *testing.T) {
 	p := s.Policies[0]
 	if len(s.RecoveryPlans) != 1 || len(s.VMs()[0].Disks) != 2 || s.VMM.Server == "" || len(s.NetworkMapping) != 1 {
 		t.Errorf("not everything was uncommented: %+v", s)
+	}
+	rec, vm := s.Recovery, s.VMs()[0]
+	if rec.Format != RecoverVHD || rec.Folder != filepath.Join(s.Dir, DefaultRecoveredFolder) || !reflect.DeepEqual(rec.QEMU, parseQEMU(value{})) ||
+		vm.Hooks.Timeout != DefaultHookTimeout || vm.BootCheck.Timeout != DefaultBootTimeout || vm.ShutdownGrace != DefaultShutdownGrace {
+		t.Errorf("the starter shows other values than the defaults: %+v %+v", rec, vm)
 	}
 	if p.LogLimitPercent != DefaultLogLimitPercent || p.ResyncWindow != DefaultResyncWindow() || !p.AutoResync ||
 		p.BlockSize != DefaultBlockSize || p.Apply != ApplyHere || p.JobRetention != DefaultJobRetention {

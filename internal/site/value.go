@@ -209,11 +209,15 @@ func (v value) text() (string, bool) {
 	if !ok {
 		return "", false
 	}
-	if s == "" || s != strings.TrimSpace(s) || strings.ContainsFunc(s, isControl) {
+	if !isText(s) {
 		v.want("text without blanks at its ends and without control characters")
 		return "", false
 	}
 	return s, true
+}
+
+func isText(s string) bool {
+	return s != "" && s == strings.TrimSpace(s) && !strings.ContainsFunc(s, isControl)
 }
 
 func isControl(r rune) bool {

@@ -52,6 +52,8 @@ type Base interface {
 type Cut interface {
 	From() hrl.Pos
 	At() time.Time
+	// AppConsistent says that the VM's applications had flushed when the cut was taken.
+	AppConsistent() bool
 	Disks() []CutDisk
 	// Check says whether the disks are still as they were when the cut was opened, or the view is frozen; otherwise
 	// fault.DiskModified. It has to be asked after the last read and before anything relies on what was read.

@@ -16,6 +16,7 @@ type item struct {
 type params struct {
 	kind           Kind
 	size           int64 // guest bytes
+	sizeAt         int64 // where the file says so
 	blockSize      int64
 	logicalSector  int64
 	physicalSector int64
@@ -161,7 +162,7 @@ func (v *view) readParams(p *params, items map[GUID]item, regionOff int64) error
 	if size > maxDiskSize {
 		return v.corrupt(items[itemDiskSize()].Off, "the disk has %d bytes, more than %d", size, int64(maxDiskSize))
 	}
-	p.size = int64(size)
+	p.size, p.sizeAt = int64(size), items[itemDiskSize()].Off
 	if why := p.check(); why != "" {
 		return v.corrupt(regionOff, "%s", why)
 	}

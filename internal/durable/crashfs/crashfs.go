@@ -126,6 +126,16 @@ func (s *FS) SetCapacity(bytes int64) {
 	s.capacity = bytes
 }
 
+// Free is how many bytes may still be allocated (durable.Free); without a capacity there is no telling.
+func (s *FS) Free(string) (int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.capacity == 0 {
+		return 0, errors.ErrUnsupported
+	}
+	return s.capacity - s.allocated, nil
+}
+
 // Allocated is the number of bytes that files take, in pages of 4096.
 func (s *FS) Allocated() int64 {
 	s.mu.Lock()

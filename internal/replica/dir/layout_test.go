@@ -81,7 +81,7 @@ func TestLayout(t *testing.T) {
 	}
 	fs, _ = grown(t, true)
 	steps = names(t, fs, root+"/vm/points")
-	if got, want := names(t, fs, root+"/vm/points/"+steps[0]), []string{"data.1.vhd", "os.vhd"}; !slices.Equal(got, want) {
+	if got, want := names(t, fs, root+"/vm/points/"+steps[0]), []string{"data.1.sums", "data.1.vhd", "os.sums", "os.vhd"}; !slices.Equal(got, want) {
 		t.Errorf("the step holds %q instead of %q", got, want)
 	}
 }

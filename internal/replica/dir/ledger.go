@@ -82,10 +82,38 @@ func (r *vmReplica) saveLedger(ctx context.Context, s replica.State) (next repli
 	if err != nil {
 		return s, err
 	}
+	if err := replica.CheckOwner(stored, r.id, r.gen.Load(), r.ledgerPath()); err != nil {
+		return s, err
+	}
 	if err := replica.CheckSave(stored, s, r.ledgerPath()); err != nil {
 		return s, err
 	}
-	next = s
+	if s.Generation > r.gen.Load() {
+		return r.promote(s)
+	}
+	return r.writeLedger(s)
+}
+
+// promote saves a ledger with a higher generation: this run goes on in its name, and so under its lock. Nothing else may use
+// the replica meanwhile.
+func (r *vmReplica) promote(s replica.State) (replica.State, error) {
+	before, held := r.gen.Load(), r.lock
+	if err := r.takeLock(s.Generation); err != nil {
+		return s, err
+	}
+	next, err := r.writeLedger(s)
+	if err != nil {
+		lock := r.lock
+		r.lock = held
+		r.gen.Store(before)
+		return s, errors.Join(err, lock.Close())
+	}
+	return next, dropLock(r.fs, r.lockPath(before), held)
+}
+
+// writeLedger writes a ledger that may be saved, as the next version.
+func (r *vmReplica) writeLedger(s replica.State) (replica.State, error) {
+	next := s
 	next.Format = replica.Format
 	next.Version++
 	if err := next.Check(); err != nil {
@@ -127,12 +155,21 @@ func (r *vmReplica) lockLedger(ctx context.Context) (io.Closer, error) {
 	}
 }
 
-// retireLedger takes the ledger away. When that is durable (clear sees to it) the replica exists no more.
+// retireLedger takes the ledger away, in the name of its owner. When that is durable (clear sees to it) the replica exists
+// no more. A ledger that cannot be read has no owner that could object.
 func (r *vmReplica) retireLedger() error {
 	lock, err := r.lockLedger(context.Background())
 	if err != nil {
 		return err
 	}
-	err = r.fs.Rename(r.ledgerPath(), filepath.Join(r.folder, removedName))
+	stored, err := r.loadLedger()
+	if err == nil {
+		err = replica.CheckOwner(stored, r.id, r.gen.Load(), r.ledgerPath())
+	} else if !errors.Is(err, fs.ErrNotExist) && r.id.IsZero() {
+		err = nil
+	}
+	if err == nil {
+		err = r.fs.Rename(r.ledgerPath(), filepath.Join(r.folder, removedName))
+	}
 	return errors.Join(err, lock.Close())
 }

@@ -72,30 +72,46 @@ func (r *vmReplica) openDisk(ctx context.Context, d replica.Disk) (*pages, error
 	}
 	p := &pages{r: r, disk: d.Name, id: diskID(&s, d.Name), born: s, size: d.Size, old: d.Size}
 	never := d.Seeded == 0 && s.Applied.IsZero() && s.Applying == nil
-	err = p.open(growing(&s))
+	err = p.openOwn(growing(&s))
 	if err != nil && never && r.lock != nil && (fault.Is(err, fault.ReplicaMissing) || fault.Is(err, fault.ReplicaChanged)) {
 		// What is there, if anything, was left by a run that did not come to write to it.
-		err = errors.Join(p.Close(), p.create())
+		err = errors.Join(p.Close(), r.asOwner(ctx, p.create))
 		if err == nil {
-			err = p.open(false)
+			err = p.openOwn(false)
 		}
 	}
 	if fault.Is(err, fault.ReplicaChanged) && r.lock != nil && s.Phase == replica.Resynchronizing {
-		err = p.relayout(growing(&s))
+		err = p.relayout(ctx, growing(&s))
 	}
 	if err != nil {
-		return nil, errors.Join(err, p.Close())
+		return nil, errors.Join(r.cause(err), p.Close())
 	}
 	return p, nil
 }
 
+// openOwn opens the files and then makes sure that nobody has taken over: whoever does so gives the disk other files after the
+// ledger says it, so what is open now is what may be written to, or what nobody reads any more.
+func (p *pages) openOwn(growing bool) error {
+	err := p.open(growing)
+	if p.r.lock == nil || err != nil && !fault.Is(err, fault.ReplicaChanged) {
+		return err
+	}
+	if oerr := p.r.stillOwner(); oerr != nil {
+		return oerr
+	}
+	return err
+}
+
 // relayout gives a file that something else has cut, lengthened or written a footer into the shape of the disk again, and
 // makes new sums where there are none. What it holds is for the resynchronization to find out.
-func (p *pages) relayout(growing bool) error {
+func (p *pages) relayout(ctx context.Context, growing bool) error {
 	if p.sf == nil {
-		err := durable.WriteFile(p.r.fs, p.r.sumsPath(p.disk), nil)
+		err := p.r.asOwner(ctx, func() error { return durable.WriteFile(p.r.fs, p.r.sumsPath(p.disk), nil) })
 		if err == nil {
 			err = p.openSums()
+		}
+		if err == nil {
+			err = p.r.stillOwner()
 		}
 		if err == nil {
 			err = p.checkLayout(growing)
@@ -449,7 +465,7 @@ func (p *pages) Stamp(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", p.fail(err)
 	}
-	return fmt.Sprintf("%d:%d:%d %d:%d:%d", a.Size, a.ModTime, a.Inode, b.Size, b.ModTime, b.Inode), nil
+	return fileStamp(a) + " " + fileStamp(b), nil
 }
 
 // Close closes both files. It makes nothing durable.

@@ -33,6 +33,11 @@ func (p *points) clonePath(at hrl.Pos, disk string) string {
 	return filepath.Join(p.stepPath(at), disk+pagesSuffix)
 }
 
+// cloneSumsPath is the block sums of a clone, frozen with it.
+func (p *points) cloneSumsPath(at hrl.Pos, disk string) string {
+	return filepath.Join(p.stepPath(at), disk+sumsSuffix)
+}
+
 // head is the position that the chain of steps ends at, or that it goes on behind when the ledger is an older one (see
 // Reached). While pages are being changed that is the one they are led to:
 // the step back from there holds whatever is overwritten on the way.
@@ -49,7 +54,7 @@ func (p *points) Preserve(ctx context.Context, s replica.State, to hrl.Pos, over
 	if err == nil && len(s.Points) > 0 {
 		err = p.preserve(ctx, &step{points: p, s: &s, to: to, overwritten: overwritten}, redo)
 	}
-	return fault.In(err, p.r.vm, "")
+	return fault.In(p.r.cause(err), p.r.vm, "")
 }
 
 func (p *points) preserve(ctx context.Context, t *step, redo bool) error {
@@ -68,14 +73,14 @@ func (p *points) preserve(ctx context.Context, t *step, redo bool) error {
 		return ctx.Err()
 	}
 	// The pages are at this position, so a step back to it, left by a run that then did not go on, serves nothing.
-	if err := p.drop(path); err != nil {
+	if err := p.r.asOwner(ctx, func() error { return p.drop(path) }); err != nil {
 		return err
 	}
 	tmp := durable.TempName(path)
 	if err := t.build(ctx, tmp); err != nil {
 		return errors.Join(err, p.drop(tmp))
 	}
-	if err := p.r.fs.Rename(tmp, path); err != nil {
+	if err := p.r.asOwner(ctx, func() error { return p.r.fs.Rename(tmp, path) }); err != nil {
 		return errors.Join(err, p.drop(tmp))
 	}
 	return p.r.fs.SyncDir(p.r.pointsPath())
@@ -191,13 +196,12 @@ func (t *step) clone(folder string) (done bool, err error) {
 	}
 	for i := range t.s.Disks {
 		name := t.s.Disks[i].Name
-		to := filepath.Join(folder, name+pagesSuffix)
-		err := t.r.fs.Clone(t.r.pagesPath(name), to)
-		if errors.Is(err, errors.ErrUnsupported) {
-			return false, t.unclone(folder, i)
+		err := t.cloneFile(t.r.sumsPath(name), filepath.Join(folder, name+sumsSuffix))
+		if err == nil { // the pages last: they are what makes it a clone
+			err = t.cloneFile(t.r.pagesPath(name), filepath.Join(folder, name+pagesSuffix))
 		}
-		if err == nil {
-			err = syncFile(t.r.fs, to)
+		if errors.Is(err, errors.ErrUnsupported) {
+			return false, t.unclone(folder, i+1)
 		}
 		if err != nil {
 			return false, err
@@ -206,11 +210,20 @@ func (t *step) clone(folder string) (done bool, err error) {
 	return true, nil
 }
 
+func (t *step) cloneFile(from, to string) error {
+	if err := t.r.fs.Clone(from, to); err != nil {
+		return err
+	}
+	return syncFile(t.r.fs, to)
+}
+
 // unclone removes the clones of the first n disks.
 func (t *step) unclone(folder string, n int) error {
 	for _, d := range t.s.Disks[:n] {
-		if err := durable.RemoveIfThere(t.r.fs, filepath.Join(folder, d.Name+pagesSuffix)); err != nil {
-			return err
+		for _, suffix := range []string{pagesSuffix, sumsSuffix} {
+			if err := durable.RemoveIfThere(t.r.fs, filepath.Join(folder, d.Name+suffix)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -331,7 +344,8 @@ func (p *points) sweep(ctx context.Context, s *replica.State) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := p.drop(filepath.Join(p.r.pointsPath(), e.Name)); err != nil {
+		err := p.r.asOwner(ctx, func() error { return p.drop(filepath.Join(p.r.pointsPath(), e.Name)) })
+		if err != nil {
 			return err
 		}
 	}

@@ -7,14 +7,15 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
+	"sitrep/internal/hrl"
 	"sitrep/internal/replica"
 )
 
 const (
-	lockName    = "lock"
 	shelfName   = "shelf"
 	pointsName  = "points"
 	pagesSuffix = ".vhd"
@@ -27,7 +28,9 @@ type vmReplica struct {
 	store  *Store
 	vm     string
 	folder string
-	lock   io.Closer // nil: opened for reading
+	lock   io.Closer     // nil: opened for reading
+	id     hrl.ID        // of the replica that was opened for writing
+	gen    atomic.Uint64 // in whose name this run writes; its lock is that of this generation
 }
 
 var _ replica.Replica = (*vmReplica)(nil)
@@ -70,12 +73,13 @@ func (r *vmReplica) create(first replica.State) error {
 	if err := r.fs.MkdirAll(r.folder); err != nil {
 		return err
 	}
-	if err := r.takeLock(); err != nil {
+	if err := r.lockAll(first.Generation); err != nil {
 		if fault.Is(err, fault.NotProtected) {
 			err = fault.New(fault.Busy, "another run is removing the replica").At(r.folder)
 		}
 		return err
 	}
+	r.id = first.Replica
 	err = r.present()
 	if err == nil {
 		return fault.New(fault.AlreadyProtected, "the store has a replica of this VM").At(r.ledgerPath())
@@ -98,19 +102,25 @@ func (s *Store) Open(ctx context.Context, vm string) (replica.Replica, error) {
 	if err != nil {
 		return nil, fault.In(err, vm, "")
 	}
-	if err := r.open(); err != nil {
+	if err := r.open(ctx); err != nil {
 		return nil, fault.In(errors.Join(err, r.Close()), vm, "")
 	}
 	return r, nil
 }
 
-func (r *vmReplica) open() error {
+func (r *vmReplica) open(ctx context.Context) error {
 	if err := r.present(); err != nil {
 		return err
 	}
-	if err := r.takeLock(); err != nil {
+	if err := r.lockCurrent(); err != nil {
 		return err
 	}
+	return r.takeUp(ctx)
+}
+
+// takeUp brings the folder into the state that a run may build on: nothing half made is left of earlier ones, and whoever
+// was taken over from can reach nothing in it.
+func (r *vmReplica) takeUp(ctx context.Context) error {
 	if err := r.makeFolders(); err != nil {
 		return err
 	}
@@ -121,15 +131,18 @@ func (r *vmReplica) open() error {
 			return err
 		}
 	}
-	if _, err := r.loadLedger(); err != nil {
+	err := r.asOwner(ctx, func() error {
+		for _, folder := range []string{r.folder, r.shelfPath(), r.pointsPath()} {
+			if err := r.sweepTemps(folder); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
 		return err
 	}
-	for _, folder := range []string{r.folder, r.shelfPath(), r.pointsPath()} {
-		if err := r.sweepTemps(folder); err != nil {
-			return err
-		}
-	}
-	return nil
+	return r.fence(ctx)
 }
 
 // View opens a replica for reading; see replica.Store.
@@ -166,21 +179,6 @@ func (r *vmReplica) present() error {
 		return fault.New(fault.LedgerCorrupt, "the ledger is missing, but the folder holds %s", disks).At(r.ledgerPath())
 	}
 	return fault.New(fault.NotProtected, "the store has no replica of this VM").At(r.folder)
-}
-
-func (r *vmReplica) takeLock() error {
-	path := filepath.Join(r.folder, lockName)
-	lock, err := r.fs.Lock(path)
-	switch {
-	case errors.Is(err, durable.ErrLocked):
-		return fault.Wrap(fault.RunLocked, err, "the replica is in use").At(path)
-	case errors.Is(err, fs.ErrNotExist): // removed since we looked
-		return fault.New(fault.NotProtected, "the store has no replica of this VM").At(r.folder)
-	case err != nil:
-		return err
-	}
-	r.lock = lock
-	return nil
 }
 
 func (r *vmReplica) makeFolders() error {
@@ -270,7 +268,7 @@ func (s *Store) Remove(ctx context.Context, vm string) error {
 }
 
 func (r *vmReplica) remove() error {
-	if err := r.takeLock(); err != nil {
+	if err := r.lockForRemoval(); err != nil {
 		if fault.Is(err, fault.NotProtected) {
 			return nil // another run has just removed it
 		}
@@ -290,7 +288,7 @@ func (r *vmReplica) remove() error {
 	}
 	lock := r.lock
 	r.lock = nil
-	if err := dropLock(r.fs, filepath.Join(r.folder, lockName), lock); err != nil {
+	if err := dropLock(r.fs, r.lockPath(r.gen.Load()), lock); err != nil {
 		return err
 	}
 	return r.removeFolder()
@@ -325,7 +323,7 @@ func (r *vmReplica) clear() error {
 		return err
 	}
 	for _, e := range entries {
-		if !ours(e) {
+		if !ours(e) || e.Name == lockName(r.gen.Load()) {
 			continue
 		}
 		if err := r.removeTree(filepath.Join(r.folder, e.Name), e.Dir); err != nil {
@@ -341,11 +339,11 @@ func (r *vmReplica) clear() error {
 	return r.fs.SyncDir(r.folder)
 }
 
-// ours says whether an entry of a VM's folder belongs to the replica and is neither its lock nor its mark of removal.
+// ours says whether an entry of a VM's folder belongs to the replica and is not its mark of removal.
 func ours(e durable.Entry) bool {
 	if e.Dir {
 		return e.Name == shelfName || e.Name == pointsName || durable.IsTemp(e.Name)
 	}
-	return e.Name == ledgerLock || strings.HasSuffix(e.Name, pagesSuffix) || strings.HasSuffix(e.Name, sumsSuffix) ||
-		durable.IsTemp(e.Name)
+	return e.Name == ledgerLock || e.Name == fenceName || isLock(e.Name) || strings.HasSuffix(e.Name, pagesSuffix) ||
+		strings.HasSuffix(e.Name, sumsSuffix) || durable.IsTemp(e.Name)
 }

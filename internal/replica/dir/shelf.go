@@ -37,7 +37,7 @@ func (s *shelf) Put(ctx context.Context, name string, f durable.File) (int64, er
 	if err == nil {
 		sent, err = s.put(ctx, s.Path(name), f)
 	}
-	return sent, fault.In(err, s.r.vm, "")
+	return sent, fault.In(s.r.cause(err), s.r.vm, "")
 }
 
 // checkLogName keeps a log from being taken for something else.
@@ -62,11 +62,14 @@ func (s *shelf) put(ctx context.Context, path string, f durable.File) (sent int6
 	if err != nil {
 		return 0, err
 	}
-	if err := s.r.fs.Rename(tmp, path); err != nil {
-		return 0, err
-	}
-	// Rename does nothing when both names are the same file already, which is so when a log is put again.
-	if err := durable.RemoveIfThere(s.r.fs, tmp); err != nil {
+	err = s.r.asOwner(ctx, func() error {
+		if err := s.r.fs.Rename(tmp, path); err != nil {
+			return err
+		}
+		// Rename does nothing when both names are the same file already, which is so when a log is put again.
+		return durable.RemoveIfThere(s.r.fs, tmp)
+	})
+	if err != nil {
 		return 0, err
 	}
 	return sent, s.r.fs.SyncDir(filepath.Dir(path))
@@ -257,7 +260,7 @@ func (s *shelf) Remove(ctx context.Context, name string) error {
 		err = checkLogName(name)
 	}
 	if err == nil {
-		err = durable.RemoveIfThere(s.r.fs, s.Path(name))
+		err = s.r.asOwner(ctx, func() error { return durable.RemoveIfThere(s.r.fs, s.Path(name)) })
 	}
 	return fault.In(err, s.r.vm, "")
 }

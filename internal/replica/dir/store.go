@@ -2,16 +2,52 @@
 //
 //	STORE/sitrep-store.json      the identity of the store: an empty mount point does not have it
 //	STORE/VM/ledger.json         the ledger, replaced as a whole
-//	STORE/VM/lock                held by the run that works on the VM
-//	STORE/VM/ledger.lock         held for the moment in which the ledger is compared and swapped
+//	STORE/VM/lock                held by the run that works on the VM; from generation 2 on lock.GENERATION
+//	STORE/VM/ledger.lock         held for the moment in which the ledger is compared and swapped, or a name changed
+//	STORE/VM/fence.json          there while a takeover has to give the disks new files (see below)
 //	STORE/VM/DISK.vhd            pages: a sparse fixed VHD, guest bytes first, the footer last; boots as it is
 //	STORE/VM/DISK.sums           block sums
 //	STORE/VM/shelf/NAME.hrl      change logs that have arrived
 //	STORE/VM/points/POSITION/    what is needed to see the disks as they were at that position: for each disk an undo
-//	                             log that leads back to it, or a reflink clone of its pages
+//	                             log that leads back to it, or a reflink clone of its pages and of their sums
 //
 // Names become visible in one step, by rename; what is half made has a name of durable.TempName and is removed by the
 // next run that holds the VM's lock.
+//
+// # Taking over
+//
+// A failover takes the replica from a run that may hang, or be stopped, with the lock held and files open for writing, and
+// that may go on at any later time, at any instruction. That it then changes nothing which anybody sees rests on this:
+//
+//   - Seize saves the ledger with the higher generation, under ledger.lock. From then on the older run's Save is refused.
+//   - Whatever changes a name that is looked at (a log on the shelf, a step of points, the files of a disk, temporary files of
+//     others, the ledger) is done under ledger.lock too, after a look at the generation. So either it was done before the
+//     takeover, and is part of what was taken over, or it is refused. What takes long is done under a temporary name before
+//     that, and nobody reads those.
+//   - Pages and sums are written through open files. When the older run's lock cannot be taken, it may have them open: so they
+//     get new inodes, by clone or by copy, renamed over the old ones. A run that opens them late looks at the generation after it
+//     opened them: if that is still its own, what it has open is older than the takeover, and is replaced by it.
+//   - Who opens the replica late takes the lock of the generation that the ledger has, and then looks again: it never writes in
+//     the name of an owner that it is not.
+//
+// While files are copied the older run may be writing to them. It can do so only where the ledger says Applying (or, during
+// an initial copy, behind what is said to be copied), so what a copy has caught of it lies in blocks that are written
+// again, with their sums, by whoever finishes that step. What the older run has durably reached before the takeover stays.
+// fence.json is written before the ledger and removed when all files are new, so that an interrupted takeover is completed by the next
+// Seize or Open, and a finished one costs nothing again. Once the older runs are gone, nothing needs to be copied any more.
+//
+// What remains: a run that stopped inside ledger.lock, for some system calls, keeps it; Seize then fails with fault.Busy after ten
+// seconds and says which process has to be ended. Where a file that somebody has open cannot be replaced (Windows), Seize fails
+// with fault.Busy too. And all of it rests on locks that hold until their process ends: a network filesystem that takes the
+// lock of a client away which it cannot reach, and lets it write afterwards, breaks that; there the old host has to be cut off.
+//
+// # Proof
+//
+// What is read of a recovery point is proved: undo logs are verified as a whole when it is opened, and each block that shows
+// through from pages, or from a clone, is compared with its sum. That holds while a step is being applied too: the blocks that
+// it overwrites are hidden by the undo log of the step, and the sums of the others do not change. During a resynchronization
+// that takes the sums for unproven a block may be refused until it is compared. The sums themselves are proved by the
+// ledger's seal only by verify. A clone without sums, made by an earlier version, is refused as unproven.
 package dir
 
 import (
@@ -205,16 +241,4 @@ func (s *Store) List(ctx context.Context) iter.Seq2[string, error] {
 			}
 		}
 	}
-}
-
-// Seize takes the replica over; see replica.Store.
-func (s *Store) Seize(ctx context.Context, vm string, take func(replica.State) (replica.State, error)) (replica.Replica, error) {
-	r, err := s.Open(ctx, vm)
-	if err != nil {
-		return nil, err
-	}
-	if err := replica.Take(ctx, r, take); err != nil {
-		return nil, errors.Join(err, r.Close())
-	}
-	return r, nil
 }

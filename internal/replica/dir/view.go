@@ -15,6 +15,7 @@ import (
 	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
 	"sitrep/internal/replica"
+	"sitrep/internal/sums"
 )
 
 // pointView is the disks of one recovery point.
@@ -48,11 +49,15 @@ func (p *points) openDisk(ctx context.Context, s *replica.State, at hrl.Pos, d *
 	if err := replica.CheckName(d.name); err != nil {
 		return fault.Wrap(fault.LedgerCorrupt, err, "the ledger contradicts itself").At(p.r.ledgerPath())
 	}
-	base := p.r.pagesPath(d.name)
+	of := s.Disk(d.name)
+	if of == nil {
+		return fault.New(fault.LedgerCorrupt, "the ledger has a recovery point of a disk that it does not have").At(p.r.ledgerPath())
+	}
+	base, baseSums := p.r.pagesPath(d.name), p.r.sumsPath(d.name)
 	for reached := false; ; {
 		reached = reached || at == head(s)
 		if _, err := p.r.fs.Stat(p.clonePath(at, d.name)); err == nil {
-			base = p.clonePath(at, d.name)
+			base, baseSums = p.clonePath(at, d.name), p.cloneSumsPath(at, d.name)
 			break
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -70,7 +75,7 @@ func (p *points) openDisk(ctx context.Context, s *replica.State, at hrl.Pos, d *
 		at = l.Info().Identity.From // a higher number than before (package hrl), so this ends
 	}
 	d.merge()
-	return d.openBase(p.r.fs, base)
+	return d.openBase(p.r.fs, base, baseSums, of.BlockSize)
 }
 
 // piece is a run of the disk that an undo log holds.
@@ -88,6 +93,8 @@ type pointDisk struct {
 	runs     [][]piece      // of each layer, sorted; the index is their merger
 	index    []piece        // sorted, disjoint
 	base     durable.File
+	sums     durable.File // of base
+	proven   *replica.Proven
 	mu       sync.Mutex // for base.Extent
 }
 
@@ -168,21 +175,33 @@ func (p piece) cut(off, end int64) piece {
 	return p
 }
 
-func (d *pointDisk) openBase(fsys durable.FS, path string) error {
-	f, err := fsys.Open(path)
+// openBase opens the pages that show through where no undo log hides them, with the sums that prove them.
+func (d *pointDisk) openBase(fsys durable.FS, path, sumsPath string, blockSize int64) (err error) {
+	d.base, err = fsys.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fault.New(fault.ReplicaMissing, "the file is missing").At(path)
 	}
 	if err != nil {
 		return err
 	}
-	d.base = f
-	length, err := f.Size()
+	length, err := d.base.Size()
 	if err != nil {
 		return err
 	}
 	if length < d.size+vhd.FooterSize {
 		return fault.New(fault.ReplicaChanged, "the file has %d bytes, too few for a disk of %d", length, d.size).At(path)
+	}
+	d.sums, err = fsys.Open(sumsPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.New(fault.ReplicaChanged, "the block sums are missing, without which nothing that is read can be proved").At(sumsPath)
+	}
+	if err != nil {
+		return err
+	}
+	d.proven = &replica.Proven{
+		BlockSize: blockSize, End: length - vhd.FooterSize, ShortEnd: d.size, Path: path,
+		Read: func(p []byte, off int64) error { return readPages(d.base, p, off) },
+		Sums: sums.NewTable(d.sums).Load,
 	}
 	return nil
 }
@@ -203,8 +222,10 @@ func (v *pointView) Close() error {
 		for _, f := range d.layers {
 			err = errors.Join(err, f.Close())
 		}
-		if d.base != nil {
-			err = errors.Join(err, d.base.Close())
+		for _, f := range []durable.File{d.base, d.sums} {
+			if f != nil {
+				err = errors.Join(err, f.Close())
+			}
 		}
 	}
 	v.disks = nil
@@ -255,7 +276,7 @@ func (d *pointDisk) readPiece(p []byte, off int64) (int, error) {
 	p = p[:min(int64(len(p)), next-off)]
 	switch {
 	case !ok:
-		return len(p), readPages(d.base, p, off)
+		return len(p), d.proven.ReadAt(p, off)
 	case pc.at < 0:
 		clear(p)
 		return len(p), nil
@@ -281,7 +302,10 @@ func (d *pointDisk) Extent(off, n int64) (block.Extent, error) {
 		return block.Extent{Range: block.Range{Off: off, Len: n}, Kind: kind}, nil
 	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	e, err := d.base.Extent(off, n)
+	d.mu.Unlock()
+	if err == nil {
+		e, err = d.proven.Extent(e)
+	}
 	return e, fault.In(err, d.vm, d.name)
 }

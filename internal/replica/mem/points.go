@@ -10,6 +10,7 @@ import (
 	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
 	"sitrep/internal/replica"
+	"sitrep/internal/sums"
 )
 
 // points keeps copies of the disks.
@@ -38,10 +39,10 @@ func (p *points) Preserve(ctx context.Context, s replica.State, _ hrl.Pos, _ map
 	return nil
 }
 
-func (v *vm) copyDisks() map[string]*sparse {
-	out := map[string]*sparse{}
+func (v *vm) copyDisks() map[string]*disk {
+	out := map[string]*disk{}
 	for name, d := range v.disks {
-		out[name] = d.content.clone()
+		out[name] = &disk{content: d.content.clone(), sums: maps.Clone(d.sums)}
 	}
 	return out
 }
@@ -62,11 +63,11 @@ func (p *points) Open(ctx context.Context, s replica.State, id string) (replica.
 	}
 	v := &pointView{vm: p.r.vm.name, disks: map[string]*pointDisk{}}
 	for name, size := range point.Sizes {
-		content := from[name]
-		if content == nil || content.size < size {
+		d, of := from[name], s.Disk(name)
+		if d == nil || d.content.size < size || of == nil {
 			return nil, fault.New(fault.PointMissing, "the recovery point was not preserved").Of(p.r.vm.name, name)
 		}
-		v.disks[name] = &pointDisk{content: content, size: size}
+		v.disks[name] = newPointDisk(p.r, name, d, size, of.BlockSize)
 	}
 	return v, nil
 }
@@ -77,7 +78,7 @@ func (p *points) Sweep(ctx context.Context, s replica.State) error {
 		return err
 	}
 	defer p.r.vm.mu.Unlock()
-	maps.DeleteFunc(p.r.vm.points, func(at hrl.Pos, _ map[string]*sparse) bool { return !isPoint(&s, at) })
+	maps.DeleteFunc(p.r.vm.points, func(at hrl.Pos, _ map[string]*disk) bool { return !isPoint(&s, at) })
 	return nil
 }
 
@@ -100,8 +101,23 @@ func (v *pointView) Close() error { return nil }
 
 // pointDisk is a copy, which nobody changes.
 type pointDisk struct {
-	content *sparse
-	size    int64
+	vm, name string
+	content  *sparse
+	size     int64
+	proven   *replica.Proven
+}
+
+func newPointDisk(r *memReplica, name string, d *disk, size, blockSize int64) *pointDisk {
+	return &pointDisk{vm: r.vm.name, name: name, content: d.content, size: size, proven: &replica.Proven{
+		BlockSize: blockSize, End: d.content.size, ShortEnd: size, Path: r.path(name + ".vhd"),
+		Read: func(p []byte, off int64) error { d.content.read(p, off); return nil },
+		Sums: func(first int64, out []sums.Sum) error {
+			for i := range out {
+				out[i] = d.sums[first+int64(i)]
+			}
+			return nil
+		},
+	}}
 }
 
 // Size is the number of guest bytes at the point.
@@ -113,7 +129,9 @@ func (d *pointDisk) ReadAt(p []byte, off int64) (int, error) {
 		return 0, fault.New(fault.IO, "offset %d", off)
 	}
 	n := min(int64(len(p)), max(d.size-off, 0))
-	d.content.read(p[:n], off)
+	if err := d.proven.ReadAt(p[:n], off); err != nil {
+		return 0, fault.In(err, d.vm, d.name)
+	}
 	if n < int64(len(p)) {
 		return int(n), io.EOF
 	}
@@ -128,7 +146,8 @@ func (d *pointDisk) Extent(off, n int64) (block.Extent, error) {
 	if n == 0 {
 		return block.Extent{Range: block.Range{Off: off}}, nil
 	}
-	return d.content.extent(off, n), nil
+	e, err := d.proven.Extent(d.content.extent(off, n))
+	return e, fault.In(err, d.vm, d.name)
 }
 
 // Reached is s.Applied: an old ledger cannot be brought back here.

@@ -26,6 +26,7 @@ type disk struct {
 type memReplica struct {
 	vm     *vm
 	write  bool
+	gen    uint64 // in whose name it writes; vm.mu guards it
 	closed atomic.Bool
 }
 
@@ -43,11 +44,22 @@ func (r *memReplica) begin(ctx context.Context, write bool) error {
 		err = notProtected(r.vm.name)
 	case write && (!r.write || r.closed.Load()):
 		err = fault.New(fault.WrongState, "the replica is not open for writing").Of(r.vm.name, "")
+	case write && r.vm.holder != r:
+		err = r.takenOver()
 	}
 	if err != nil {
 		r.vm.mu.Unlock()
 	}
 	return err
+}
+
+// takenOver is the refusal of a run that does not hold the lock any more.
+func (r *memReplica) takenOver() error {
+	st, err := r.load()
+	if err != nil {
+		return err
+	}
+	return fault.In(replica.CheckOwner(st, st.Replica, r.gen, r.path("ledger.json")), r.vm.name, "")
 }
 
 func (r *memReplica) load() (replica.State, error) {
@@ -59,7 +71,7 @@ func (r *memReplica) path(name string) string { return "memory/" + r.vm.name + "
 // Close releases the lock.
 func (r *memReplica) Close() error {
 	if r.write && r.closed.CompareAndSwap(false, true) {
-		r.vm.unlock()
+		r.vm.unlock(r)
 	}
 	return nil
 }
@@ -88,7 +100,7 @@ func (r *memReplica) Disk(ctx context.Context, d replica.Disk) (replica.Pages, e
 	}
 	have := r.vm.disks[d.Name]
 	if have == nil {
-		if !r.write || d.Seeded > 0 || !s.Applied.IsZero() || s.Applying != nil {
+		if !r.write || r.vm.holder != r || d.Seeded > 0 || !s.Applied.IsZero() || s.Applying != nil {
 			return nil, fault.New(fault.ReplicaMissing, "the pages are missing").Of(r.vm.name, d.Name)
 		}
 		have = &disk{content: newSparse(d.Size), sums: map[int64]sums.Sum{}}
@@ -315,17 +327,22 @@ func (l *ledger) Save(ctx context.Context, s replica.State) (replica.State, erro
 	if err := replica.CheckSave(stored, s, l.r.path("ledger.json")); err != nil {
 		return s, fault.In(err, l.r.vm.name, "")
 	}
+	return l.r.store(s)
+}
+
+// store replaces the ledger; mu is held.
+func (r *memReplica) store(s replica.State) (replica.State, error) {
 	next := s
 	next.Format = replica.Format
 	next.Version++
 	if err := next.Check(); err != nil {
-		return s, fault.Wrap(fault.LedgerCorrupt, err, "the new ledger contradicts itself and was not written").Of(l.r.vm.name, "")
+		return s, fault.Wrap(fault.LedgerCorrupt, err, "the new ledger contradicts itself and was not written").Of(r.vm.name, "")
 	}
 	data, err := replica.Encode(next)
 	if err != nil {
-		return s, fault.In(err, l.r.vm.name, "")
+		return s, fault.In(err, r.vm.name, "")
 	}
-	l.r.vm.ledger = data
+	r.vm.ledger, r.gen = data, next.Generation
 	return next, nil
 }
 

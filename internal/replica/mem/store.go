@@ -5,7 +5,6 @@ package mem
 
 import (
 	"context"
-	"errors"
 	"iter"
 	"maps"
 	"slices"
@@ -29,12 +28,12 @@ var _ replica.Store = (*Store)(nil)
 type vm struct {
 	mu     sync.Mutex
 	name   string
-	locked bool
-	gone   bool // removed from the store
+	holder *memReplica // who holds the run's lock, nil for nobody
+	gone   bool        // removed from the store
 	ledger []byte
 	disks  map[string]*disk
 	shelf  map[string]*sparse
-	points map[hrl.Pos]map[string]*sparse
+	points map[hrl.Pos]map[string]*disk
 }
 
 // New returns a store that has no identity yet.
@@ -84,10 +83,13 @@ func (s *Store) Create(ctx context.Context, first replica.State) (replica.Replic
 		return nil, err
 	}
 	if have != nil {
-		if _, err := have.open(); err != nil {
+		r, err := have.open()
+		if err != nil {
 			return nil, err
 		}
-		have.unlock()
+		if err := r.Close(); err != nil {
+			return nil, err
+		}
 		return nil, fault.New(fault.AlreadyProtected, "the store has a replica of this VM").Of(first.VM, "")
 	}
 	first.Format, first.Version = replica.Format, 1
@@ -100,7 +102,7 @@ func (s *Store) Create(ctx context.Context, first replica.State) (replica.Replic
 	}
 	v := &vm{
 		name: first.VM, ledger: data,
-		disks: map[string]*disk{}, shelf: map[string]*sparse{}, points: map[hrl.Pos]map[string]*sparse{},
+		disks: map[string]*disk{}, shelf: map[string]*sparse{}, points: map[hrl.Pos]map[string]*disk{},
 	}
 	s.vms[v.name] = v
 	return v.open()
@@ -128,16 +130,24 @@ func notProtected(name string) error {
 func (v *vm) open() (replica.Replica, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.locked {
+	if v.holder != nil {
 		return nil, fault.New(fault.RunLocked, "the replica is in use").Of(v.name, "")
 	}
-	v.locked = true
-	return &memReplica{vm: v, write: true}, nil
+	r := &memReplica{vm: v, write: true}
+	st, err := r.load()
+	if err != nil {
+		return nil, err
+	}
+	r.gen = st.Generation
+	v.holder = r
+	return r, nil
 }
 
-func (v *vm) unlock() {
+func (v *vm) unlock(r *memReplica) {
 	v.mu.Lock()
-	v.locked = false
+	if v.holder == r {
+		v.holder = nil
+	}
 	v.mu.Unlock()
 }
 
@@ -196,14 +206,37 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 	return nil
 }
 
-// Seize takes the replica over; see replica.Store.
-func (s *Store) Seize(ctx context.Context, vm string, take func(replica.State) (replica.State, error)) (replica.Replica, error) {
-	r, err := s.Open(ctx, vm)
+// Seize takes the replica over; see replica.Store. Whoever held the lock before is refused at every change from then on.
+func (s *Store) Seize(ctx context.Context, name string, take func(replica.State) (replica.State, error)) (replica.Replica, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, err := s.find(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	if err := replica.Take(ctx, r, take); err != nil {
-		return nil, errors.Join(err, r.Close())
+	if v == nil {
+		return nil, notProtected(name)
 	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	r := &memReplica{vm: v, write: true}
+	st, err := r.load()
+	if err != nil {
+		return nil, err
+	}
+	next, err := take(st)
+	if err != nil {
+		return nil, fault.In(err, name, "")
+	}
+	if v.holder != nil && next.Generation == st.Generation {
+		return nil, fault.New(fault.RunLocked, "the replica is in use").Of(name, "")
+	}
+	if err := replica.CheckTake(st, next, r.path("ledger.json")); err != nil {
+		return nil, fault.In(err, name, "")
+	}
+	if _, err := r.store(next); err != nil {
+		return nil, err
+	}
+	v.holder = r
 	return r, nil
 }

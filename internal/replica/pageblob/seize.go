@@ -34,7 +34,17 @@ func (r *vmReplica) seize(ctx context.Context, take func(replica.State) (replica
 		return err
 	}
 	r.begin(k)
-	if err := replica.Take(ctx, r, take); err != nil {
+	next, err := take(k.state)
+	if err == nil {
+		err = replica.CheckTake(k.state, next, r.s.whereBlock(r.ledgerBlob()))
+	}
+	if err == nil && next.Generation == k.state.Generation {
+		err = r.notHeld(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := r.saveLedger(ctx, next); err != nil {
 		return err
 	}
 	if k, err = r.latest(ctx); err != nil {

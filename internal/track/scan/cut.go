@@ -299,6 +299,9 @@ func (d *cutDisk) dropResult() (err error) {
 func (c *cut) From() hrl.Pos { return c.since }
 func (c *cut) At() time.Time { return c.at }
 
+// AppConsistent is never so by itself: nobody has told the applications; see track.Quiesced.
+func (c *cut) AppConsistent() bool { return false }
+
 func (c *cut) Disks() []track.CutDisk {
 	out := make([]track.CutDisk, len(c.disks))
 	for i, d := range c.disks {

@@ -1,0 +1,280 @@
+package cmd
+
+import (
+	"context"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"time"
+
+	"sitrep/failover"
+	"sitrep/failover/network"
+	"sitrep/internal/fault"
+	"sitrep/internal/hook"
+	"sitrep/internal/host"
+	"sitrep/internal/host/boot"
+	"sitrep/internal/host/hyperv"
+	"sitrep/internal/host/qemu"
+	"sitrep/internal/host/script"
+	"sitrep/internal/site"
+)
+
+// This file is where the hosts, hooks and networks of the site file become those of the engines.
+
+// recoveryHost is the one that runs recovered VMs; nil where only disks are made.
+func (w *world) recoveryHost() (host.Host, error) {
+	return w.hostOf(w.site.Recovery.Runner, w.site.Recovery.Folder, nil)
+}
+
+// sourceHost is the one that runs a protected VM; nil where sitrep has no hand on it.
+func (w *world) sourceHost(h *site.Host, vm *site.VM) (host.Host, error) {
+	qmp := map[string]string{}
+	if vm.QMP != "" {
+		qmp[vm.Name] = vm.QMP
+	}
+	return w.hostOf(h.Runner, cmpOr(h.Folder, w.memory.Path("hosts", h.Name)), qmp)
+}
+
+// hostOf makes the host that a Runner describes. folder is where QEMU keeps what belongs to its VMs.
+func (w *world) hostOf(r site.Runner, folder string, qmp map[string]string) (host.Host, error) {
+	switch r.Hypervisor {
+	case site.QEMU:
+		q := r.QEMU
+		if q == nil {
+			q = &site.QEMUHost{}
+		}
+		abs, err := filepath.Abs(folder)
+		if err != nil {
+			return nil, fault.FromOS(err)
+		}
+		return orNone(qemu.New(qemu.Config{Folder: abs, Binary: q.Binary, Accel: q.Accel, Machine: q.Machine, CPU: q.CPU,
+			DiskBus: q.Disk, Firmware: q.Firmware, Args: q.Args, QMP: qmp}))
+	case site.Script:
+		s := r.Script
+		if s == nil {
+			return nil, fault.New(fault.SiteInvalid, "host %s has hypervisor: script, but no section script", r.Name).At(w.site.Path)
+		}
+		return orNone(script.New(script.Config{Name: r.Name, Create: s.Create, Start: s.Start, Stop: s.Stop, State: s.State, Delete: s.Delete,
+			Freeze: s.Freeze, Thaw: s.Thaw, Timeout: s.Timeout}))
+	case site.HyperV:
+		v := r.HyperV
+		if v == nil {
+			v = &site.HyperVHost{}
+		}
+		return orNone(hyperv.New(hyperv.Config{SSH: v.SSH, Switch: v.Switch, Timeout: v.Timeout}))
+	}
+	return nil, nil
+}
+
+// orNone keeps a nil host from becoming an interface that is not nil.
+func orNone[H host.Host](h H, err error) (host.Host, error) {
+	if err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// bootCheck waits until a VM is up, as the site file says how that is told; nil when it does not.
+// address finds the one at which it is reached.
+func (w *world) bootCheck(vm *site.VM, h host.Host, address func(host.Definition) string) func(context.Context, host.Definition) error {
+	b := vm.BootCheck
+	if b == nil || h == nil {
+		return nil
+	}
+	return func(ctx context.Context, d host.Definition) error {
+		c := boot.Check{Timeout: b.Timeout}
+		console := ""
+		switch {
+		case b.Console != "":
+			re, err := regexp.Compile(b.Console)
+			if err != nil {
+				return fault.Wrap(fault.SiteInvalid, err, "boot_check.console").Of(vm.Name, "")
+			}
+			log, ok := h.(host.Console)
+			if !ok {
+				return fault.New(fault.PrerequisiteFail, "%s keeps no console: the boot check needs another way", h.Describe()).Of(vm.Name, "")
+			}
+			c.Console, console = re, log.ConsoleLog(d.Name)
+		case b.TCP != 0:
+			ip := address(d)
+			if isolated(d) {
+				w.log.Warn("the VM is in no network that could be reached: its boot check is left out", "vm", vm.Name)
+				return nil
+			}
+			if ip == "" {
+				return fault.New(fault.PrerequisiteFail, "the boot check needs the primary NIC's address, and that comes by DHCP or there is none").Of(vm.Name, "")
+			}
+			c.TCP = netip.AddrPortFrom(netip.MustParseAddr(ip), uint16(b.TCP)).String()
+		default:
+			c.Command = hook.Program{Path: b.Command, Args: []string{d.Name}, Env: vmEnv(vm, d), Stdin: d}
+		}
+		_, err := boot.Wait(ctx, c, console)
+		return fault.In(err, vm.Name, "")
+	}
+}
+
+func primaryIP(d host.Definition) string {
+	for _, n := range d.NICs {
+		if p, err := netip.ParsePrefix(n.IP); err == nil && n.Primary {
+			return p.Addr().String()
+		}
+	}
+	return ""
+}
+
+// homeIP is the address that the VM has where it is protected.
+func homeIP(d host.Definition) string {
+	for _, n := range d.NICs {
+		if n.Primary {
+			return n.SourceIP
+		}
+	}
+	return ""
+}
+
+// isolated says that the VM's primary NIC reaches nobody.
+func isolated(d host.Definition) bool {
+	return !slices.ContainsFunc(d.NICs, func(n host.NIC) bool { return n.Primary && n.Attach != host.Isolated })
+}
+
+// vmEnv is what hooks of a VM get in their environment; the whole definition is on their standard input.
+func vmEnv(vm *site.VM, d host.Definition) map[string]string {
+	env := map[string]string{"SITREP_VM": vm.Name, "SITREP_RECOVERED_VM": d.Name, "SITREP_IP": primaryIP(d)}
+	for i, n := range d.NICs {
+		p := "SITREP_NIC_" + strconv.Itoa(i) + "_"
+		env[p+"NETWORK"], env[p+"SUBNET"], env[p+"IP"], env[p+"GATEWAY"], env[p+"MAC"] = n.Network, n.Subnet, n.IP, n.Gateway, n.MAC
+		env[p+"SOURCE_NETWORK"], env[p+"SOURCE_IP"] = n.Source, n.SourceIP
+	}
+	return env
+}
+
+// hookInput is what a hook of a VM gets on standard input.
+type hookInput struct {
+	VM        string          `json:"vm"`
+	Operation string          `json:"operation"`
+	Recovered host.Definition `json:"recovered_vm"`
+}
+
+// vmHook runs a hook of a VM after a failover, or after a test was cleaned up.
+func (w *world) vmHook(ctx context.Context, vm *site.VM, path string, k failover.Kind, d host.Definition) error {
+	env := vmEnv(vm, d)
+	env["SITREP_TYPE"] = string(k)
+	_, err := hook.Run(ctx, hook.Program{Path: path, Args: []string{vm.Name}, Env: env, Timeout: vm.Hooks.Timeout,
+		Stdin: hookInput{vm.Name, string(k), d}})
+	return fault.In(err, vm.Name, "")
+}
+
+// networkTable makes the table of the NICs of a VM at the recovery site.
+func (w *world) networkTable(vm *site.VM, k failover.Kind, into string, taken []network.Taken) ([]host.NIC, []string, error) {
+	in := network.Input{VM: vm.Name, Kind: network.Failover, Into: into, Taken: taken}
+	if k == failover.Test {
+		in.Kind = network.Test
+	}
+	for _, n := range vm.NICs {
+		in.NICs = append(in.NICs, network.SourceNIC{Network: n.Network, IP: n.IP, RecoveryIP: n.RecoveryIP, MAC: n.MAC, Primary: n.Primary, PublicIP: n.PublicIP})
+	}
+	for _, n := range w.site.Recovery.Networks {
+		net := network.Network{Name: n.Name, Attach: host.Attach(n.Attach), Switch: n.Switch}
+		for _, s := range n.Subnets {
+			net.Subnets = append(net.Subnets, network.Subnet{Name: s.Name, CIDR: s.CIDR, Gateway: s.Gateway, Reserved: s.Reserved})
+		}
+		in.Networks = append(in.Networks, net)
+	}
+	for _, m := range w.site.NetworkMapping {
+		in.Mappings = append(in.Mappings, network.Mapping{From: m.From, To: m.To})
+	}
+	nics, notes, err := network.Table(in)
+	var said []string
+	for _, n := range notes {
+		said = append(said, n.String())
+	}
+	return nics, said, err
+}
+
+// quiescer holds a VM still while a cut is taken: by its hypervisor, and, when an application-consistent point is due, by
+// its hooks before that.
+type quiescer struct {
+	w       *world
+	vm      *site.VM
+	freezer host.Freezer // nil: the hypervisor cannot
+	due     bool         // of an application-consistent point
+
+	held   bool // by the hypervisor
+	hooked bool // by the hooks
+}
+
+// quiesce returns what holds a VM still; nil when nothing does.
+func (w *world) quiesce(vm *site.VM, newest time.Time) (*quiescer, error) {
+	h, err := w.sourceHost(vm.Host, vm)
+	if err != nil {
+		return nil, err
+	}
+	q := &quiescer{w: w, vm: vm}
+	q.freezer, _ = h.(host.Freezer)
+	every := vm.Policy().AppConsistentEvery
+	q.due = every > 0 && vm.Hooks.Freeze != "" && w.now().Sub(newest) >= every
+	if q.freezer == nil && !q.due {
+		return nil, nil
+	}
+	return q, nil
+}
+
+// Freeze lets the applications flush, then holds the VM. A hook that fails costs the consistency of the applications, not the
+// recovery point.
+func (q *quiescer) Freeze(ctx context.Context) (app bool, err error) {
+	if q.due {
+		q.hooked = true // thawed also when the freeze failed half way
+		if err := q.hook(ctx, q.vm.Hooks.Freeze, "freeze"); err != nil {
+			if ctx.Err() != nil {
+				return false, fault.FromOS(ctx.Err())
+			}
+			q.w.log.Warn("the applications could not be quiesced, the recovery point is crash-consistent", "vm", q.vm.Name, "error", err)
+		} else {
+			app = true
+		}
+	}
+	if q.freezer == nil {
+		return app, nil
+	}
+	if q.held, err = q.freezer.Freeze(ctx, q.vm.Name); err != nil {
+		if terr := q.Thaw(context.WithoutCancel(ctx)); terr != nil {
+			q.w.log.Error("the applications were not thawed", "vm", q.vm.Name, "error", terr)
+		}
+		return false, fault.In(err, q.vm.Name, "")
+	}
+	return app, nil
+}
+
+// Thaw lets the VM go on, then its applications.
+func (q *quiescer) Thaw(ctx context.Context) error {
+	var errs []error
+	if q.held {
+		q.held = false
+		errs = append(errs, q.freezer.Thaw(ctx, q.vm.Name))
+	}
+	if q.hooked {
+		q.hooked = false
+		errs = append(errs, q.hook(ctx, q.vm.Hooks.Thaw, "thaw"))
+	}
+	for _, err := range errs {
+		if err != nil {
+			return fault.In(err, q.vm.Name, "")
+		}
+	}
+	return nil
+}
+
+func (q *quiescer) hook(ctx context.Context, path, operation string) error {
+	_, err := hook.Run(ctx, hook.Program{Path: path, Args: []string{q.vm.Name}, Timeout: q.vm.Hooks.Timeout,
+		Env:   map[string]string{"SITREP_VM": q.vm.Name, "SITREP_OPERATION": operation},
+		Stdin: hookInput{VM: q.vm.Name, Operation: operation}})
+	return err
+}
+
+// sorted returns the names in order.
+func sorted(names []string) []string {
+	slices.Sort(names)
+	return names
+}

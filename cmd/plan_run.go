@@ -1,0 +1,496 @@
+package cmd
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
+
+	"sitrep/failover"
+	"sitrep/failover/network"
+	"sitrep/internal/durable"
+	"sitrep/internal/fault"
+	"sitrep/internal/hook"
+	"sitrep/internal/replica"
+	"sitrep/internal/site"
+	"sitrep/internal/state"
+)
+
+// planObject is what a recovery plan says in --json.
+type planObject struct {
+	failover.PlanRecord
+	Outline []string `json:"outline,omitempty"` // what is left, of a dry run
+}
+
+// failback is the type of a plan that brings VMs home; the others are the kinds of failover.
+const failbackType = "failback"
+
+// member is a VM of a plan.
+type member struct {
+	w    *world
+	vm   *site.VM
+	job  *failover.Job
+	obj  *failoverObject
+	kind failover.Kind // "" = failback
+	opts failoverOptions
+	mode failover.FailbackOptions
+}
+
+var _ failover.Member = (*member)(nil)
+
+// part does a part of the VM's failover, as a job of its own.
+func (m *member) part(ctx context.Context, name string, until failover.StepID) error {
+	return m.w.locked(m.vm, func() error {
+		return m.w.failoverSteps(ctx, m.vm, m.job, name, m.obj, func() error {
+			if m.kind == "" {
+				return m.job.Failback(ctx, m.mode, until)
+			}
+			return m.job.Run(ctx, m.kind, m.opts.Options, until)
+		})
+	})
+}
+
+// Check shows what will be made. What stands in the way of an unplanned failover is said when its turn comes: the others go on.
+func (m *member) Check(ctx context.Context) error {
+	if m.over(ctx) {
+		return nil
+	}
+	if m.kind == "" {
+		_, err := m.job.PlanFailback(ctx, m.mode)
+		return err
+	}
+	p, err := m.job.Plan(ctx, m.kind, m.opts.Options)
+	switch {
+	case err == nil:
+		m.w.showPlan(m.vm, p, m.obj)
+	case m.kind != failover.Unplanned:
+		return err
+	}
+	return nil
+}
+
+func (m *member) Shutdown(ctx context.Context) error {
+	if m.over(ctx) {
+		return nil
+	}
+	return m.part(ctx, "Shut down the source", failover.StepStopSource)
+}
+
+func (m *member) Prepare(ctx context.Context) error {
+	if m.over(ctx) {
+		return nil
+	}
+	if m.kind == "" {
+		return m.part(ctx, "Data synchronization", failover.StepSyncStopped)
+	}
+	until := failover.StepCreate
+	if m.job.Recovery.Host == nil {
+		until = failover.StepDisks
+	}
+	return m.part(ctx, "Failover ("+string(m.kind)+")", until)
+}
+
+func (m *member) Boot(ctx context.Context) error {
+	if m.over(ctx) {
+		return nil
+	}
+	if err := m.part(ctx, "Start at the other site", ""); err != nil {
+		return err
+	}
+	if m.kind == "" {
+		m.w.say("%s: home again; next: %s", m.vm.Name, m.w.commands("sitrep failover commit "+m.vm.Name))
+		return nil
+	}
+	m.w.sayFailedOver(m.vm, m.kind, m.obj)
+	return nil
+}
+
+// claims are the addresses that the VM will have at the recovery site. That one is taken is found out here, before anything is
+// started, and the table of networks is shown.
+func (m *member) claims(ctx context.Context) ([]network.Taken, error) {
+	if m.kind == "" || m.over(ctx) {
+		return nil, nil
+	}
+	nics, notes, err := m.job.NICs(ctx, m.kind)
+	if err != nil {
+		return nil, err
+	}
+	if !m.w.opts.dryRun { // which shows it with the rest of the VM's plan
+		m.w.sayText(m.vm, network.Text(nics))
+		for _, n := range notes {
+			m.w.say("%s: note: %s", m.vm.Name, n)
+		}
+	}
+	return network.Claims(m.vm.Name, nics), nil
+}
+
+// over says that this VM's part of the plan was done before: a plan skips a VM that is there already.
+func (m *member) over(ctx context.Context) bool {
+	st, err := m.w.present(ctx, m.vm)
+	if err != nil {
+		return false
+	}
+	switch m.kind {
+	case "":
+		return st.Failover != nil && st.Failover.Failback != nil && !st.Failover.Failback.Finished.IsZero()
+	case failover.Test:
+		return st.Test != nil && !st.Test.Finished.IsZero()
+	}
+	return st.Failover != nil && !st.Failover.Finished.IsZero()
+}
+
+// Facts are what scripts learn of the VM.
+func (m *member) Facts() any {
+	return struct {
+		State string `json:"state"`
+		*failoverObject
+	}{m.obj.State, m.obj}
+}
+
+// failoverPlan fails a recovery plan over.
+func (w *world) failoverPlan(ctx context.Context, c *cli.Context, k failover.Kind, o failoverOptions) error {
+	plan, err := w.onlyPlan(c)
+	if err != nil {
+		return err
+	}
+	if o.Point != "" && !isPointName(o.Point) {
+		return fault.New(fault.UsageError, "a plan takes --point latest, latest-processed or latest-app-consistent: an ID is of one VM")
+	}
+	rec := failover.PlanRecord{Plan: plan.Name, Type: string(k), Point: o.Point, Network: o.network, NoShutdown: o.NoShutdown, Started: w.now().UTC()}
+	return w.startPlan(ctx, plan, rec)
+}
+
+func isPointName(s string) bool {
+	return s == failover.Latest || s == failover.LatestProcessed || s == failover.LatestAppConsistent
+}
+
+func (w *world) onlyPlan(c *cli.Context) (*site.Plan, error) {
+	if c.NArg() > 0 || c.Bool("all") || c.IsSet("cloud") {
+		return nil, fault.New(fault.UsageError, "VM names, --all, --cloud and --plan exclude each other")
+	}
+	return w.site.Plan(c.String("plan"))
+}
+
+// startPlan runs a plan, or goes on with the one of the same type that was begun.
+func (w *world) startPlan(ctx context.Context, plan *site.Plan, rec failover.PlanRecord) error {
+	old, ok, err := w.planRecord(plan.Name)
+	if err != nil {
+		return err
+	}
+	if ok && old.Ended.IsZero() && w.underWay(ctx, plan, old) {
+		if old.Type != rec.Type && !(rec.Type == string(failover.Unplanned) && old.Type == string(failover.Planned)) {
+			return fault.New(fault.WrongState, "plan %s is under way as %s since %s: \"%s\" goes on with it, and \"%s\" ends it",
+				plan.Name, old.Type, stamp(old.Started), w.commands("sitrep failover continue --plan "+plan.Name), w.commands("sitrep failover "+ends(old.Type)+" --plan "+plan.Name))
+		}
+		if old.Type == rec.Type {
+			rec = old
+		}
+	}
+	return w.runPlan(ctx, plan, rec, "")
+}
+
+// ends is the command that ends a plan of a type without completing it.
+func ends(typ string) string {
+	if typ == string(failover.Test) {
+		return "cleanup"
+	}
+	return "undo"
+}
+
+// underWay says that a plan that has not come to its end still has something to go on with. Its record is a memory: when what
+// it did to its VMs was cleaned up, undone or committed since, by whatever command, it is over. A VM whose ledger cannot be
+// read may be what it goes on with.
+func (w *world) underWay(ctx context.Context, plan *site.Plan, rec failover.PlanRecord) bool {
+	if !rec.Begun() {
+		return true
+	}
+	for _, g := range plan.Groups {
+		for _, vm := range g.VMs {
+			st, err := w.present(ctx, vm)
+			if err != nil || partOf(st, rec.Type) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// partOf says that a VM is in the middle of what a plan of the type does, or has it behind it and is not committed.
+func partOf(st replica.State, typ string) bool {
+	switch typ {
+	case string(failover.Test):
+		return st.Test != nil
+	case failbackType:
+		return st.Phase == replica.FailbackStarted || st.Phase == replica.FailedBack
+	}
+	return st.Failover != nil && st.Failover.Failback == nil && st.Phase != replica.Committed
+}
+
+func (p *program) continueCommand() *cli.Command {
+	return &cli.Command{
+		Name: "continue", Usage: "go on with a recovery plan after a manual action, or after what failed was mended",
+		Flags: []cli.Flag{planFlag(), &cli.StringFlag{Name: "done", Usage: "the manual `ACTION` is done: its name or its text"}},
+		Action: p.action("failover continue", func(ctx context.Context, c *cli.Context) error {
+			w, err := p.open()
+			if err != nil {
+				return err
+			}
+			if !c.IsSet("plan") || c.NArg() > 0 {
+				return fault.New(fault.UsageError, "which plan? sitrep failover continue --plan NAME")
+			}
+			plan, err := w.site.Plan(c.String("plan"))
+			if err != nil {
+				return err
+			}
+			rec, ok, err := w.planRecord(plan.Name)
+			if err != nil {
+				return err
+			}
+			if !ok || !rec.Ended.IsZero() || !w.underWay(ctx, plan, rec) {
+				return fault.New(fault.WrongState, "plan %s is not under way", plan.Name)
+			}
+			return w.runPlan(ctx, plan, rec, c.String("done"))
+		}),
+	}
+}
+
+// runPlan does what is left of a plan.
+func (w *world) runPlan(ctx context.Context, plan *site.Plan, rec failover.PlanRecord, done string) error {
+	w.together()
+	run, members, err := w.planRun(ctx, plan, rec)
+	if err != nil {
+		return err
+	}
+	o := &planObject{PlanRecord: rec}
+	w.res.Plan = o
+	if w.opts.dryRun {
+		o.Outline = run.Outline()
+		for _, line := range o.Outline {
+			w.say("plan %s: %s", plan.Name, line)
+		}
+		return w.planMembers(ctx, members)
+	}
+	lock, err := w.memory.Lock("plan " + plan.Name)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	job, err := w.memory.Begin(w.res.Command, "Recovery plan "+plan.Name+" ("+rec.Type+")", "")
+	if err != nil {
+		return err
+	}
+	w.res.Job, run.Step = job.ID(), job.Step
+	if done != "" {
+		err = run.Confirm(done)
+	}
+	if err == nil {
+		err = run.Run(ctx)
+	}
+	err = job.End(err)
+	o.PlanRecord = run.Record
+	for _, m := range members {
+		w.res.VMs = append(w.res.VMs, m.obj)
+	}
+	w.sayPlan(plan, run.Record, err)
+	return w.reported(err)
+}
+
+// reported prints each of the errors that were joined, so that each has its cause and its advice and the gravest makes the
+// exit code.
+func (w *world) reported(err error) error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return err
+	}
+	f := &failures{errs: joined.Unwrap()}
+	for _, err := range f.errs {
+		w.printError(w.stderr, err, "")
+	}
+	return f
+}
+
+func (w *world) sayPlan(plan *site.Plan, rec failover.PlanRecord, err error) {
+	switch {
+	case rec.Waiting != "": // the error says so
+	case err != nil:
+		w.say("plan %s: not complete; when what failed is mended: %s", plan.Name, w.commands("sitrep failover continue --plan "+plan.Name))
+	default:
+		w.say("plan %s: %s is complete, in %s", plan.Name, rec.Type, span(rec.Ended.Sub(rec.Started)))
+	}
+}
+
+// planMembers makes the plans of the VMs without doing anything.
+func (w *world) planMembers(ctx context.Context, members []*member) error {
+	var errs []error
+	for _, m := range members {
+		var err error
+		if m.kind == "" {
+			err = w.planFailback(ctx, m.vm, m.job, m.mode, m.obj)
+		} else {
+			var p failover.Plan
+			if p, err = m.job.Plan(ctx, m.kind, m.opts.Options); err == nil {
+				w.showPlan(m.vm, p, m.obj)
+			}
+		}
+		errs = append(errs, fault.In(err, m.vm.Name, ""))
+		w.res.VMs = append(w.res.VMs, m.obj)
+	}
+	return errors.Join(errs...)
+}
+
+// planRun wires a plan of the site file to the engine.
+func (w *world) planRun(ctx context.Context, plan *site.Plan, rec failover.PlanRecord) (*failover.PlanRun, []*member, error) {
+	kind := failover.Kind(rec.Type)
+	direction := "primary-to-recovery"
+	if rec.Type == failbackType {
+		kind, direction = "", "recovery-to-primary"
+	}
+	run := &failover.PlanRun{
+		Plan: failover.RecoveryPlan{Name: plan.Name}, Record: rec, Direction: direction, Members: map[string]failover.Member{},
+		GoesOn: kind == failover.Unplanned, StopsSources: kind == failover.Planned || kind == failover.Unplanned && !rec.NoShutdown,
+		Save: func(r failover.PlanRecord) error { return w.savePlan(r) }, Now: w.now, RunScript: w.planScript, Ask: w.asker(),
+	}
+	var members []*member
+	var claimed []network.Taken // no two VMs of the plan get one address
+	for _, g := range plan.Groups {
+		group := failover.Group{Pre: actionsOf(g.Pre), Post: actionsOf(g.Post)}
+		for _, vm := range g.VMs {
+			m := &member{w: w, vm: vm, kind: kind, obj: &failoverObject{vmHead: vmHead{VM: vm.Name}, Kind: rec.Type},
+				opts: failoverOptions{failover.Options{Point: rec.Point, NoShutdown: rec.NoShutdown}, rec.Network, claimed},
+				mode: failover.FailbackOptions{Mode: failover.Mode(rec.Mode)}}
+			var err error
+			if m.job, err = w.failoverJob(ctx, vm, m.opts); err != nil {
+				return nil, nil, fault.In(err, vm.Name, "")
+			}
+			claims, err := m.claims(ctx)
+			if err != nil {
+				return nil, nil, fault.In(err, vm.Name, "")
+			}
+			claimed = slices.Concat(claimed, claims)
+			members, run.Members[vm.Name] = append(members, m), m
+			group.VMs = append(group.VMs, vm.Name)
+		}
+		run.Plan.Groups = append(run.Plan.Groups, group)
+	}
+	return run, members, nil
+}
+
+func actionsOf(list []site.Action) []failover.Action {
+	var out []failover.Action
+	for _, a := range list {
+		out = append(out, failover.Action{Script: a.Script, Timeout: a.Timeout, Manual: a.Manual})
+	}
+	return out
+}
+
+// planScript runs an action's script.
+func (w *world) planScript(ctx context.Context, a failover.Action, c failover.PlanContext) error {
+	var names []string
+	for name := range c.VMs {
+		names = append(names, name)
+	}
+	_, err := hook.Run(ctx, hook.Program{
+		Path: a.Script, Timeout: a.Timeout, Stdin: c,
+		Env: map[string]string{
+			"SITREP_PLAN": c.Plan, "SITREP_TYPE": c.Type, "SITREP_DIRECTION": c.Direction,
+			"SITREP_GROUP": fmt.Sprint(c.Group), "SITREP_STEP": c.Step, "SITREP_VMS": strings.Join(sorted(names), " "),
+		},
+	})
+	return err
+}
+
+// asker asks a person at a terminal whether a manual action is done; nil where there is no terminal.
+func (w *world) asker() func(context.Context, string) (bool, error) {
+	f, ok := w.stdin.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) || w.opts.json {
+		return nil
+	}
+	in := bufio.NewReader(f)
+	return func(_ context.Context, text string) (bool, error) {
+		fmt.Fprintf(w.stderr, "%s\nDone? [y/N] ", text)
+		line, err := in.ReadString('\n')
+		if err != nil && !errors.Is(err, io.EOF) {
+			return false, fault.FromOS(err)
+		}
+		answer := strings.ToLower(strings.TrimSpace(line))
+		return answer == "y" || answer == "yes", nil
+	}
+}
+
+// planRecord reads how far a plan is; ok is false when it was never begun.
+func (w *world) planRecord(name string) (rec failover.PlanRecord, ok bool, err error) {
+	path := w.memory.Path("plans", name+".json")
+	data, err := durable.ReadFile(w.fs, path, 16<<20)
+	if errors.Is(err, fs.ErrNotExist) {
+		return rec, false, nil
+	}
+	if err != nil {
+		return rec, false, fault.FromOS(err)
+	}
+	if err := json.Unmarshal(data, &rec); err != nil {
+		return rec, false, fault.Wrap(fault.FailoverFailed, err, "the record of plan %s is damaged; without it the plan begins anew", name).At(path)
+	}
+	return rec, true, nil
+}
+
+func (w *world) savePlan(rec failover.PlanRecord) error {
+	data, err := json.MarshalIndent(rec, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := w.fs.MkdirAll(w.memory.Path("plans")); err != nil {
+		return fault.FromOS(err)
+	}
+	if err := durable.WriteFile(w.fs, w.memory.Path("plans", rec.Plan+".json"), append(data, '\n')); err != nil {
+		return fault.FromOS(err)
+	}
+	return nil
+}
+
+// together makes it safe that several VMs are worked on at the same time: lines do not mix, and no bars are drawn.
+func (w *world) together() {
+	w.stdout, w.stderr = &lines{w: w.stdout}, &lines{w: w.stderr}
+	if w.opts.progress == "auto" || w.opts.progress == "bar" {
+		w.opts.progress = "none"
+	}
+}
+
+// lines is a writer for several goroutines: each Write is a whole line.
+type lines struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}
+
+// recorded does f as a job on the VM that says nothing about the health of its replication.
+func (w *world) recorded(vm *site.VM, name string, h *vmHead, f func(*state.Job) error) error {
+	j, err := w.memory.Begin(w.res.Command, name, vm.Name)
+	if err != nil {
+		return err
+	}
+	h.Job = j.ID()
+	err = f(j)
+	if err != nil {
+		err = fault.In(err, vm.Name, "")
+	}
+	err = j.End(err)
+	if perr := w.memory.Prune(vm.Policy().JobRetention); perr != nil {
+		w.log.Warn("the site's memory cannot be kept in order", "error", perr) // what the job did stands
+	}
+	return err
+}

@@ -1,0 +1,189 @@
+package failover
+
+import (
+	"context"
+
+	"sitrep/internal/fault"
+	"sitrep/internal/host"
+	"sitrep/internal/replica"
+)
+
+// This file is what follows a failover: cleaning up a test, giving a failover back, accepting it.
+
+// task is a step of these: a name in the job, and what it does. Each can be done again.
+type task struct {
+	name string
+	do   func(ctx context.Context) (note string, err error)
+}
+
+func (j *Job) tasks(ctx context.Context, list []task) error {
+	for _, t := range list {
+		err := j.Step(t.name, func() (int64, string, error) {
+			note, err := t.do(ctx)
+			return 0, note, err
+		})
+		if err != nil {
+			return j.in(err)
+		}
+	}
+	return nil
+}
+
+// Cleanup ends a test failover: nothing of it is left but the result, with the operator's notes.
+func (j *Job) Cleanup(ctx context.Context, notes string) error {
+	st, err := j.load(ctx)
+	if err == nil {
+		err = Allowed(st, DoCleanup)
+	}
+	if err != nil {
+		return j.in(err)
+	}
+	d, err := Made(st.Test)
+	if err != nil {
+		return j.in(err)
+	}
+	list := []task{{"Delete the test virtual machine and its disks", func(ctx context.Context) (string, error) {
+		return "", j.removeVM(ctx, st, Test)
+	}}}
+	if j.CleanedUp != nil {
+		list = append(list, task{"Run the VM's clean-up hook", func(ctx context.Context) (string, error) {
+			return "", j.CleanedUp(ctx, Test, d)
+		}})
+	}
+	list = append(list, task{"Store the notes", func(ctx context.Context) (string, error) {
+		return notes, j.change(ctx, func(st *replica.State) error {
+			if st.Test == nil {
+				return nil
+			}
+			st.LastTest = &replica.TestResult{
+				Started: st.Test.Started, Cleaned: j.Now().UTC(), OK: !st.Test.Finished.IsZero(),
+				Point: st.Test.Point, Notes: notes, By: st.Test.By,
+			}
+			st.Test = nil
+			return nil
+		})
+	}})
+	return j.tasks(ctx, list)
+}
+
+// Undo goes back to the source as it was: the recovered VM and what it wrote are given up, the source is started if the
+// failover stopped it, and replication may go on. Of a failback it gives up the way home, and the recovered VM runs on.
+func (j *Job) Undo(ctx context.Context) error {
+	st, err := j.load(ctx)
+	if err == nil {
+		err = Allowed(st, DoUndo)
+	}
+	if err != nil {
+		return j.in(err)
+	}
+	if st.Phase == replica.FailbackStarted {
+		return j.undoFailback(ctx, st)
+	}
+	rec := st.Failover
+	return j.tasks(ctx, []task{
+		{"Prerequisites check for failover undo", func(ctx context.Context) (string, error) {
+			return "", j.canStart(ctx, rec.SourceStopped)
+		}},
+		{"Delete the recovered virtual machine and its disks", func(ctx context.Context) (string, error) {
+			return "", j.removeVM(ctx, st, Unplanned)
+		}},
+		{"Start the virtual machine at its source", func(ctx context.Context) (string, error) {
+			return j.startSource(ctx, rec.SourceStopped)
+		}},
+		{"Give the replica back", func(ctx context.Context) (string, error) { return "", j.giveBack(ctx) }},
+	})
+}
+
+// canStart says whether the VM is there to be started at its source: what runs at the recovery site is not given up before.
+func (j *Job) canStart(ctx context.Context, stopped bool) error {
+	if j.Source.Host == nil || !stopped || j.Source.Foreign {
+		return nil
+	}
+	power, err := j.Source.Host.State(ctx, j.Source.Name)
+	if err == nil && power == host.Absent {
+		err = fault.New(fault.VMAbsent, "%s has no VM %q that could be started again; the recovered one is left as it is", j.Source.Describe(), j.Source.Name)
+	}
+	return err
+}
+
+func (j *Job) startSource(ctx context.Context, stopped bool) (string, error) {
+	switch {
+	case j.Source.Host == nil:
+		return "sitrep has no hand on the source host: start the VM there if it is wanted", nil
+	case !stopped:
+		return "it was not stopped", nil
+	case j.Source.Foreign:
+		return "something else starts it: start it there if it is wanted", nil
+	}
+	return "", j.Source.Host.Start(ctx, j.Source.Name)
+}
+
+// giveBack makes the owner of before the owner again.
+func (j *Job) giveBack(ctx context.Context) error {
+	st, err := j.load(ctx)
+	if err != nil {
+		return err
+	}
+	if !st.Phase.Away() { // it has not taken over yet
+		return j.change(ctx, func(st *replica.State) error {
+			st.Failover = nil
+			return nil
+		})
+	}
+	rep, err := j.Store.Seize(ctx, j.VM, func(st replica.State) (replica.State, error) {
+		if err := Allowed(st, DoUndo); err != nil {
+			return st, err
+		}
+		st.Generation++
+		st.Owner, st.Phase = st.Failover.Source, st.Failover.From
+		st.Owner.Since, st.PhaseSince = j.Now().UTC(), j.Now().UTC()
+		st.Failover = nil
+		return st, nil
+	})
+	if err != nil {
+		return err
+	}
+	return rep.Close()
+}
+
+// Commit accepts what was done: after a failover older recovery points are removed; after a failback the recovered VM is, and
+// replication goes on in its old direction.
+func (j *Job) Commit(ctx context.Context) error {
+	st, err := j.load(ctx)
+	if err == nil {
+		err = Allowed(st, DoCommit)
+	}
+	if err != nil {
+		return j.in(err)
+	}
+	if st.Phase == replica.FailedBack {
+		return j.commitFailback(ctx, st)
+	}
+	return j.tasks(ctx, []task{{"Remove the other recovery points", func(ctx context.Context) (string, error) {
+		return "", j.with(ctx, func(rep replica.Replica, st replica.State) error {
+			kept := st.Point(st.Failover.Point)
+			if kept == nil {
+				return fault.New(fault.PointMissing, "recovery point %q, from which the VM runs, is gone", st.Failover.Point)
+			}
+			st.Points = []replica.Point{*kept}
+			st.Phase, st.PhaseSince = replica.Committed, j.Now().UTC()
+			st, err := rep.Ledger().Save(ctx, st)
+			if err != nil {
+				return err
+			}
+			if err := rep.Points().Sweep(ctx, st); err != nil {
+				j.Log.Warn("old recovery points could not be removed; the next clean-up of the store does it", "vm", j.VM, "error", err)
+			}
+			return nil
+		})
+	}}})
+}
+
+// recovered is the VM at the recovery site.
+func (j *Job) recovered(st replica.State) (host.Definition, error) {
+	d, err := Made(st.Failover)
+	if err == nil && d.Name == "" {
+		err = fault.New(fault.LedgerCorrupt, "the ledger does not say what VM was made")
+	}
+	return d, err
+}

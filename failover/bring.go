@@ -1,0 +1,209 @@
+package failover
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"time"
+
+	"sitrep/failover/home"
+	"sitrep/internal/disk"
+	"sitrep/internal/fault"
+	"sitrep/internal/host"
+	"sitrep/internal/replica"
+)
+
+// homeJob is the engine that brings disks home, with the recovered disks open. Its disks are closed by the function that is
+// returned.
+func (j *Job) homeJob(st replica.State, d host.Definition, again bool) (*home.Job, func() error, error) {
+	h := &home.Job{VM: j.VM, FS: j.FS, StateDir: j.Home.StateDir, Again: again, Meter: j.Meter, Log: j.Log, Now: j.Now, Pause: j.Pause}
+	if fb := st.Failover.Failback; fb != nil {
+		h.ID = fb.ID
+	}
+	var open []disk.Image
+	shut := func() error {
+		var errs []error
+		for _, img := range open {
+			errs = append(errs, img.Close())
+		}
+		return errors.Join(errs...)
+	}
+	for _, to := range j.Home.Disks {
+		from := diskOf(d, to.Name)
+		if from == nil {
+			return nil, nil, errors.Join(fault.New(fault.FailoverFailed, "the recovered VM has no disk of this name").Of(j.VM, to.Name), shut())
+		}
+		img, err := disk.Open(j.FS, from.Path, disk.Format(from.Format))
+		if err != nil {
+			return nil, nil, errors.Join(fault.In(err, j.VM, to.Name), shut())
+		}
+		open = append(open, img)
+		h.Disks = append(h.Disks, home.Disk{Name: to.Name, Source: img, Target: to.Path, Format: disk.Format(to.Format), LogDir: to.LogDir})
+	}
+	return h, shut, nil
+}
+
+func diskOf(d host.Definition, name string) *host.Disk {
+	for i := range d.Disks {
+		if d.Disks[i].Name == name {
+			return &d.Disks[i]
+		}
+	}
+	return nil
+}
+
+// bring makes the disks at home what the recovered ones are. again says that another pass follows.
+func (f *homeward) bring(ctx context.Context, st replica.State, d host.Definition, again bool) (sent int64, err error) {
+	h, shut, err := f.homeJob(st, d, again)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, shut()) }()
+	results, err := h.Bring(ctx)
+	for _, r := range results {
+		sent += r.Data
+	}
+	return sent, err
+}
+
+// makeTargets makes the disks at home that are not there, in the format that they had. A format whose maps are written late
+// is read while the VM is held still.
+func (f *homeward) makeTargets(ctx context.Context, st replica.State) (err error) {
+	missing := false
+	for _, d := range f.Home.Disks {
+		if _, err := f.FS.Stat(d.Path); errors.Is(err, fs.ErrNotExist) {
+			missing = true
+		} else if err != nil {
+			return fault.In(err, f.VM, d.Name)
+		}
+	}
+	if !missing {
+		return nil
+	}
+	d, err := f.recovered(st)
+	if err != nil {
+		return err
+	}
+	thaw, err := f.freezeIf(ctx, d.Name, f.Format == disk.QCOW2 || f.Format == disk.VHDX)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, thaw()) }()
+	h, shut, err := f.homeJob(st, d, false)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, shut()) }()
+	for i := range h.Disks {
+		if s := st.Disk(h.Disks[i].Name); s != nil {
+			h.Disks[i].Format = disk.Format(s.Format)
+		}
+	}
+	return h.CreateTargets(ctx)
+}
+
+// homeDisks is the engine without the recovered disks.
+func (j *Job) homeDisks(st replica.State) *home.Job {
+	h := &home.Job{VM: j.VM, ID: st.Failover.Failback.ID, FS: j.FS, StateDir: j.Home.StateDir, Meter: j.Meter, Log: j.Log, Now: j.Now, Pause: j.Pause}
+	for _, to := range j.Home.Disks {
+		h.Disks = append(h.Disks, home.Disk{Name: to.Name, Target: to.Path, Format: disk.Format(to.Format), LogDir: to.LogDir})
+	}
+	return h
+}
+
+// forget removes what a failback has left beside the disks that it has brought home.
+func (j *Job) forget(ctx context.Context, st replica.State) error { return j.homeDisks(st).Forget(ctx) }
+
+// whole completes what was begun to be written at home, so that no disk there is half old and half new, and forgets the rest.
+func (j *Job) whole(ctx context.Context, st replica.State) error {
+	h := j.homeDisks(st)
+	if _, err := h.Resume(ctx); err != nil {
+		return err
+	}
+	return h.Forget(ctx)
+}
+
+// Price is what a failback will bring home, and how long it takes, judged by a comparison that was really made.
+type Price struct {
+	Disks []DiskPrice
+	// Compare is how long the comparison took, and Rate the bytes per second at which it read.
+	Compare time.Duration
+	Rate    float64
+}
+
+// DiskPrice is one disk, in bytes; Different is exact.
+type DiskPrice struct {
+	Name            string
+	Size, Different int64
+}
+
+// Cost is how long a mode takes, and for how much of it the VM is down.
+type Cost struct{ Total, Downtime time.Duration }
+
+// Price compares the disks of the recovered VM, held still if it can be, with those at home. It writes nothing.
+func (j *Job) Price(ctx context.Context) (p Price, err error) {
+	st, err := j.load(ctx)
+	if err == nil {
+		err = Allowed(st, DoFailback)
+	}
+	if err != nil {
+		return p, j.in(err)
+	}
+	d, err := j.recovered(st)
+	if err != nil {
+		return p, j.in(err)
+	}
+	f := &homeward{Job: j}
+	thaw, err := f.freezeIf(ctx, d.Name, true)
+	if err != nil {
+		return p, j.in(err)
+	}
+	defer func() { err = errors.Join(err, thaw()) }()
+	h, shut, err := j.homeJob(st, d, false)
+	if err != nil {
+		return p, j.in(err)
+	}
+	defer func() { err = errors.Join(err, shut()) }()
+	prices, err := h.Price(ctx)
+	var read int64
+	for _, x := range prices {
+		p.Disks = append(p.Disks, DiskPrice{x.Name, x.Size, x.Differs})
+		p.Compare += x.Took
+		read += x.Read + x.ReadTarget
+	}
+	if s := p.Compare.Seconds(); s > 0 {
+		p.Rate = float64(read) / s
+	}
+	return p, j.in(err)
+}
+
+// writes is how often a byte that differs is written: into a log, and from there, read again, into the disk.
+const writes = 3
+
+// Cost judges a mode. The second pass of minimal downtime reads the recovered disks only: half of what was compared.
+func (p Price) Cost(m Mode) Cost {
+	var different int64
+	for _, d := range p.Disks {
+		different += d.Different
+	}
+	write := time.Duration(0)
+	if p.Rate > 0 {
+		write = time.Duration(float64(different*writes) / p.Rate * float64(time.Second))
+	}
+	whole := p.Compare + write
+	if m == DuringFailover {
+		return Cost{Total: whole, Downtime: whole}
+	}
+	return Cost{Total: whole + p.Compare/2, Downtime: p.Compare / 2}
+}
+
+// tolerable is the downtime that is not worth a second pass.
+const tolerable = 10 * time.Second
+
+// Recommended is the mode with one pass where its downtime hardly matters, else the one with less of it.
+func (p Price) Recommended() Mode {
+	if p.Cost(DuringFailover).Downtime <= tolerable {
+		return DuringFailover
+	}
+	return MinimalDowntime
+}

@@ -1,0 +1,462 @@
+package failover
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"sitrep/internal/disk"
+	"sitrep/internal/fault"
+	"sitrep/internal/host"
+	"sitrep/internal/hrl"
+	"sitrep/internal/replica"
+)
+
+// Mode is how a failback synchronizes.
+type Mode string
+
+// The modes. MinimalDowntime synchronizes while the recovered VM runs, stops it and sends the rest; DuringFailover stops it
+// first and synchronizes once.
+const (
+	MinimalDowntime Mode = "minimal-downtime"
+	DuringFailover  Mode = "during-failover"
+)
+
+// Home is where a VM goes at failback: to the same place, or to another one.
+type Home struct {
+	Place Place
+	// To names an alternate location, "" = the place that the VM came from. There the VM is made, and its disks, in the format
+	// that they had.
+	To string
+	// Machine is the VM as it is made there: without disks and NICs.
+	Machine host.Definition
+	NICs    []host.NIC
+	// Disks are those at home, in the order of the definition.
+	Disks []HomeDisk
+	// StateDir is a folder for what a failback has to remember of the disks that it has brought home.
+	StateDir string
+	// Readopt makes replication stand on the disks at home again, by the replica's block sums. It opens the replica by
+	// itself. It is called at commit, when the ledger says FailedBack.
+	Readopt func(ctx context.Context) error
+}
+
+// HomeDisk is a disk at home.
+type HomeDisk struct {
+	Name, Path, Format string
+	// LogDir is where the change log lies that brings it home: the disk's folder, or another one for a device.
+	LogDir string
+	OS     bool
+}
+
+// FailbackOptions are what an operator chooses.
+type FailbackOptions struct{ Mode Mode }
+
+// The steps of a failback, in their order.
+const (
+	StepFailbackBegin StepID = "failback-begin"
+	StepTargets       StepID = "targets"
+	StepSyncRunning   StepID = "synchronize-running"
+	StepStopRecovered StepID = "stop-recovered"
+	StepSyncStopped   StepID = "synchronize-stopped"
+	StepCreateHome    StepID = "create-home"
+	StepStartHome     StepID = "start-home"
+	StepBootHome      StepID = "boot-home"
+	StepFailbackDone  StepID = "failback-complete"
+)
+
+// PlanFailback lists what is left of a failback. It changes nothing.
+func (j *Job) PlanFailback(ctx context.Context, o FailbackOptions) ([]Step, error) {
+	st, err := j.load(ctx)
+	if err == nil {
+		err = Allowed(st, DoFailback)
+	}
+	if err == nil {
+		err = j.sameWay(st)
+	}
+	if err != nil {
+		return nil, j.in(err)
+	}
+	return j.failbackSteps(st, o), nil
+}
+
+// sameWay refuses to go on with a failback to other disks than those it was begun to: some hold what was brought home already.
+func (j *Job) sameWay(st replica.State) error {
+	fb := st.Failover.Failback
+	if fb == nil {
+		return nil
+	}
+	if fb.To != j.Home.To {
+		return fault.New(fault.WrongState, "the failback was begun to %s, and goes on there; \"sitrep failover undo %s\" gives that way home up",
+			cmp.Or(fb.To, "the place that the VM came from"), j.VM)
+	}
+	for _, d := range j.Home.Disks {
+		if at := fb.Disks[d.Name]; at != d.Path {
+			return fault.New(fault.WrongState, "the failback was begun to %s, and the site file names %s by now; \"sitrep failover undo %s\" gives that way home up",
+				at, d.Path, j.VM).Of(j.VM, d.Name)
+		}
+	}
+	return nil
+}
+
+func (j *Job) failbackSteps(st replica.State, o FailbackOptions) []Step {
+	fb := st.Failover.Failback
+	mode := o.Mode
+	if fb != nil {
+		mode = Mode(fb.Mode)
+	}
+	out := []Step{{StepCheck, "Prerequisites check for failback", "hosts, disks, the VM at home is off"}}
+	add := func(id StepID, name, text string) {
+		if fb == nil || !slices.Contains(fb.Done, string(id)) {
+			out = append(out, Step{id, name, text})
+		}
+	}
+	add(StepFailbackBegin, "Begin", "raise the generation in the store")
+	add(StepTargets, "Prepare the disks at home", "make those that are not there")
+	if mode == MinimalDowntime {
+		add(StepSyncRunning, "Data synchronization", "compare and bring home what differs while the VM runs")
+	}
+	add(StepStopRecovered, "Shut down the recovered virtual machine", "stop it at "+j.Recovery.Describe()+": the downtime begins")
+	add(StepSyncStopped, "Synchronizing the latest changes", "bring home what differs still")
+	if j.Home.Place.Host != nil && !j.Home.Place.Foreign {
+		add(StepCreateHome, "Create the virtual machine", "make "+j.Home.Place.Name+" at "+j.Home.Place.Describe()+" if it is not there")
+		add(StepStartHome, "Start the virtual machine", "start "+j.Home.Place.Name+" at "+j.Home.Place.Describe())
+		if j.Home.Place.Booted != nil {
+			add(StepBootHome, "Wait until the virtual machine is up", "boot check")
+		}
+	}
+	add(StepFailbackDone, "Complete", "write into the ledger that the VM is home")
+	return out
+}
+
+// Failback brings the VM home, up to and including the step until ("" = all of it). Run again, it goes on.
+func (j *Job) Failback(ctx context.Context, o FailbackOptions, until StepID) error {
+	st, err := j.load(ctx)
+	if err == nil {
+		err = Allowed(st, DoFailback)
+	}
+	if err != nil {
+		return j.in(err)
+	}
+	if err := j.sameWay(st); err != nil {
+		return j.in(err)
+	}
+	f := &homeward{Job: j, opts: o}
+	for _, s := range j.failbackSteps(st, o) {
+		if err := j.Step(s.Name, func() (int64, string, error) { return f.do(ctx, s.ID) }); err != nil {
+			return j.in(err)
+		}
+		if s.ID == until {
+			break
+		}
+	}
+	return nil
+}
+
+// homeward is one Failback.
+type homeward struct {
+	*Job
+	opts FailbackOptions
+}
+
+func (f *homeward) do(ctx context.Context, id StepID) (bytes int64, note string, err error) {
+	st, err := f.load(ctx)
+	if err != nil {
+		return 0, "", err
+	}
+	switch id {
+	case StepCheck:
+		return 0, "", f.checkHome(ctx, st)
+	case StepFailbackBegin:
+		return 0, "", f.beginFailback(ctx)
+	case StepTargets:
+		return 0, "", errors.Join(f.makeTargets(ctx, st), f.noted(ctx, id, nil))
+	case StepSyncRunning, StepSyncStopped:
+		bytes, err = f.synchronize(ctx, st, id)
+		return bytes, "", err
+	case StepStopRecovered:
+		return 0, "", f.stopRecovered(ctx, st)
+	case StepCreateHome:
+		err = f.createHome(ctx, st)
+	case StepStartHome:
+		err = f.Home.Place.Host.Start(ctx, f.Home.Place.Name)
+	case StepBootHome:
+		err = f.Home.Place.Booted(ctx, f.homeDefinition(st))
+	case StepFailbackDone:
+		return 0, "", f.noted(ctx, id, func(st *replica.State, fb *replica.Failback) {
+			fb.Finished = f.Now().UTC()
+			st.Phase, st.PhaseSince = replica.FailedBack, fb.Finished
+		})
+	default:
+		return 0, "", fmt.Errorf("failback has no step %q", id)
+	}
+	if err != nil {
+		return 0, "", err
+	}
+	return 0, "", f.noted(ctx, id, nil)
+}
+
+// noted changes the record of the failback in the ledger, and says there that a step is done.
+func (f *homeward) noted(ctx context.Context, id StepID, change func(*replica.State, *replica.Failback)) error {
+	return f.change(ctx, func(st *replica.State) error {
+		if st.Failover == nil || st.Failover.Failback == nil {
+			return fault.New(fault.FailoverFailed, "the ledger no longer knows of this failback: it was undone meanwhile")
+		}
+		rec, fb := *st.Failover, *st.Failover.Failback
+		fb.Done = slices.Clone(fb.Done)
+		if change != nil {
+			change(st, &fb)
+		}
+		if !slices.Contains(fb.Done, string(id)) {
+			fb.Done = append(fb.Done, string(id))
+		}
+		rec.Failback = &fb
+		st.Failover = &rec
+		return nil
+	})
+}
+
+// checkHome is what has to hold before anything changes.
+func (f *homeward) checkHome(ctx context.Context, st replica.State) error {
+	if _, err := f.recovered(st); err != nil {
+		return err
+	}
+	final := st.Failover.Failback != nil && slices.Contains(st.Failover.Failback.Done, string(StepSyncStopped))
+	if f.Home.Place.Host == nil || final { // then it may be this failback that has started it
+		return nil
+	}
+	power, err := f.Home.Place.Host.State(ctx, f.Home.Place.Name)
+	switch {
+	case err != nil:
+		return err
+	case power == host.Running || power == host.Paused:
+		return fault.New(fault.HostRefused, "%s runs %s: its disks cannot be written to; shut it down there (what it wrote since the failover is lost)",
+			f.Home.Place.Describe(), f.Home.Place.Name)
+	}
+	return nil
+}
+
+// beginFailback raises the generation: whoever acts for the VM from now on is this site.
+func (f *homeward) beginFailback(ctx context.Context) error {
+	rep, err := f.Store.Seize(ctx, f.VM, func(st replica.State) (replica.State, error) {
+		if err := Allowed(st, DoFailback); err != nil {
+			return st, err
+		}
+		if st.Failover.Failback != nil {
+			return st, nil
+		}
+		disks := map[string]string{}
+		for _, d := range f.Home.Disks {
+			disks[d.Name] = d.Path
+		}
+		rec := *st.Failover
+		rec.Failback = &replica.Failback{
+			ID: hrl.NewID(), Mode: string(f.opts.Mode), Started: f.Now().UTC(), To: f.Home.To, Disks: disks, Done: []string{string(StepFailbackBegin)},
+		}
+		st.Failover = &rec
+		st.Generation++
+		st.Owner = f.By
+		st.Owner.Since = f.Now().UTC()
+		st.Phase, st.PhaseSince = replica.FailbackStarted, f.Now().UTC()
+		return st, nil
+	})
+	if err != nil {
+		return err
+	}
+	return rep.Close()
+}
+
+// stopRecovered stops the VM at the recovery site.
+func (f *homeward) stopRecovered(ctx context.Context, st replica.State) error {
+	d, err := f.recovered(st)
+	if err != nil {
+		return err
+	}
+	began := f.Now().UTC()
+	if f.Recovery.Host != nil {
+		if err := f.Recovery.Host.Stop(ctx, d.Name, f.Recovery.Grace); err != nil {
+			return err
+		}
+	}
+	return f.noted(ctx, StepStopRecovered, func(_ *replica.State, fb *replica.Failback) { fb.Stopped = began })
+}
+
+// synchronize brings home what differs, with the recovered VM held still where it runs and its host can.
+func (f *homeward) synchronize(ctx context.Context, st replica.State, id StepID) (sent int64, err error) {
+	d, err := f.recovered(st)
+	if err != nil {
+		return 0, err
+	}
+	running := id == StepSyncRunning
+	thaw, err := f.freezeIf(ctx, d.Name, running)
+	if err != nil {
+		return 0, err
+	}
+	sent, err = f.bring(ctx, st, d, running)
+	if e := fault.Find(err); e != nil && e.Class() == fault.Resync { // said of logs of a failback it means: bring them anew
+		err = fault.Wrap(fault.FailoverFailed, err, "the disks at home are whole, old or new")
+	}
+	if err = errors.Join(err, thaw()); err != nil {
+		return sent, err
+	}
+	return sent, f.noted(ctx, id, func(_ *replica.State, fb *replica.Failback) { fb.Sent += sent })
+}
+
+// freezeIf holds the recovered VM still while it is read, if that is wanted, it runs, and its host can. It goes on whatever
+// happens, when the function that is returned is called.
+func (f *homeward) freezeIf(ctx context.Context, vm string, wanted bool) (thaw func() error, err error) {
+	none := func() error { return nil }
+	freezer, ok := f.Recovery.Host.(host.Freezer)
+	if !ok || !wanted {
+		return none, nil
+	}
+	held, err := freezer.Freeze(ctx, vm)
+	if err != nil || !held {
+		return none, err
+	}
+	return func() error { return freezer.Thaw(context.WithoutCancel(ctx), vm) }, nil
+}
+
+// createHome makes the VM at home where it is not there: at an alternate location, or because it was lost.
+func (f *homeward) createHome(ctx context.Context, st replica.State) error {
+	power, err := f.Home.Place.Host.State(ctx, f.Home.Place.Name)
+	if err != nil || power != host.Absent {
+		return err
+	}
+	return f.Home.Place.Host.Create(ctx, f.homeDefinition(st))
+}
+
+// homeDefinition is the VM as it is made at home.
+func (f *homeward) homeDefinition(st replica.State) host.Definition {
+	d := f.Home.Machine
+	d.Name, d.NICs = f.Home.Place.Name, f.Home.NICs
+	for _, h := range f.Home.Disks {
+		disk := host.Disk{Name: h.Name, Path: h.Path, Format: h.Format, OS: h.OS}
+		if s := st.Disk(h.Name); s != nil {
+			disk.Size, disk.Format = s.Size, s.Format
+		}
+		if h.OS {
+			d.Disks = append([]host.Disk{disk}, d.Disks...)
+		} else {
+			d.Disks = append(d.Disks, disk)
+		}
+	}
+	return d
+}
+
+// undoFailback gives up the way home: the recovered VM runs on. What was brought home stays there, and is brought up to date
+// by the next failback.
+func (j *Job) undoFailback(ctx context.Context, st replica.State) error {
+	d, err := j.recovered(st)
+	if err != nil {
+		return j.in(err)
+	}
+	fb := st.Failover.Failback
+	return j.tasks(ctx, []task{
+		{"Stop the virtual machine at home", func(ctx context.Context) (string, error) {
+			if j.Home.Place.Host == nil || !slices.Contains(fb.Done, string(StepStartHome)) {
+				return "it was not started", nil
+			}
+			return "", j.Home.Place.Host.Stop(ctx, j.Home.Place.Name, j.Home.Place.Grace)
+		}},
+		{"Leave the disks at home whole", func(ctx context.Context) (string, error) { return "", j.whole(ctx, st) }},
+		{"Start the recovered virtual machine", func(ctx context.Context) (string, error) {
+			if j.Recovery.Host == nil || fb.Stopped.IsZero() {
+				return "it was not stopped", nil
+			}
+			return "", j.Recovery.Host.Start(ctx, d.Name)
+		}},
+		{"Give up the failback", func(ctx context.Context) (string, error) {
+			return "", j.change(ctx, func(st *replica.State) error {
+				if st.Phase != replica.FailbackStarted {
+					return nil
+				}
+				rec := *st.Failover
+				rec.Failback = nil
+				st.Failover = &rec
+				st.Phase, st.PhaseSince = replica.Committed, j.Now().UTC()
+				return nil
+			})
+		}},
+	})
+}
+
+// commitFailback ends the failover for good. The recovered VM is deleted when the disks at home were found to be what can be
+// replicated from, and not before: until then it is the only other one. The replica is still what the VM was failed over from: replication stands on
+// it again, and the next delta finds what was written since.
+func (j *Job) commitFailback(ctx context.Context, st replica.State) error {
+	if err := j.knowsHome(*st.Failover.Failback); err != nil {
+		return j.in(err)
+	}
+	return j.tasks(ctx, []task{
+		{"Prerequisites check for commit", func(context.Context) (string, error) { return "", j.whatCameHome(st) }},
+		{"Make replication stand on the disks at home", func(ctx context.Context) (string, error) {
+			if err := j.forget(ctx, st); err != nil {
+				return "", err
+			}
+			return "", j.Home.Readopt(ctx)
+		}},
+		{"Delete the recovered virtual machine and its disks", func(ctx context.Context) (string, error) {
+			return "", j.removeVM(ctx, st, Unplanned)
+		}},
+		{"Replicate in the old direction", func(ctx context.Context) (string, error) {
+			return "", j.change(ctx, func(st *replica.State) error {
+				if st.Phase != replica.FailedBack {
+					return nil
+				}
+				from := st.Failover.From
+				for i := range st.Disks {
+					if p := st.Failover.Failback.Disks[st.Disks[i].Name]; p != "" {
+						st.Disks[i].Source = p
+					}
+				}
+				st.Phase, st.PhaseSince, st.Failover = replica.Replicating, j.Now().UTC(), nil
+				if from == replica.ResyncRequired || from == replica.Resynchronizing { // it was before, and still is
+					st.Phase, st.Reason = from, "the replica needed a resynchronization before the failover"
+				} else {
+					st.Reason, st.ReasonCode = "", ""
+				}
+				return nil
+			})
+		}},
+	})
+}
+
+// knowsHome refuses to replicate from disks that are not those to which the VM was brought.
+func (j *Job) knowsHome(fb replica.Failback) error {
+	for _, d := range j.Home.Disks {
+		if at := fb.Disks[d.Name]; at != d.Path {
+			return fault.New(fault.PrerequisiteFail, "the VM was brought home to %s, and the site file names %s: put the VM under host %s there, with the paths "+
+				"of its disks, before the failback is committed", at, d.Path, fb.To).Of(j.VM, d.Name)
+		}
+	}
+	return nil
+}
+
+// whatCameHome looks for the disks at home: as long as one cannot be opened, the recovered one is not given up.
+func (j *Job) whatCameHome(st replica.State) error {
+	for _, d := range j.Home.Disks {
+		img, err := disk.Open(j.FS, d.Path, disk.Format(d.Format))
+		if err != nil {
+			return fault.In(err, j.VM, d.Name)
+		}
+		size := img.Size()
+		if err := img.Close(); err != nil {
+			return fault.In(err, j.VM, d.Name)
+		}
+		if s := st.Disk(d.Name); s != nil && size < s.Size {
+			return fault.New(fault.DiskShrunk, "the disk at home has %d bytes, its replica has %d", size, s.Size).At(d.Path).Of(j.VM, d.Name)
+		}
+	}
+	return nil
+}
+
+// Downtime is how long a VM was down while it was brought home; 0 as long as that is not known.
+func Downtime(fb replica.Failback) time.Duration {
+	if fb.Stopped.IsZero() || fb.Finished.IsZero() {
+		return 0
+	}
+	return max(0, fb.Finished.Sub(fb.Stopped))
+}

@@ -1,0 +1,299 @@
+package failover
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"sitrep/internal/fault"
+	"sitrep/internal/host"
+	"sitrep/internal/replica"
+)
+
+// StepID names a step in the ledger.
+type StepID string
+
+// The steps of a failover, in their order.
+const (
+	StepCheck       StepID = "check"
+	StepBegin       StepID = "begin"
+	StepStopSource  StepID = "stop-source"
+	StepLastChanges StepID = "last-changes"
+	StepTakeOver    StepID = "take-over"
+	StepFinish      StepID = "finish"
+	StepClear       StepID = "clear"
+	StepDisks       StepID = "disks"
+	StepCreate      StepID = "create"
+	StepStart       StepID = "start"
+	StepBoot        StepID = "boot"
+	StepHook        StepID = "hook"
+	StepComplete    StepID = "complete"
+)
+
+// Step is one step of a plan: what it is called in jobs, and what it will do.
+type Step struct {
+	ID   StepID
+	Name string
+	Text string
+}
+
+// Plan is what a failover will do from where it stands.
+type Plan struct {
+	VM    string
+	Kind  Kind
+	Point string         // the word of the options
+	Found *replica.Point // the point that it means now; applying the shelf may find a newer one
+	Steps []Step
+	VMDef host.Definition // what will be made
+	Notes []string
+	// Bytes is the size of the disks to be made; holes are not copied.
+	Bytes int64
+	// ChangesPoint says that a VM is there already and will be made anew from another point.
+	ChangesPoint bool
+}
+
+// event is the one of the table of states.
+func (k Kind) event() Event {
+	return map[Kind]Event{Test: DoTest, Planned: DoPlanned, Unplanned: DoUnplanned}[k]
+}
+
+// record is where the ledger keeps how far a failover of the kind is; nil when it was not begun.
+func (k Kind) record(st *replica.State) **replica.Failover {
+	if k == Test {
+		return &st.Test
+	}
+	return &st.Failover
+}
+
+// Plan makes the plan of a failover. It changes nothing; what stands in the way is an error.
+func (j *Job) Plan(ctx context.Context, k Kind, o Options) (Plan, error) {
+	st, err := j.load(ctx)
+	if err != nil {
+		return Plan{}, err
+	}
+	p, err := j.plan(ctx, st, k, o)
+	return p, j.in(err)
+}
+
+func (j *Job) plan(ctx context.Context, st replica.State, k Kind, o Options) (p Plan, err error) {
+	rec := *k.record(&st)
+	if k == Test && rec != nil {
+		if !rec.Finished.IsZero() {
+			return p, fault.New(fault.TestRunning, "a test failover is there since %s", stamp(rec.Started))
+		}
+	} else if err := Allowed(st, k.event()); err != nil {
+		return p, err
+	}
+	if k == Unplanned && st.Phase == replica.FailedOver && o.Point == "" { // what runs is not given up by a command that is repeated
+		return p, runsAlready(rec)
+	}
+	p = Plan{VM: j.VM, Kind: k, Point: o.Point}
+	if p.Point == "" && rec != nil && rec.Point != "" {
+		p.Point = rec.Point // it goes on with the point that it was begun with
+	}
+	if p.Found, err = Choose(st, p.Point, j.Now().Location()); err != nil {
+		return p, err
+	}
+	if k == Planned && o.Point != "" && p.Point != Latest {
+		return p, fault.New(fault.UsageError, "a planned failover loses nothing: it has no choice of recovery points")
+	}
+	p.ChangesPoint = rec != nil && rec.Point != "" && rec.Point != p.Found.ID
+	if k == Unplanned && st.Phase == replica.FailedOver && !p.ChangesPoint {
+		return p, runsAlready(rec)
+	}
+	if p.VMDef, err = Made(rec); err != nil { // what was made has the addresses that it was given
+		return p, err
+	}
+	if p.VMDef.Name == "" || p.ChangesPoint {
+		if p.VMDef, p.Notes, err = j.definition(ctx, st, *p.Found, k); err != nil {
+			return p, err
+		}
+	}
+	for _, d := range p.VMDef.Disks {
+		p.Bytes += d.Size
+	}
+	p.Steps = j.steps(st, k, o, p)
+	return p, nil
+}
+
+func runsAlready(rec *replica.Failover) error {
+	return fault.New(fault.WrongState, "the VM runs from recovery point %s since %s; give another --point, or commit, or undo",
+		rec.Point, stamp(rec.Finished))
+}
+
+// definition is the VM that will be made.
+func (j *Job) definition(ctx context.Context, st replica.State, at replica.Point, k Kind) (d host.Definition, notes []string, err error) {
+	d = j.Machine
+	d.Name, d.Disposable = j.nameAt(k), k == Test
+	if d.NICs, notes, err = j.NICs(ctx, k); err != nil {
+		return d, notes, err
+	}
+	var rest []host.Disk
+	for _, s := range st.Disks {
+		size, ok := at.Sizes[s.Name]
+		if !ok {
+			continue
+		}
+		made := host.Disk{Name: s.Name, Path: j.diskPath(k, s.Name), Format: string(j.Format), Size: size, OS: s.OS}
+		if s.OS {
+			d.Disks = append(d.Disks, made) // the first one boots
+		} else {
+			rest = append(rest, made)
+		}
+	}
+	d.Disks = append(d.Disks, rest...)
+	return d, notes, nil
+}
+
+// nameAt is the VM's name at the recovery host.
+func (j *Job) nameAt(k Kind) string {
+	if k == Test {
+		return j.Recovery.Name + "-test"
+	}
+	return j.Recovery.Name
+}
+
+func (j *Job) folder(k Kind) string {
+	if k == Test {
+		return j.TestFolder
+	}
+	return j.Folder
+}
+
+func (j *Job) diskPath(k Kind, name string) string {
+	return filepath.Join(j.folder(k), name+"."+string(j.Format))
+}
+
+// steps lists what is left to do.
+func (j *Job) steps(st replica.State, k Kind, o Options, p Plan) []Step {
+	rec := *k.record(&st)
+	done := func(id StepID) bool { return rec != nil && slices.Contains(rec.Done, string(id)) }
+	var out []Step
+	add := func(id StepID, name, text string) {
+		if !done(id) {
+			out = append(out, Step{id, name, text})
+		}
+	}
+	out = append(out, Step{StepCheck, "Prerequisites check for " + string(k.event()), "hosts, addresses, folders"})
+	add(StepBegin, "Begin", "write into the ledger that it was begun")
+	if k != Test && !done(StepTakeOver) {
+		taken := st.Phase == replica.FailoverStarted // and interrupted before the fence was complete
+		if !taken && (k == Planned || !o.NoShutdown) {
+			add(StepStopSource, "Shut down the virtual machine", j.stopText(k))
+			add(StepLastChanges, "Synchronizing the latest changes", j.lastText(k))
+		}
+		add(StepTakeOver, "Take over the replica", "raise the generation in the store: the protected site is refused from then on")
+	}
+	if !p.ChangesPoint {
+		add(StepFinish, "Start failover", "apply what lies on the shelf where that is wanted, and choose the recovery point")
+	} else {
+		out = append(out, Step{StepClear, "Change the recovery point", "remove the VM and the disks that were made of point " + rec.Point})
+		rec = nil // everything behind it is done anew
+	}
+	add(StepDisks, "Prepare the disks", "copy "+plural(len(p.VMDef.Disks), "disk")+" of point "+p.Found.ID+" to "+j.folder(k))
+	if j.Recovery.Host != nil {
+		add(StepCreate, "Create the replica virtual machine", "make "+p.VMDef.Name+" at "+j.Recovery.Describe())
+		add(StepStart, "Start the replica virtual machine", "start "+p.VMDef.Name)
+		if j.Recovery.Booted != nil {
+			add(StepBoot, "Wait until the virtual machine is up", "boot check")
+		}
+	}
+	if j.Hook != nil {
+		add(StepHook, "Run the VM's hook", "re-IP and what else the operator's program does")
+	}
+	add(StepComplete, "Complete", "write into the ledger where the VM runs")
+	return out
+}
+
+func (j *Job) stopText(k Kind) string {
+	switch {
+	case j.Source.Host == nil:
+		return "nothing: sitrep has no hand on the source host; the VM is known to be off"
+	case k == Planned:
+		return "stop " + j.Source.Name + " at " + j.Source.Describe() + ", its power after " + j.Source.Grace.String()
+	}
+	return "try to stop " + j.Source.Name + " at " + j.Source.Describe() + "; it goes on if that fails"
+}
+
+func (j *Job) lastText(k Kind) string {
+	if k == Planned {
+		return "a last delta of the stopped VM: nothing is lost"
+	}
+	return "a last delta, if the VM could be stopped"
+}
+
+// check is the first step: what can be known beforehand of hosts and folders. Nothing was changed when it fails.
+func (j *Job) check(ctx context.Context, st replica.State, k Kind, p Plan) error {
+	if j.Source.Host != nil && p.has(StepStopSource) && k == Planned {
+		power, err := j.Source.Host.State(ctx, j.Source.Name)
+		if err != nil {
+			return err
+		}
+		if power == host.Absent {
+			return fault.New(fault.VMAbsent, "%s has no VM %q to be shut down", j.Source.Describe(), j.Source.Name)
+		}
+	}
+	if j.Recovery.Host != nil {
+		power, err := j.Recovery.Host.State(ctx, p.VMDef.Name)
+		if err != nil {
+			return err
+		}
+		if (power == host.Running || power == host.Paused || power == host.Off) && !made(*k.record(&st)) {
+			return fault.New(fault.HostRefused, "%s has a VM %q already, and it is %s: it would be made over, and an undo would delete it; "+
+				"rename or remove it there", j.Recovery.Describe(), p.VMDef.Name, power)
+		}
+	}
+	if *k.record(&st) != nil {
+		return nil // what lies in the folder is of this failover
+	}
+	for _, d := range p.VMDef.Disks {
+		_, err := j.FS.Stat(d.Path)
+		if err == nil {
+			return fault.New(fault.Exists, "there is a disk already, of an earlier failover perhaps: move it away").At(d.Path).Of(j.VM, d.Name)
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return fault.In(err, j.VM, d.Name)
+		}
+	}
+	return nil
+}
+
+// made says that a VM of this failover may be at its host: the ledger learns of it before it is created there.
+func made(rec *replica.Failover) bool { return rec != nil && len(rec.VM) > 0 }
+
+// has says that a step is left to do.
+func (p Plan) has(id StepID) bool {
+	return slices.ContainsFunc(p.Steps, func(s Step) bool { return s.ID == id })
+}
+
+// Made is the VM that a failover has made, as the ledger has it; the zero Definition when nothing was made yet, or rec is nil.
+func Made(rec *replica.Failover) (d host.Definition, err error) {
+	if rec == nil || len(rec.VM) == 0 {
+		return d, nil
+	}
+	if err := json.Unmarshal(rec.VM, &d); err != nil {
+		return d, fault.Wrap(fault.LedgerCorrupt, err, "the ledger's record of the VM that was made is damaged")
+	}
+	return d, nil
+}
+
+// RPO is how much of the VM's past a failover lost, when it was begun at a time: nothing when the source was stopped and its
+// last changes were brought over first.
+func RPO(rec replica.Failover) time.Duration {
+	if rec.Kind == string(Planned) || rec.CutAt.IsZero() {
+		return 0
+	}
+	return max(0, rec.Started.Sub(rec.CutAt))
+}
+
+// RTO is how long a failover took until the VM was up; 0 while it is not.
+func RTO(rec replica.Failover) time.Duration {
+	if rec.Finished.IsZero() {
+		return 0
+	}
+	return max(0, rec.Finished.Sub(rec.Started))
+}

@@ -1,0 +1,479 @@
+package failover
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"sitrep/failover/recovered"
+	"sitrep/internal/disk"
+	"sitrep/internal/durable"
+	"sitrep/internal/fault"
+	"sitrep/internal/host"
+	"sitrep/internal/hrl"
+	"sitrep/internal/replica"
+	"sitrep/replicate"
+)
+
+// Run does what is left of a failover, up to and including the step until ("" = all of it). Run again, it goes on.
+func (j *Job) Run(ctx context.Context, k Kind, o Options, until StepID) error {
+	st, err := j.load(ctx)
+	if err != nil {
+		return err
+	}
+	p, err := j.plan(ctx, st, k, o)
+	if err != nil {
+		return j.in(err)
+	}
+	r := &run{Job: j, kind: k, opts: o, plan: p}
+	for _, s := range p.Steps {
+		if err := j.Step(s.Name, func() (int64, string, error) { return r.do(ctx, s.ID) }); err != nil {
+			return j.in(err)
+		}
+		if s.ID == until {
+			break
+		}
+	}
+	return nil
+}
+
+// run is one Run.
+type run struct {
+	*Job
+	kind Kind
+	opts Options
+	plan Plan
+	// stopped says that the source is known to be off.
+	stopped bool
+}
+
+// do does one step. Each can be done again.
+func (r *run) do(ctx context.Context, id StepID) (bytes int64, note string, err error) {
+	switch id {
+	case StepCheck:
+		st, err := r.load(ctx)
+		if err != nil {
+			return 0, "", err
+		}
+		return 0, "", r.check(ctx, st, r.kind, r.plan)
+	case StepBegin:
+		return 0, "", r.begin(ctx)
+	case StepStopSource:
+		note, err = r.stopSource(ctx)
+		return 0, note, err
+	case StepLastChanges:
+		note, err = r.lastChanges(ctx)
+		return 0, note, err
+	case StepTakeOver:
+		note, err = r.takeOver(ctx)
+		return 0, note, err
+	case StepFinish:
+		note, err = r.finish(ctx)
+		return 0, note, err
+	case StepClear:
+		return 0, "", r.clear(ctx)
+	case StepDisks:
+		return r.disks(ctx)
+	case StepCreate:
+		return 0, "", r.onVM(ctx, id, func(d host.Definition) error { return r.Recovery.Host.Create(ctx, d) })
+	case StepStart:
+		return 0, "", r.onVM(ctx, id, func(d host.Definition) error { return r.Recovery.Host.Start(ctx, d.Name) })
+	case StepBoot:
+		return 0, "", r.onVM(ctx, id, func(d host.Definition) error { return r.Recovery.Booted(ctx, d) })
+	case StepHook:
+		return 0, "", r.onVM(ctx, id, func(d host.Definition) error { return r.Hook(ctx, r.kind, d) })
+	case StepComplete:
+		note, err = r.complete(ctx)
+		return 0, note, err
+	}
+	return 0, "", fmt.Errorf("failover has no step %q", id)
+}
+
+// note changes the record of this failover in the ledger, and says there that a step is done.
+func (r *run) note(ctx context.Context, id StepID, f func(*replica.State, *replica.Failover)) error {
+	return r.change(ctx, func(st *replica.State) error {
+		rec := *r.kind.record(st)
+		if rec == nil {
+			return fault.New(fault.FailoverFailed, "the ledger no longer knows of this failover: it was undone, or cleaned up, meanwhile")
+		}
+		fresh := *rec
+		fresh.Done = slices.Clone(rec.Done)
+		if f != nil {
+			f(st, &fresh)
+		}
+		if id != "" && !slices.Contains(fresh.Done, string(id)) {
+			fresh.Done = append(fresh.Done, string(id))
+		}
+		*r.kind.record(st) = &fresh
+		return nil
+	})
+}
+
+// record is a new one.
+func (r *run) record(st replica.State) *replica.Failover {
+	return &replica.Failover{
+		ID: hrl.NewID(), Kind: string(r.kind), Started: r.Now().UTC(), By: r.By, From: st.Phase, Source: st.Owner,
+		Host: r.Recovery.Describe(), Done: []string{string(StepBegin)},
+	}
+}
+
+// begin writes into the ledger that a failover was begun. The replica of an unplanned one may be locked by a run that
+// hangs: taking over then does both.
+func (r *run) begin(ctx context.Context) error {
+	err := r.change(ctx, func(st *replica.State) error {
+		if rec := *r.kind.record(st); rec == nil {
+			*r.kind.record(st) = r.record(*st)
+		}
+		return nil
+	})
+	if r.kind == Unplanned && fault.Is(err, fault.RunLocked) {
+		r.Log.Warn("another run holds the replica and will be shut out", "vm", r.VM, "error", err)
+		return nil
+	}
+	return err
+}
+
+// stopSource stops the protected VM. Of an unplanned failover only the attempt is made.
+func (r *run) stopSource(ctx context.Context) (string, error) {
+	if r.Source.Host == nil {
+		r.stopped = r.kind == Planned
+		return "sitrep has no hand on the source host", nil
+	}
+	err := r.stop(ctx)
+	if err == nil {
+		r.stopped = true
+		return "off", nil
+	}
+	if r.kind == Planned || ctx.Err() != nil {
+		return "", err
+	}
+	r.Log.Warn("the source could not be stopped, the failover goes on", "vm", r.VM, "error", err)
+	return "not stopped: " + err.Error(), nil
+}
+
+func (r *run) stop(ctx context.Context) error {
+	power, err := r.Source.Host.State(ctx, r.Source.Name)
+	if err != nil {
+		return err
+	}
+	if power == host.Running || power == host.Paused {
+		// Before it is done: undo has to start what this has stopped, also when the run is killed in between.
+		err := r.note(ctx, "", func(_ *replica.State, rec *replica.Failover) { rec.SourceStopped = true })
+		if err != nil && r.kind == Planned {
+			return err
+		}
+	}
+	return r.Source.Host.Stop(ctx, r.Source.Name, r.Source.Grace)
+}
+
+// lastChanges brings over what the source wrote last.
+func (r *run) lastChanges(ctx context.Context) (string, error) {
+	st, err := r.load(ctx)
+	switch {
+	case err != nil:
+		return "", err
+	case r.LastChanges == nil && r.kind == Planned:
+		return "", fault.New(fault.PrerequisiteFail, "a planned failover needs the source's disks, and they are not here")
+	case r.LastChanges == nil:
+		return "no source", nil
+	case !r.stopped:
+		return "not tried: the source was not stopped", nil
+	case st.Phase != replica.Replicating && r.kind == Unplanned:
+		return "not tried: the state is " + string(st.Phase), nil
+	}
+	err = r.LastChanges(ctx)
+	if err == nil {
+		return "", nil
+	}
+	if r.kind == Planned || ctx.Err() != nil {
+		return "", err
+	}
+	r.Log.Warn("the last changes could not be brought over, the failover goes on without them", "vm", r.VM, "error", err)
+	return "not brought over: " + err.Error(), nil
+}
+
+// takeOver makes this site the owner, and shuts out whoever was.
+func (r *run) takeOver(ctx context.Context) (note string, err error) {
+	rep, err := r.Store.Seize(ctx, r.VM, r.take)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, rep.Close()) }()
+	st, err := rep.Ledger().Load(ctx)
+	if err != nil {
+		return "", err
+	}
+	rec := *st.Failover
+	rec.Fenced, rec.Done = true, append(slices.Clone(rec.Done), string(StepTakeOver))
+	st.Failover = &rec
+	_, err = rep.Ledger().Save(ctx, st)
+	return fmt.Sprintf("generation %d", st.Generation), err
+}
+
+// take is what the ledger becomes when this site takes over.
+func (r *run) take(st replica.State) (replica.State, error) {
+	if rec := st.Failover; st.Phase == replica.FailoverStarted && rec != nil && rec.By.Site == r.By.Site && rec.By.Host == r.By.Host {
+		return st, nil // an earlier run was interrupted between the ledger and the fence
+	}
+	if err := Allowed(st, r.kind.event()); err != nil {
+		return st, err
+	}
+	rec := r.record(st)
+	if st.Failover != nil {
+		again := *st.Failover
+		rec = &again
+		if rec.Kind != string(r.kind) { // what was begun as the other kind got nowhere: its clock says nothing of this one
+			rec.Kind, rec.Started = string(r.kind), r.Now().UTC()
+		}
+		rec.By = r.By
+		if st.Phase != replica.FailoverStarted {
+			rec.From, rec.Source = st.Phase, st.Owner
+		}
+	}
+	st.Failover = rec
+	st.Generation++
+	st.Owner = r.By
+	st.Owner.Since = r.Now().UTC()
+	st.Phase, st.PhaseSince = replica.FailoverStarted, r.Now().UTC()
+	return st, nil
+}
+
+// finish applies what lies on the shelf, where the latest point is wanted, and settles on a point.
+func (r *run) finish(ctx context.Context) (note string, err error) {
+	err = r.with(ctx, func(rep replica.Replica, st replica.State) error {
+		if err := r.finishApply(ctx, rep, st); err != nil {
+			return err
+		}
+		if st, err = rep.Ledger().Load(ctx); err != nil {
+			return err
+		}
+		p, err := r.choose(st)
+		if err != nil {
+			return err
+		}
+		note = "recovery point " + p.ID + " of " + stamp(p.CutAt)
+		rec := *(*r.kind.record(&st))
+		rec.Point, rec.CutAt = p.ID, p.CutAt
+		rec.Done = append(slices.Clone(rec.Done), string(StepFinish))
+		*r.kind.record(&st) = &rec
+		_, err = rep.Ledger().Save(ctx, st)
+		return err
+	})
+	return note, err
+}
+
+func (r *run) wantsLatest() bool { return r.plan.Point == "" || r.plan.Point == Latest }
+
+func (r *run) finishApply(ctx context.Context, rep replica.Replica, st replica.State) error {
+	if len(st.Pending) == 0 || !r.wantsLatest() && st.Applying == nil {
+		return nil
+	}
+	job := &replicate.Job{VM: r.VM, Replica: rep, FS: r.FS, Keep: r.Keep, Meter: r.Meter, Log: r.Log, Now: r.Now}
+	apply := job.Finish
+	if r.kind == Test {
+		apply = job.Apply
+	}
+	_, err := apply(ctx)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	if !r.wantsLatest() { // a point is seen through what was preserved, whatever became of the pages since
+		r.Log.Warn("what lies on the shelf could not be applied", "vm", r.VM, "error", err)
+		return nil
+	}
+	return fault.Wrap(fault.FailoverFailed, err, "what lies on the shelf could not be applied; --point %s does without it", LatestProcessed)
+}
+
+// choose finds the point in the ledger as it is now. The latest one has to be where the pages are: else something that
+// was received would be missing in it without a word.
+func (r *run) choose(st replica.State) (*replica.Point, error) {
+	p, err := Choose(st, r.plan.Point, r.Now().Location())
+	if err != nil {
+		return nil, err
+	}
+	if r.plan.Point == Latest && (p.At != st.Applied || st.Applying != nil) {
+		return nil, fault.New(fault.PointMissing, "the replica at position %d is no recovery point (the disks were being compared, or changed while they "+
+			"were copied); --point %s gives the newest one, of %s", st.Applied.Seq, LatestProcessed, stamp(p.CutAt))
+	}
+	return p, nil
+}
+
+// clear removes what was made of another point, and settles on the new one.
+func (r *run) clear(ctx context.Context) error {
+	st, err := r.load(ctx)
+	if err == nil {
+		err = r.removeVM(ctx, st, r.kind)
+	}
+	if err != nil {
+		return err
+	}
+	p := r.plan.Found
+	return r.note(ctx, "", func(st *replica.State, rec *replica.Failover) {
+		if r.kind != Test {
+			st.Phase, st.PhaseSince = replica.FailoverStarted, r.Now().UTC()
+		}
+		rec.ID, rec.Kind, rec.Point, rec.CutAt, rec.VM = hrl.NewID(), string(r.kind), p.ID, p.CutAt, nil // an older point loses what a planned failover did not
+		rec.Started, rec.Finished = r.Now().UTC(), time.Time{}
+		rec.Done = slices.DeleteFunc(rec.Done, func(s string) bool { return behindFinish(StepID(s)) })
+	})
+}
+
+// behindFinish says that a step depends on the point.
+func behindFinish(id StepID) bool {
+	return !slices.Contains([]StepID{StepBegin, StepStopSource, StepLastChanges, StepTakeOver, StepFinish}, id)
+}
+
+// disks makes the disks of the point. Each one that is done is in the ledger, so that a killed run goes on with the next.
+func (r *run) disks(ctx context.Context) (bytes int64, note string, err error) {
+	if err := r.FS.MkdirAll(r.folder(r.kind)); err != nil {
+		return 0, "", err
+	}
+	err = r.with(ctx, func(rep replica.Replica, st replica.State) (err error) {
+		rec := *r.kind.record(&st)
+		if rec == nil {
+			return fault.New(fault.FailoverFailed, "the ledger no longer knows of this failover")
+		}
+		point := st.Point(rec.Point)
+		if point == nil {
+			return fault.New(fault.PointMissing, "recovery point %q, which the failover was begun with, is gone", rec.Point)
+		}
+		d, _, err := r.definition(ctx, st, *point, r.kind)
+		if err != nil {
+			return err
+		}
+		view, err := rep.Points().Open(ctx, st, point.ID)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, view.Close()) }()
+		for _, made := range d.Disks {
+			n, err := r.makeDisk(ctx, view, rec.ID, made)
+			if err != nil {
+				return fault.In(err, r.VM, made.Name)
+			}
+			bytes += n
+		}
+		data, err := json.Marshal(d)
+		if err != nil {
+			return err
+		}
+		fresh := *rec
+		fresh.VM, fresh.Done = data, append(slices.Clone(rec.Done), string(StepDisks))
+		*r.kind.record(&st) = &fresh
+		_, err = rep.Ledger().Save(ctx, st)
+		return err
+	})
+	return bytes, note, err
+}
+
+// makeDisk makes one disk of the point. One that an earlier run has made is left alone.
+func (r *run) makeDisk(ctx context.Context, view replica.PointView, id hrl.ID, d host.Disk) (int64, error) {
+	src, err := view.Disk(d.Name)
+	if err != nil {
+		return 0, err
+	}
+	res, err := recovered.Make(ctx, recovered.Config{
+		FS: r.FS, Source: src, Path: d.Path, Format: disk.Format(d.Format), ID: id, VM: r.VM, Disk: d.Name, Meter: r.Meter,
+	})
+	return res.Written, err
+}
+
+// onVM does f with what was made, as a step.
+func (r *run) onVM(ctx context.Context, id StepID, f func(host.Definition) error) error {
+	st, err := r.load(ctx)
+	if err != nil {
+		return err
+	}
+	d, err := Made(*r.kind.record(&st))
+	if err != nil {
+		return err
+	}
+	if err := f(d); err != nil {
+		return err
+	}
+	return r.note(ctx, id, nil)
+}
+
+// complete says in the ledger that the VM runs.
+func (r *run) complete(ctx context.Context) (text string, err error) {
+	err = r.note(ctx, StepComplete, func(st *replica.State, rec *replica.Failover) {
+		rec.Finished = r.Now().UTC()
+		if r.kind != Test {
+			st.Phase, st.PhaseSince = replica.FailedOver, rec.Finished
+		}
+		text = fmt.Sprintf("RTO %s, RPO %s", RTO(*rec).Round(time.Millisecond), RPO(*rec).Round(time.Second))
+	})
+	return text, err
+}
+
+// removeVM removes a VM that was made at the recovery host, and its disks.
+func (j *Job) removeVM(ctx context.Context, st replica.State, k Kind) error {
+	d, err := Made(*k.record(&st))
+	if err != nil {
+		return err
+	}
+	if j.Recovery.Host != nil && made(*k.record(&st)) { // else a VM of this name is somebody else's
+		if err := j.Recovery.Host.Delete(ctx, d.Name); err != nil {
+			return err
+		}
+	}
+	return j.removeDisks(st, k, d)
+}
+
+// removeDisks removes the disks that a failover has made, half-made ones too, and their folder when nothing of others is
+// left in it.
+func (j *Job) removeDisks(st replica.State, k Kind, d host.Definition) error {
+	paths := map[string]bool{}
+	for _, s := range st.Disks {
+		paths[j.diskPath(k, s.Name)] = true
+	}
+	for _, made := range d.Disks { // the site file may name another folder, or format, by now
+		paths[made.Path] = true
+	}
+	folders := map[string]bool{}
+	for path := range paths {
+		folders[filepath.Dir(path)] = true
+		if _, err := j.FS.Stat(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := recovered.Remove(j.FS, path); err != nil {
+			return err
+		}
+	}
+	for folder := range folders {
+		if err := j.removeFolder(folder); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeFolder removes a folder of recovered disks with what a killed run has left half made, if nothing else is in it.
+func (j *Job) removeFolder(folder string) error {
+	entries, err := j.FS.ReadDir(folder)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Dir || !durable.IsTemp(e.Name) {
+			return nil
+		}
+	}
+	for _, e := range entries {
+		if err := durable.RemoveIfThere(j.FS, filepath.Join(folder, e.Name)); err != nil {
+			return err
+		}
+	}
+	if err := durable.RemoveIfThere(j.FS, folder); err != nil {
+		return err
+	}
+	return j.FS.SyncDir(filepath.Dir(folder)) // the ledger forgets it next, and it must not come back then
+}

@@ -1,0 +1,84 @@
+package health
+
+import (
+	"fmt"
+
+	"sitrep/internal/replica"
+)
+
+// awayRules is the table for a VM that belongs to the recovery site. Nothing is replicated then, so nothing is late, missed or
+// in error; what is not as it should be is that the way is not gone to its end.
+func awayRules() []rule {
+	return []rule{
+		{Warning, FailoverPending, always, awayText, nextAway},
+		{Warning, TestNotCleaned, testNotCleaned, testText, run("failover cleanup")},
+	}
+}
+
+func always(*Facts) bool { return true }
+
+func awayText(f *Facts) string {
+	since := stamp(f.Ledger.PhaseSince)
+	switch f.phase() {
+	case replica.FailoverStarted:
+		return fmt.Sprintf("a failover is under way since %s%s%s", since, f.by(), f.stopped())
+	case replica.FailedOver:
+		return fmt.Sprintf("failed over since %s%s and not committed; it can still be undone", since, f.by())
+	case replica.Committed:
+		return fmt.Sprintf("failed over%s, committed since %s and not reversed: nothing protects the VM where it runs now", f.by(), since)
+	case replica.FailbackStarted:
+		return fmt.Sprintf("a failback is under way since %s%s", since, f.stopped())
+	}
+	return fmt.Sprintf("failed back since %s and not committed", since)
+}
+
+// by says where the VM is.
+func (f *Facts) by() string {
+	return fmt.Sprintf(", by site %q on host %q,", f.Ledger.Owner.Site, f.Ledger.Owner.Host)
+}
+
+// stopped says what a step on the way waits for.
+func (f *Facts) stopped() string {
+	switch {
+	case f.Running != "":
+		return " by " + f.Running
+	case f.Critical != nil:
+		return " and stopped: " + f.Critical.Message
+	case f.Failed != nil:
+		return " and stopped: " + f.Failed.Message
+	}
+	return " and is not complete; the same command goes on with it"
+}
+
+// nextAway is the next step, and the same one again when it was interrupted.
+func nextAway(f *Facts) string {
+	switch f.phase() {
+	case replica.FailoverStarted:
+		if f.Running != "" {
+			return ""
+		}
+		return run("failover " + f.kind())(f)
+	case replica.FailbackStarted:
+		if f.Running != "" {
+			return ""
+		}
+		return run("failback")(f)
+	case replica.Committed:
+		return run("failback")(f)
+	}
+	return run("failover commit")(f)
+}
+
+// kind is the failover that was begun.
+func (f *Facts) kind() string {
+	if f.Ledger.Failover == nil || f.Ledger.Failover.Kind == "" {
+		return "unplanned"
+	}
+	return f.Ledger.Failover.Kind
+}
+
+func testNotCleaned(f *Facts) bool { return f.Ledger != nil && f.Ledger.Test != nil }
+
+func testText(f *Facts) string {
+	return fmt.Sprintf("a test failover runs since %s and is not cleaned up", stamp(f.Ledger.Test.Started))
+}
