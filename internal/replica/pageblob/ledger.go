@@ -134,17 +134,32 @@ func (r *vmReplica) saveLedger(ctx context.Context, s replica.State) (replica.St
 	if err := r.writable(ctx); err != nil {
 		return s, err
 	}
-	where := r.s.whereBlock(r.ledgerBlob())
 	k, err := r.latest(ctx)
-	if err == nil && replica.CheckSave(k.state, s, where) != nil {
+	if err == nil && r.checkSave(k.state, s) != nil {
 		k, err = r.loadLedger(ctx) // what this run knows may be old
 	}
 	if err == nil {
-		err = replica.CheckSave(k.state, s, where)
+		err = r.checkSave(k.state, s)
 	}
 	if err != nil {
 		return s, err
 	}
+	return r.replaceLedger(ctx, k, s)
+}
+
+// checkSave says whether s may replace what is stored: also a run that was taken over from, and now gives itself a higher
+// generation, may not.
+func (r *vmReplica) checkSave(stored, s replica.State) error {
+	where := r.s.whereBlock(r.ledgerBlob())
+	if err := replica.CheckOwner(stored, s.Replica, r.generation.Load(), where); err != nil {
+		return err
+	}
+	return replica.CheckSave(stored, s, where)
+}
+
+// replaceLedger writes s in the place of k, with its next version.
+func (r *vmReplica) replaceLedger(ctx context.Context, k *known, s replica.State) (replica.State, error) {
+	where := r.s.whereBlock(r.ledgerBlob())
 	next := s
 	next.Format = replica.Format
 	next.Version++
@@ -209,7 +224,7 @@ func (r *vmReplica) conflict(ctx context.Context, s replica.State) error {
 	if err != nil {
 		return err
 	}
-	if err := replica.CheckSave(k.state, s, where); err != nil {
+	if err := r.checkSave(k.state, s); err != nil {
 		return err
 	}
 	return fault.New(fault.LedgerConflict, "the ledger was changed while it was written").At(where)

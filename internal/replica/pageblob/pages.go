@@ -125,6 +125,9 @@ func (p *pages) open(ctx context.Context, growing bool) error {
 		}
 		return fault.New(fault.ReplicaMissing, "the pages are missing").At(p.f.where())
 	}
+	if p.r.write && at.seq > p.f.seq {
+		return p.f.fenced(ctx)
+	}
 	table, err := p.sums.look(ctx)
 	if err != nil {
 		return err

@@ -201,12 +201,40 @@ func (r *vmReplica) takeLock(ctx context.Context) error {
 	return nil
 }
 
-// seizeLock takes the lease from whoever has it.
+// notHeld fails with fault.RunLocked when the lease is that of a run that has taken the replica over with this run's generation
+// before: what seizes again, after an interruption, does not seize from itself.
+func (r *vmReplica) notHeld(ctx context.Context) error {
+	where := r.s.whereBlock(r.lockBlob())
+	props, err := r.s.blocks.NewBlobClient(r.lockBlob()).GetProperties(ctx, nil)
+	if isMissing(err) {
+		return nil
+	}
+	if err != nil {
+		return classify(err, where)
+	}
+	if lower(props.Metadata)[metaGeneration] != strconv.FormatUint(r.generation.Load(), 10) {
+		return nil
+	}
+	return r.takeLock(ctx)
+}
+
+// seizeLock takes the lease from whoever has it, and notes for which generation.
 func (r *vmReplica) seizeLock(ctx context.Context) error {
 	err := r.takeLock(ctx)
-	if !fault.Is(err, fault.RunLocked) {
+	if fault.Is(err, fault.RunLocked) {
+		err = r.breakLock(ctx)
+	}
+	if err != nil {
 		return err
 	}
+	generation := strconv.FormatUint(r.generation.Load(), 10)
+	_, err = r.s.blocks.NewBlobClient(r.lockBlob()).SetMetadata(ctx, map[string]*string{metaGeneration: &generation},
+		&blob.SetMetadataOptions{AccessConditions: r.leased()})
+	return classify(err, r.s.whereBlock(r.lockBlob()))
+}
+
+// breakLock takes the lease away from another.
+func (r *vmReplica) breakLock(ctx context.Context) error {
 	l, err := r.lease()
 	if err != nil {
 		return err

@@ -35,6 +35,12 @@ func (r *vmReplica) seize(ctx context.Context, take func(replica.State) (replica
 	}
 	r.begin(k)
 	next, err := take(k.state)
+	if err == nil {
+		err = replica.CheckTake(k.state, next, r.s.whereBlock(r.ledgerBlob()))
+	}
+	if err == nil && next.Generation == k.state.Generation {
+		err = r.notHeld(ctx)
+	}
 	if err != nil {
 		return err
 	}
