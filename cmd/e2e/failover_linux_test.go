@@ -230,10 +230,7 @@ func TestFailoverControls(t *testing.T) {
 		r.policy = ", apply: elsewhere"
 		r.writeSite()
 		r.ok("delta", "web01", "--now") // ships, and does not apply
-		var logs []string
-		for _, path := range r.list(r.path("store", "web01", "shelf")) {
-			logs = append(logs, path)
-		}
+		logs := r.list(r.path("store", "web01", "shelf"))
 		if len(logs) == 0 {
 			t.Fatal("nothing lies on the shelf")
 		}
