@@ -66,10 +66,10 @@ func (r *bootRig) writeBootSite() {
 	fmt.Fprintf(&b, "vault: boots\nstore: {directory: ./store}\npolicies: [{name: gold, log_limit_percent: 100}]\nnetworks: [{name: lan}]\n")
 	fmt.Fprintf(&b, "recovery:\n  host: dr\n  hypervisor: qemu\n  folder: ./recovered\n  format: %s\n  networks: [{name: dr-lan, attach: user, subnets: [{name: lan, cidr: 10.1.0.0/24}]}]\n", r.format)
 	b.WriteString("network_mapping: [{from: lan, to: dr-lan}]\nvmm:\n  clouds:\n    - name: c\n      policy: gold\n      hosts:\n        - name: kvm\n          hypervisor: qemu\n          folder: ./vms\n          vms:\n")
-	for _, v := range r.vms {
+	for i, v := range r.vms {
 		check(r.T, os.MkdirAll(r.path("disks"), 0o755))
 		fmt.Fprintf(&b, "            - name: %s\n              generation: 1\n              os: linux\n              cpus: 1\n              memory: %dMiB\n              shutdown_grace: 1m\n", v.name, guesttest.Memory>>20)
-		fmt.Fprintf(&b, "              nics: [{network: lan, ip: 10.1.0.5}]\n              boot_check: {console: %q, timeout: 4m}\n", cmpOr(v.boot, "@@ UP"))
+		fmt.Fprintf(&b, "              nics: [{network: lan, ip: 10.1.0.%d}]\n              boot_check: {console: %q, timeout: 4m}\n", 5+i, cmpOr(v.boot, "@@ UP"))
 		if v.hooks != "" {
 			fmt.Fprintf(&b, "              hooks: %s\n", v.hooks)
 		}
