@@ -157,3 +157,24 @@ func TestFull(t *testing.T) {
 	must(t, same("the disks at home", home, g))
 	must(t, w.job().Commit(ctx))
 }
+
+// TestNothingLost: an unplanned failover that could stop its source and bring over what it wrote last has lost nothing, and says so;
+// one that could not says what it lost.
+func TestNothingLost(t *testing.T) {
+	w, _ := edge(t)
+	w.Now = w.Now.Add(time.Hour)
+	must(t, w.run(t, failover.Unplanned, failover.Options{}))
+	if lost := failover.RPO(*w.state(t).Failover); lost != 0 {
+		t.Errorf("it says that %v are lost", lost)
+	}
+	st := w.state(t)
+	must(t, w.run(t, failover.Unplanned, failover.Options{Point: st.Points[0].ID}))
+	if lost := failover.RPO(*w.state(t).Failover); lost < time.Hour {
+		t.Errorf("an older point was chosen, and it says that %v are lost", lost)
+	}
+	must(t, w.job().Undo(t.Context()))
+	must(t, w.run(t, failover.Unplanned, failover.Options{NoShutdown: true}))
+	if lost := failover.RPO(*w.state(t).Failover); lost < time.Hour {
+		t.Errorf("the source was left alone, and it says that %v are lost", lost)
+	}
+}

@@ -297,7 +297,7 @@ func Made(rec *replica.Failover) (d host.Definition, err error) {
 // RPO is how much of the VM's past a failover lost, when it was begun at a time: nothing when the source was stopped and its
 // last changes were brought over first.
 func RPO(rec replica.Failover) time.Duration {
-	if rec.Kind == string(Planned) || rec.CutAt.IsZero() {
+	if rec.Kind == string(Planned) || slices.Contains(rec.Done, string(StepLastChanges)) || rec.CutAt.IsZero() {
 		return 0
 	}
 	return max(0, rec.Started.Sub(rec.CutAt))

@@ -48,8 +48,10 @@ type run struct {
 	kind Kind
 	opts Options
 	plan Plan
-	// stopped says that the source is known to be off.
-	stopped bool
+	// stopped says that the source is known to be off, and halted that this run has stopped it.
+	stopped, halted bool
+	// brought says that what the source wrote last was brought over.
+	brought bool
 }
 
 // do does one step. Each can be done again.
@@ -168,7 +170,11 @@ func (r *run) stop(ctx context.Context) error {
 			return err
 		}
 	}
-	return r.Source.Host.Stop(ctx, r.Source.Name, r.Source.Grace)
+	if err := r.Source.Host.Stop(ctx, r.Source.Name, r.Source.Grace); err != nil {
+		return err
+	}
+	r.halted = power == host.Running || power == host.Paused
+	return nil
 }
 
 // lastChanges brings over what the source wrote last.
@@ -188,6 +194,7 @@ func (r *run) lastChanges(ctx context.Context) (string, error) {
 	}
 	err = r.LastChanges(ctx)
 	if err == nil {
+		r.brought = true
 		return "", nil
 	}
 	if r.kind == Planned || ctx.Err() != nil {
@@ -210,6 +217,7 @@ func (r *run) takeOver(ctx context.Context) (note string, err error) {
 	}
 	rec := *st.Failover
 	rec.Fenced, rec.Done = true, append(slices.Clone(rec.Done), string(StepTakeOver))
+	rec.SourceStopped = rec.SourceStopped || r.halted // the ledger may have been locked by a run that hangs when it was
 	st.Failover = &rec
 	_, err = rep.Ledger().Save(ctx, st)
 	return fmt.Sprintf("generation %d", st.Generation), err
@@ -260,6 +268,9 @@ func (r *run) finish(ctx context.Context) (note string, err error) {
 		rec := *(*r.kind.record(&st))
 		rec.Point, rec.CutAt = p.ID, p.CutAt
 		rec.Done = append(slices.Clone(rec.Done), string(StepFinish))
+		if r.brought && p.At == st.Applied {
+			rec.Done = append(rec.Done, string(StepLastChanges))
+		}
 		*r.kind.record(&st) = &rec
 		_, err = rep.Ledger().Save(ctx, st)
 		return err
@@ -296,7 +307,7 @@ func (r *run) choose(st replica.State) (*replica.Point, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.plan.Point == Latest && (p.At != st.Applied || st.Applying != nil) {
+	if (r.plan.Point == Latest || r.kind == Planned) && (p.At != st.Applied || st.Applying != nil) {
 		return nil, fault.New(fault.PointMissing, "the replica at position %d is no recovery point (the disks were being compared, or changed while they "+
 			"were copied); --point %s gives the newest one, of %s", st.Applied.Seq, LatestProcessed, stamp(p.CutAt))
 	}
@@ -325,7 +336,7 @@ func (r *run) clear(ctx context.Context) error {
 
 // behindFinish says that a step depends on the point.
 func behindFinish(id StepID) bool {
-	return !slices.Contains([]StepID{StepBegin, StepStopSource, StepLastChanges, StepTakeOver, StepFinish}, id)
+	return !slices.Contains([]StepID{StepBegin, StepStopSource, StepTakeOver, StepFinish}, id)
 }
 
 // disks makes the disks of the point. Each one that is done is in the ledger, so that a killed run goes on with the next.
