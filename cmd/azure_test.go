@@ -118,6 +118,13 @@ func TestAzureMainJob(t *testing.T) {
 			t.Errorf("recovery point %d is another disk", i)
 		}
 	}
+	for range 2 { // what is there already is left as it is
+		if out := s.run(0, "points", "web01", "--promote", ids[1]); !strings.Contains(out, "/web01/promoted/"+ids[1]+"-os.vhd") {
+			t.Errorf("promoted to %q", out)
+		}
+	}
+	s.run(0, "points", "web01", "--demote", ids[1])
+	s.run(2, "points", "web01", "--promote", "x", "--demote", "y")
 	copy(disk[3<<20:], randomBytes(4, 100<<10))
 	s.write("os.raw", disk)
 	s.run(0, "resync", "web01", "--now")

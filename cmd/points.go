@@ -31,14 +31,20 @@ func (p *program) pointsCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "export", Usage: "write the disks of the point `ID`, or of the \"latest\", as fixed VHDs"},
 			&cli.StringFlag{Name: "to", Usage: "the `FOLDER` for --export"},
+			&cli.StringFlag{Name: "promote", Usage: "copy the disks of the point `ID`, or of the \"latest\", inside a storage account, to disks that machines can be made of"},
+			&cli.StringFlag{Name: "demote", Usage: "delete what --promote of the point `ID` has made"},
 		},
 		Action: p.action("points", func(ctx context.Context, c *cli.Context) error {
 			if c.NArg() != 1 {
 				return fault.New(fault.UsageError, "points takes one VM")
 			}
 			x := exportOptions{point: c.String("export"), folder: c.String("to")}
-			if (x.point == "") != (x.folder == "") {
+			promote, demote := c.String("promote"), c.String("demote")
+			switch {
+			case (x.point == "") != (x.folder == ""):
 				return fault.New(fault.UsageError, "--export ID and --to FOLDER go together")
+			case x.point != "" && promote+demote != "", promote != "" && demote != "":
+				return fault.New(fault.UsageError, "--export, --promote and --demote exclude each other")
 			}
 			w, err := p.open()
 			if err != nil {
@@ -49,6 +55,10 @@ func (p *program) pointsCommand() *cli.Command {
 				return err
 			}
 			return w.each(ctx, vms, func(ctx context.Context, vm *site.VM) (vmObject, error) {
+				if promote+demote != "" {
+					o := &exportObject{Disks: []exportDiskObject{}}
+					return o, w.promote(ctx, vm, promote, demote, o)
+				}
 				if x.point != "" {
 					o := &exportObject{Disks: []exportDiskObject{}}
 					return o, w.export(ctx, vm, x, o)

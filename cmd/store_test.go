@@ -20,22 +20,22 @@ func TestAzureProbe(t *testing.T) {
 		}
 		Error struct{ Code, Message string }
 	}
-	if err := json.Unmarshal([]byte(s.run(3, "store", "probe", "--json")), &got); err != nil {
+	if err := json.Unmarshal([]byte(s.run(0, "store", "probe", "--json")), &got); err != nil {
 		t.Fatal(err)
 	}
 	const alias = "a copy changes nothing of what it was made of" // the emulator's copies do
-	if got.Error.Code != "store-unfit" || !strings.Contains(got.Error.Message, alias) || got.Store == "" || len(got.Checks) < 20 {
+	if got.Store == "" || len(got.Checks) < 20 {
 		t.Errorf("%+v", got)
 	}
+	found := false
 	for _, c := range got.Checks {
-		if c.Needed && c.Holds == (c.Check == alias) {
+		if c.Needed && !c.Holds {
 			t.Errorf("%+v", c)
 		}
+		found = found || c.Check == alias && !c.Holds
 	}
-	for _, command := range []string{"check", "protect"} {
-		if out := s.run(3, command, "web01", "--json"); !strings.Contains(out, alias) {
-			t.Errorf("%s does not say why: %s", command, out)
-		}
+	if !found {
+		t.Errorf("it is not found that copies share their pages: %+v", got)
 	}
 	if strings.Contains(s.all.String(), "Signature") || strings.Contains(s.all.String(), "sig=") {
 		t.Error("a signature was written")

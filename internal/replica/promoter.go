@@ -17,9 +17,17 @@ type Promoter interface {
 // PromoterOf returns r as a Promoter, if its store is one, whatever it is wrapped in. Nothing is tried again around it: a store
 // that can do this tries by itself, and what was interrupted goes on when it is called again.
 func PromoterOf(r Replica) (Promoter, bool) {
-	if w, ok := r.(*retryReplica); ok {
-		r = w.in
+	for {
+		if p, ok := r.(Promoter); ok {
+			return p, true
+		}
+		w, ok := r.(interface{ unwrap() Replica })
+		if !ok {
+			return nil, false
+		}
+		r = w.unwrap()
 	}
-	p, ok := r.(Promoter)
-	return p, ok
 }
+
+func (r *retryReplica) unwrap() Replica { return r.in }
+func (r *limitReplica) unwrap() Replica { return r.in }

@@ -122,10 +122,10 @@ func TestProbeFindsTheEmulator(t *testing.T) {
 			before = left(t, name)
 		}
 		unfit, others := probe(t, s)
-		if want := []string{"a copy changes nothing of what it was made of"}; !slices.Equal(unfit, want) {
-			t.Errorf("what is needed and does not hold is %q, want %q", unfit, want)
+		if len(unfit) > 0 {
+			t.Errorf("what is needed and does not hold is %q", unfit)
 		}
-		if want := []string{"differences between snapshots are told", "more than 4 MiB at once are refused", "a write beyond the end is refused"}; !slices.Equal(others, want) {
+		if want := []string{"differences between snapshots are told", "a copy changes nothing of what it was made of", "more than 4 MiB at once are refused", "a write beyond the end is refused"}; !slices.Equal(others, want) {
 			t.Errorf("what else does not hold is %q, want %q", others, want)
 		}
 		if after := left(t, name); !slices.Equal(after, before) {

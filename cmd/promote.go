@@ -1,0 +1,70 @@
+package cmd
+
+import (
+	"context"
+
+	"sitrep/internal/fault"
+	"sitrep/internal/replica"
+	"sitrep/internal/site"
+)
+
+// promote copies the disks of a recovery point to disks of their own inside the store, or deletes what an earlier promote of
+// the point demote has made. One of the two is "".
+func (w *world) promote(ctx context.Context, vm *site.VM, promote, demote string, o *exportObject) error {
+	return w.locked(vm, func() error {
+		return w.onReplica(ctx, vm, forWriting, &o.vmHead, func(s *session) error {
+			p, ok := replica.PromoterOf(s.engine.Replica)
+			if !ok {
+				return fault.New(fault.PrerequisiteFail, "a store in a folder has nothing to promote: \"sitrep points %s --export ID --to FOLDER\" makes disks",
+					vm.Name).At(s.store.Describe())
+			}
+			if demote != "" {
+				return s.removePromoted(ctx, p, demote)
+			}
+			return s.promotePoint(ctx, p, promote, o)
+		})
+	})
+}
+
+// promotedName is the name of a promoted disk in the store.
+func promotedName(point, disk string) string { return point + "-" + disk }
+
+func (s *session) promotePoint(ctx context.Context, p replica.Promoter, id string, o *exportObject) error {
+	point, err := choosePoint(s.state, id)
+	if err != nil {
+		return err
+	}
+	o.Point = point.ID
+	if s.opts.dryRun {
+		s.planned(s.vm, "copy the disks of point %s, %s, inside the store", point.ID, size(pointSize(*point)))
+		return nil
+	}
+	for _, d := range s.state.Disks {
+		bytes, ok := point.Sizes[d.Name]
+		if !ok {
+			continue
+		}
+		where, err := p.Promote(ctx, s.state, point.ID, d.Name, promotedName(point.ID, d.Name))
+		if err != nil {
+			return fault.In(err, s.vm.Name, d.Name)
+		}
+		o.Disks = append(o.Disks, exportDiskObject{Name: d.Name, Path: where, Size: bytes})
+		s.say("%s: %s of point %s is %s", s.vm.Name, d.Name, point.ID, where)
+	}
+	return nil
+}
+
+// removePromoted deletes promoted disks. The point itself may be gone by now.
+func (s *session) removePromoted(ctx context.Context, p replica.Promoter, id string) error {
+	if s.opts.dryRun {
+		s.planned(s.vm, "delete what was promoted of point %s", id)
+		return nil
+	}
+	for _, d := range s.state.Disks {
+		if err := p.RemovePromoted(ctx, promotedName(id, d.Name)); err != nil {
+			return fault.In(err, s.vm.Name, d.Name)
+		}
+	}
+	s.say("%s: what was promoted of point %s is deleted", s.vm.Name, id)
+	return nil
+}
