@@ -304,5 +304,6 @@ func TestRecoveryPlan(t *testing.T) {
 		t.Errorf("a script was told %s", c)
 	}
 	r.ok("failover", "commit", "--plan", "shop")
-	r.ok("failback", "--plan", "shop", "--mode", "during-failover")
+	r.refused(6, "manual-action", []string{"Point DNS"}, "failback", "--plan", "shop", "--mode", "during-failover")
+	r.ok("failover", "continue", "--plan", "shop", "--done", "Point DNS at the recovery site")
 }
