@@ -130,6 +130,17 @@ func Free(fsys FS, folder string) (bytes int64, ok bool) {
 	return n, err == nil
 }
 
+// WriteCached is f.WriteAt for what is going to be read again soon: where f has the choice, the bytes stay in the page cache,
+// and are on their way to the disk when it returns. It promises no more of them than WriteAt does.
+func WriteCached(f File, p []byte, off int64) (int, error) {
+	if c, can := f.(interface {
+		WriteCachedAt(p []byte, off int64) (int, error)
+	}); can {
+		return c.WriteCachedAt(p, off)
+	}
+	return f.WriteAt(p, off)
+}
+
 // IsTemp says whether a name was made by TempName.
 func IsTemp(name string) bool {
 	base := filepath.Base(name)

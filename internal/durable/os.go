@@ -120,6 +120,15 @@ func (f *osFile) WriteAt(p []byte, off int64) (int, error) {
 	return f.direct.writeAt(f.File, p, off)
 }
 
+// WriteCachedAt writes through the page cache; see WriteCached.
+func (f *osFile) WriteCachedAt(p []byte, off int64) (int, error) {
+	n, err := f.File.WriteAt(p, off)
+	if err == nil {
+		beginWriting(f.File, off, int64(n))
+	}
+	return n, err
+}
+
 func (f *osFile) Close() error {
 	return errors.Join(f.direct.close(), f.File.Close())
 }

@@ -279,6 +279,12 @@ func (d *direct) writeAt(plain *os.File, p []byte, off int64) (int, error) {
 	return plain.WriteAt(p, off)
 }
 
+// beginWriting has the kernel write a range to the disk without waiting for it, so that a Sync that follows has little left to
+// do. It is a hint: errors turn up in Sync.
+func beginWriting(f *os.File, off, n int64) {
+	_ = unix.SyncFileRange(int(f.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE)
+}
+
 // linkUnsupported says whether a failed link means that it cannot be had here: another filesystem, one without hard
 // links, a file with too many, or a rule against links to files of others.
 func linkUnsupported(err error) bool {

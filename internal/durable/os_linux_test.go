@@ -316,6 +316,46 @@ func TestLargeReadsGoAroundThePageCache(t *testing.T) {
 	}
 }
 
+// What WriteCached writes stays in the page cache, and is what is read back; a large write by itself does not stay.
+func TestWriteCached(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "f")
+	f, err := durable.OS().Create(name)
+	must(t, err)
+	defer f.Close()
+	want := durable.AlignedBuffer(2 << 20)
+	for i := range want {
+		want[i] = byte(i % 251)
+	}
+	_, err = f.WriteAt(want[:1<<20], 0)
+	must(t, err)
+	must(t, f.Sync())
+	plain, err := os.Open(name)
+	must(t, err)
+	defer plain.Close()
+	cached := func(off uint64) uint64 {
+		var stat unix.Cachestat_t
+		if err := unix.Cachestat(uint(plain.Fd()), &unix.CachestatRange{Off: off, Len: 1 << 20}, &stat, 0); err != nil {
+			t.Skip("this kernel cannot tell what is cached: ", err)
+		}
+		return stat.Cache
+	}
+	if n := cached(0); n != 0 {
+		t.Skipf("this filesystem keeps %d pages in the cache", n)
+	}
+	if n, err := durable.WriteCached(f, want[1<<20:], 1<<20); n != 1<<20 || err != nil {
+		t.Fatal(n, err)
+	}
+	must(t, f.Sync())
+	if n := cached(1 << 20); n == 0 {
+		t.Error("nothing is in the cache")
+	}
+	got := durable.AlignedBuffer(2 << 20)
+	must(t, durable.ReadFull(f, got, 0))
+	if !bytes.Equal(got, want) {
+		t.Error("wrong content")
+	}
+}
+
 // mount makes a filesystem in a sparse file of size bytes and mounts it, or skips the test where that cannot be.
 func mount(t *testing.T, size int64, mkfs ...string) string {
 	t.Helper()

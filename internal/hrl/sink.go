@@ -11,6 +11,9 @@ const (
 	sinkSize  = 2 << 20 // bytes of one buffer
 	sinkCount = 3       // one fills while two are written
 	directMin = 64 << 10
+	// cachedMax is how much of a log that is going to be applied is left in the page cache: it is read twice soon, once to verify
+	// it and once to apply it. Of a longer one the rest goes around the cache, which others use too.
+	cachedMax = 256 << 20
 )
 
 // sink collects small writes at ascending offsets in large buffers, and writes full ones in the background while the next
@@ -18,6 +21,7 @@ const (
 // cache; what is skipped is never written and stays a hole. It is not safe for concurrent use.
 type sink struct {
 	f    durable.File
+	keep int64        // bytes that are still to be left in the page cache
 	free chan *buffer // those that nobody writes
 	cur  *buffer      // the one that fills, nil: none
 
@@ -38,8 +42,9 @@ type run struct {
 	off   int64
 }
 
-func newSink(f durable.File) *sink {
-	s := &sink{f: f, free: make(chan *buffer, sinkCount)}
+// newSink leaves the first keep bytes, about, in the page cache.
+func newSink(f durable.File, keep int64) *sink {
+	s := &sink{f: f, keep: keep, free: make(chan *buffer, sinkCount)}
 	for range sinkCount {
 		s.free <- &buffer{}
 	}
@@ -92,9 +97,14 @@ func (b *buffer) add(p []byte, off int64) int {
 func (s *sink) submit() {
 	b := s.cur
 	s.cur = nil
+	put := s.put
+	if s.keep > 0 {
+		put = s.putCached
+	}
+	s.keep -= int64(b.n)
 	go func() {
 		for _, r := range b.runs {
-			if err := s.put(b.mem[r.at:r.at+r.n], r.off); err != nil {
+			if err := put(b.mem[r.at:r.at+r.n], r.off); err != nil {
 				s.fail(err)
 				break
 			}
@@ -120,6 +130,11 @@ func (s *sink) put(p []byte, off int64) error {
 		p, off, head = p[n:], off+int64(n), 0
 	}
 	return nil
+}
+
+func (s *sink) putCached(p []byte, off int64) error {
+	_, err := durable.WriteCached(s.f, p, off)
+	return err
 }
 
 // drain returns when everything was written, or could not be.

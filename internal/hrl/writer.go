@@ -88,7 +88,11 @@ func Create(fsys durable.FS, name string, id Identity) (*Writer, error) {
 	if w.f, err = fsys.OpenRW(name); err != nil {
 		return nil, ioError(name, errors.Join(err, fsys.Remove(name)))
 	}
-	w.out = newSink(w.f)
+	keep := int64(0)
+	if id.Kind == Redo {
+		keep = cachedMax
+	}
+	w.out = newSink(w.f, keep)
 	return w, nil
 }
 

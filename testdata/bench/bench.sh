@@ -13,7 +13,8 @@ shift $((OPTIND - 1))
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"
 dir=$(cd "$1" && pwd)
-(cd "$here/../.." && go build -o "$dir/sitrep" . && go test -c -o "$dir/scan.test" ./internal/track/scan)
+(cd "$here/../.." && go build -o "$dir/sitrep" . &&
+	for p in internal/track/scan failover/recovered failover/home; do go test -c -o "$dir/${p##*/}.test" ./$p || exit 1; done)
 [ -f "$dir/manifest.txt" ] || "$here/mkimages.sh" -d "$data" -f vhdx "$size" "$dir"
 cd "$dir"
 export SITREP_SITE=$dir/site.yaml
@@ -128,6 +129,35 @@ scans() { # the reader alone, against two threads of plain 1 MiB pread (Floor) o
 	./scan.test -test.run xxx -test.bench '(Scan|Floor)(Warm|Cold)' -test.benchtime "${rounds}x" | grep -E '^Bench' | sed 's/^/  /'
 }
 
+benchmarks() { # benchmarks NAME: keeps the times of the Go benchmarks of a package, which run their peers in turn; one run a round
+	local r name ns
+	times=()
+	mkdir -p tmp
+	for ((r = 0; r < rounds; r++)); do
+		TMPDIR=$dir/tmp "./$1.test" -test.run xxx -test.bench . -test.benchtime 1x >bench.txt 2>&1 || { cat bench.txt; exit 1; }
+		while read -r name ns; do
+			times[${name%-"$(nproc)"}]+="$((ns / 1000)) "
+		done < <(sed -nE 's|^Benchmark[^/]*/([^[:space:]]+)[[:space:]]+1[[:space:]]+([0-9]+) ns/op.*|\1 \2|p' bench.txt)
+	done
+	rm -rf tmp
+}
+
+recovereds() { # a recovered disk, 512 MiB with 256 MiB of data, from an image that is read warm
+	local f
+	benchmarks recovered
+	for f in raw vhd vhddynamic vhdx vhdxfixed qcow2; do
+		show "sitrep/$f" "qemu-img/$f"
+		show "qemu-img/$f" "qemu-img/$f"
+	done
+}
+
+homes() { # bringing 1 GiB home of which 1.6 % differs: everything read on both sides; sums kept of it; with those sums
+	local n
+	benchmarks home
+	[ -n "${times[rsync]-}" ] || { echo "rsync did not run"; exit 1; }
+	for n in sitrep sitrep_keeping_sums sitrep_second rsync qemu-img_compare; do show "$n" rsync; done
+}
+
 : >log.txt
 echo "machine: $(nproc) cores, $(uname -sr); disk of $size GiB with $data MiB of files; medians of $rounds rounds"
 for state in warm ${cold:+cold}; do
@@ -138,3 +168,5 @@ for state in warm ${cold:+cold}; do
 	echo "resync, 2 % of the 64 KiB blocks differ, $state"; resyncs $prepare
 done
 echo "scan"; scans
+echo "a recovered disk is made, against qemu-img convert -t none -W"; recovereds
+echo "a disk is brought home, against rsync --inplace --no-whole-file"; homes
