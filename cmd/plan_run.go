@@ -410,14 +410,20 @@ func (w *world) asker() func(context.Context, string) (bool, error) {
 		return nil
 	}
 	in := bufio.NewReader(f)
-	return func(_ context.Context, text string) (bool, error) {
+	return func(ctx context.Context, text string) (bool, error) {
 		fmt.Fprintf(w.stderr, "%s\nDone? [y/N] ", text)
-		line, err := in.ReadString('\n')
-		if err != nil && !errors.Is(err, io.EOF) {
-			return false, fault.FromOS(err)
+		said := make(chan string, 1)
+		go func() { // a terminal cannot be waited for and be interrupted
+			line, _ := in.ReadString('\n') // an end of the input is no yes
+			said <- line
+		}()
+		select {
+		case <-ctx.Done():
+			return false, fault.FromOS(ctx.Err())
+		case line := <-said:
+			answer := strings.ToLower(strings.TrimSpace(line))
+			return answer == "y" || answer == "yes", nil
 		}
-		answer := strings.ToLower(strings.TrimSpace(line))
-		return answer == "y" || answer == "yes", nil
 	}
 }
 

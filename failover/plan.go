@@ -181,13 +181,13 @@ func (j *Job) steps(st replica.State, k Kind, o Options, p Plan) []Step {
 	}
 	out = append(out, Step{StepCheck, "Prerequisites check for " + string(k.event()), "hosts, addresses, folders"})
 	add(StepBegin, "Begin", "write into the ledger that it was begun")
-	if k != Test && !done(StepTakeOver) {
-		taken := st.Phase == replica.FailoverStarted // and interrupted before the fence was complete
+	if k != Test && !(done(StepTakeOver) && j.began(rec)) {
+		taken := st.Phase.Away() // by a run that was interrupted before the fence was complete, or by another machine
 		if !taken && (k == Planned || !o.NoShutdown) {
 			add(StepStopSource, "Shut down the virtual machine", j.stopText(k))
 			add(StepLastChanges, "Synchronizing the latest changes", j.lastText(k))
 		}
-		add(StepTakeOver, "Take over the replica", "raise the generation in the store: the protected site is refused from then on")
+		out = append(out, Step{StepTakeOver, "Take over the replica", "raise the generation in the store: whoever acted for the VM is refused from then on"})
 	}
 	if !p.ChangesPoint {
 		add(StepFinish, "Start failover", "apply what lies on the shelf where that is wanted, and choose the recovery point")
@@ -208,6 +208,12 @@ func (j *Job) steps(st replica.State, k Kind, o Options, p Plan) []Step {
 	}
 	add(StepComplete, "Complete", "write into the ledger where the VM runs")
 	return out
+}
+
+// began says whether a failover is this site's, on this machine. One of another machine is gone on with only after it was
+// taken over from there too.
+func (j *Job) began(rec *replica.Failover) bool {
+	return rec != nil && rec.By.Site == j.By.Site && rec.By.Host == j.By.Host
 }
 
 func (j *Job) stopText(k Kind) string {

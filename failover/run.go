@@ -103,6 +103,9 @@ func (r *run) note(ctx context.Context, id StepID, f func(*replica.State, *repli
 		if rec == nil {
 			return fault.New(fault.FailoverFailed, "the ledger no longer knows of this failover: it was undone, or cleaned up, meanwhile")
 		}
+		if err := r.stillOurs(*st, rec); err != nil {
+			return err
+		}
 		fresh := *rec
 		fresh.Done = slices.Clone(rec.Done)
 		if f != nil {
@@ -114,6 +117,15 @@ func (r *run) note(ctx context.Context, id StepID, f func(*replica.State, *repli
 		*r.kind.record(st) = &fresh
 		return nil
 	})
+}
+
+// stillOurs refuses to go on with a failover that another machine has taken over meanwhile.
+func (r *run) stillOurs(st replica.State, rec *replica.Failover) error {
+	if r.kind == Test || !st.Phase.Away() || r.began(rec) {
+		return nil
+	}
+	return fault.New(fault.Fenced, "site %q, host %q, has taken this failover over at %s (generation %d)", rec.By.Site, rec.By.Host,
+		stamp(st.Owner.Since), st.Generation)
 }
 
 // record is a new one.
@@ -225,7 +237,7 @@ func (r *run) takeOver(ctx context.Context) (note string, err error) {
 
 // take is what the ledger becomes when this site takes over.
 func (r *run) take(st replica.State) (replica.State, error) {
-	if rec := st.Failover; st.Phase == replica.FailoverStarted && rec != nil && rec.By.Site == r.By.Site && rec.By.Host == r.By.Host {
+	if st.Phase == replica.FailoverStarted && r.began(st.Failover) {
 		return st, nil // an earlier run was interrupted between the ledger and the fence
 	}
 	if err := Allowed(st, r.kind.event()); err != nil {
@@ -239,7 +251,7 @@ func (r *run) take(st replica.State) (replica.State, error) {
 			rec.Kind, rec.Started = string(r.kind), r.Now().UTC()
 		}
 		rec.By = r.By
-		if st.Phase != replica.FailoverStarted {
+		if !st.Phase.Away() {
 			rec.From, rec.Source = st.Phase, st.Owner
 		}
 	}
@@ -297,7 +309,7 @@ func (r *run) finishApply(ctx context.Context, rep replica.Replica, st replica.S
 		r.Log.Warn("what lies on the shelf could not be applied", "vm", r.VM, "error", err)
 		return nil
 	}
-	return fault.Wrap(fault.FailoverFailed, err, "what lies on the shelf could not be applied; --point %s does without it", LatestProcessed)
+	return fault.Wrap(fault.FailoverFailed, err, "what lies on the shelf could not be applied; \"failover unplanned --point %s\" does without it", LatestProcessed)
 }
 
 // choose finds the point in the ledger as it is now. The latest one has to be where the pages are: else something that
@@ -309,7 +321,7 @@ func (r *run) choose(st replica.State) (*replica.Point, error) {
 	}
 	if (r.plan.Point == Latest || r.kind == Planned) && (p.At != st.Applied || st.Applying != nil) {
 		return nil, fault.New(fault.PointMissing, "the replica at position %d is no recovery point (the disks were being compared, or changed while they "+
-			"were copied); --point %s gives the newest one, of %s", st.Applied.Seq, LatestProcessed, stamp(p.CutAt))
+			"were copied); \"failover unplanned --point %s\" takes the newest one, of %s", st.Applied.Seq, LatestProcessed, stamp(p.CutAt))
 	}
 	return p, nil
 }
@@ -348,6 +360,9 @@ func (r *run) disks(ctx context.Context) (bytes int64, note string, err error) {
 		rec := *r.kind.record(&st)
 		if rec == nil {
 			return fault.New(fault.FailoverFailed, "the ledger no longer knows of this failover")
+		}
+		if err := r.stillOurs(st, rec); err != nil {
+			return err
 		}
 		point := st.Point(rec.Point)
 		if point == nil {
@@ -398,6 +413,9 @@ func (r *run) makeDisk(ctx context.Context, view replica.PointView, id hrl.ID, d
 func (r *run) onVM(ctx context.Context, id StepID, f func(host.Definition) error) error {
 	st, err := r.load(ctx)
 	if err != nil {
+		return err
+	}
+	if err := r.stillOurs(st, *r.kind.record(&st)); err != nil {
 		return err
 	}
 	d, err := Made(*r.kind.record(&st))
