@@ -1,6 +1,7 @@
 package failover_test
 
 import (
+	"context"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -176,5 +177,36 @@ func TestNothingLost(t *testing.T) {
 	must(t, w.run(t, failover.Unplanned, failover.Options{NoShutdown: true}))
 	if lost := failover.RPO(*w.state(t).Failover); lost < time.Hour {
 		t.Errorf("the source was left alone, and it says that %v are lost", lost)
+	}
+}
+
+// TestTwoMachines: a failover that one machine has begun is gone on with by another one, which takes it over first; the first
+// one is then refused, and what is undone goes back to the source that there was in the beginning.
+func TestTwoMachines(t *testing.T) {
+	ctx := t.Context()
+	w, g := edge(t)
+	before := w.state(t)
+	first, second := w.job(), w.job()
+	second.By.Host = "dr2"
+	must(t, first.Run(ctx, failover.Unplanned, failover.Options{NoShutdown: true}, failover.StepFinish))
+	must(t, second.Run(ctx, failover.Unplanned, failover.Options{NoShutdown: true}, failover.StepDisks))
+	st := w.state(t)
+	if st.Generation != before.Generation+2 || st.Owner.Host != "dr2" || st.Failover.Source.Host != before.Owner.Host {
+		t.Fatalf("generation %d, owner %q, source %q", st.Generation, st.Owner.Host, st.Failover.Source.Host)
+	}
+	// The first machine, in the middle of its run, as it would be if it had hung.
+	stale := w.job()
+	stale.Hook = func(ctx context.Context, k failover.Kind, d host.Definition) error {
+		return second.Run(ctx, failover.Unplanned, failover.Options{NoShutdown: true}, failover.StepHook)
+	}
+	wantCode(t, stale.Run(ctx, failover.Unplanned, failover.Options{NoShutdown: true}, ""), fault.Fenced)
+	must(t, second.Run(ctx, failover.Unplanned, failover.Options{NoShutdown: true}, ""))
+	got, err := w.recovered("web01")
+	must(t, err)
+	must(t, same("the recovered VM", got, g))
+	must(t, second.Undo(ctx))
+	st = w.state(t)
+	if st.Owner.Host != before.Owner.Host || st.Phase != before.Phase {
+		t.Errorf("after undo the owner is %q, the phase %s", st.Owner.Host, st.Phase)
 	}
 }
