@@ -7,7 +7,6 @@ import (
 	"hash/crc64"
 	"io"
 	"strings"
-	"sync"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
@@ -141,7 +140,6 @@ type pageBlob struct {
 	source
 	seq int64 // that the blob must have: the generation of the writer
 
-	mu     sync.Mutex
 	fenced func(context.Context) error // explains a sequence number that is another one
 }
 

@@ -252,31 +252,30 @@ func (b *buffers) drop(ctx context.Context, f *pageFile, r block.Range) error {
 	return b.until(ctx, f, r, b.remove)
 }
 
-// until does something to all windows in a range that are not being sent, and returns when there are none left.
+// until does something to all windows in a range that are not being sent, and returns when none of those that there are now is
+// left. What is written meanwhile is not waited for: it may never end.
 func (b *buffers) until(ctx context.Context, f *pageFile, r block.Range, do func(*windowBuf)) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for {
-		if err := f.failed(); err != nil {
-			return err
-		}
-		found := false
-		for _, w := range b.windows {
-			if w.key.f != f || r.Intersect(block.Range{Off: w.off(), Len: window}).Empty() {
-				continue
-			}
-			if !w.sending {
-				do(w)
-			}
-			found = found || w.sending
-		}
-		if !found {
-			return f.failed()
-		}
-		if err := b.wait(ctx); err != nil {
-			return err
+	var here []*windowBuf
+	for _, w := range b.windows {
+		if w.key.f == f && !r.Intersect(block.Range{Off: w.off(), Len: window}).Empty() {
+			here = append(here, w)
 		}
 	}
+	for _, w := range here {
+		if !w.sending {
+			do(w)
+		}
+	}
+	for _, w := range here {
+		for b.windows[w.key] == w {
+			if err := b.wait(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return f.failed()
 }
 
 // discard gives up what is to be written to a blob, and returns when nothing is under way any more.

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"sitrep/internal/block"
 	"sitrep/internal/fault"
+	"sitrep/internal/hrl"
 	"sitrep/internal/replica"
 	"sitrep/internal/replica/pageblob/azuritetest"
 	"sitrep/internal/replica/replicatest"
@@ -92,9 +94,9 @@ func TestTwoSites(t *testing.T) {
 
 	recovery := quick()
 	recovery.Holder = "recovery"
-	theirs, err := open(t, name, recovery).Open(ctx, "vm")
-	wantCode(t, "opening what another site works on", err, fault.RunLocked)
-	if theirs, err = open(t, name, recovery).Seize(ctx, "vm", takeOver); err != nil {
+	wantCode(t, "opening what another site works on", second(open(t, name, recovery).Open(ctx, "vm")), fault.RunLocked)
+	theirs, err := open(t, name, recovery).Seize(ctx, "vm", takeOver)
+	if err != nil {
 		t.Fatal(err)
 	}
 	goOn <- true
@@ -328,5 +330,57 @@ func TestForeignWrite(t *testing.T) {
 	wantCode(t, "a block of a snapshot that is not what its sum says", err, fault.ReplicaCorrupt)
 	if n, err := d.ReadAt(make([]byte, 4096), 8192); n != 4096 {
 		t.Errorf("the block beside it: %v", err)
+	}
+}
+
+// TestFlushWhileWriting: a Flush ends although others go on writing, and what was written before it is there.
+func TestFlushWhileWriting(t *testing.T) {
+	ctx := t.Context()
+	store := open(t, azuritetest.Container(t), quick())
+	if _, err := store.Prepare(ctx, hrl.ID{}); err != nil {
+		t.Fatal(err)
+	}
+	first := replicatest.FirstState("vm")
+	first.Disks[0].Size = 64 << 20
+	r, err := store.Create(ctx, first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	p, err := r.Disk(ctx, first.Disks[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan bool)
+	var others sync.WaitGroup
+	for i := range int64(4) {
+		others.Go(func() {
+			for n := int64(0); ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := p.WriteAt(ctx, bytes.Repeat([]byte{byte(n) | 1}, 4096), 8<<20+(i*997+n*7919)%12000*4096); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for i := range byte(5) {
+		want := bytes.Repeat([]byte{i + 1}, 8192)
+		if err := errors.Join(p.WriteAt(ctx, want, 0), p.Flush(ctx)); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len(want))
+		if err := p.ReadAt(ctx, got, 0); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("after a flush there is something else: %v", err)
+		}
+	}
+	close(stop)
+	others.Wait()
+	if err := errors.Join(p.Flush(ctx), p.Close()); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -25,11 +25,9 @@ func TestRequests(t *testing.T) {
 	name := azuritetest.Container(t)
 	store := open(t, name, opts)
 	var table strings.Builder
-	var failed error
 	step := func(what string, f func() error) {
 		count.take()
 		if err := f(); err != nil {
-			failed = errors.Join(failed, err)
 			t.Fatalf("%s: %v", what, err)
 		}
 		table.WriteString(what + "\n\t" + strings.ReplaceAll(count.take(), "\n", "\n\t") + "\n")
@@ -66,8 +64,11 @@ func TestRequests(t *testing.T) {
 		return errors.Join(p.ZeroAt(ctx, 40<<20, 24<<20), p.ZeroAt(ctx, 0, 5<<20), p.Flush(ctx))
 	})
 	step("stamp the pages", func() error { _, err := p.Stamp(ctx); return err })
-	step("close and open again", func() (err error) {
-		err = errors.Join(p.Close(), r.Close())
+	step("close and open again", func() error {
+		if err := errors.Join(p.Close(), r.Close()); err != nil {
+			return err
+		}
+		var err error
 		if r, err = store.Open(ctx, "vm"); err == nil {
 			p, err = r.Disk(ctx, s.Disks[0])
 		}

@@ -40,7 +40,7 @@ type pointDisk struct {
 	table     *rangeMap // of the sums
 
 	mu     sync.Mutex
-	last   block.Range // the block that was read last, for readers of less than a block
+	last   block.Range // what was read last, for readers of less
 	cached []byte
 	sums   []sums.Sum // a piece of the table, of the blocks from sumsAt on
 	sumsAt int64
@@ -66,19 +66,28 @@ func (d *pointDisk) ReadAt(p []byte, off int64) (int, error) {
 	return int(want), nil
 }
 
+// viewUnit is what is read for a reader of less, bytes: most read on.
+const viewUnit = 256 << 10
+
 // readProven fills p, at most 4 MiB of blocks at a time.
 func (d *pointDisk) readProven(p []byte, off int64) error {
+	unit := max(d.blockSize, viewUnit)
 	for len(p) > 0 {
-		n := min(int64(len(p)), maxPut-off%d.blockSize)
-		part := block.Range{Off: off, Len: n}
-		whole := part.Outward(d.blockSize).Intersect(block.Range{Len: d.size})
+		n := min(int64(len(p)), maxPut-off%unit)
+		whole := (block.Range{Off: off, Len: n}).Outward(unit).Intersect(block.Range{Len: d.size})
 		buf := d.remembered(whole)
 		if buf == nil {
 			buf = make([]byte, whole.Len)
-			if err := d.prove(buf, whole); err != nil {
+			err := d.prove(buf, whole)
+			if fault.Is(err, fault.ReplicaCorrupt) { // perhaps beside what was asked for
+				whole = (block.Range{Off: off, Len: n}).Outward(d.blockSize).Intersect(block.Range{Len: d.size})
+				buf = buf[:whole.Len]
+				err = d.prove(buf, whole)
+			}
+			if err != nil {
 				return err
 			}
-			d.remember(whole, buf)
+			d.remember(whole, buf, unit)
 		}
 		copy(p[:n], buf[off-whole.Off:])
 		p, off = p[n:], off+n
@@ -95,8 +104,8 @@ func (d *pointDisk) remembered(r block.Range) []byte {
 	return nil
 }
 
-func (d *pointDisk) remember(r block.Range, buf []byte) {
-	if r.Len > d.blockSize {
+func (d *pointDisk) remember(r block.Range, buf []byte, most int64) {
+	if r.Len > most {
 		return
 	}
 	d.mu.Lock()
@@ -106,6 +115,7 @@ func (d *pointDisk) remember(r block.Range, buf []byte) {
 
 // prove reads whole blocks and compares them with their sums.
 func (d *pointDisk) prove(buf []byte, r block.Range) error {
+	clear(buf)
 	for rest := r; !rest.Empty(); {
 		e, err := d.ranges.extent(d.ctx, rest)
 		if err != nil {
