@@ -136,11 +136,11 @@ func (r *vmReplica) saveLedger(ctx context.Context, s replica.State) (replica.St
 	}
 	where := r.s.whereBlock(r.ledgerBlob())
 	k, err := r.latest(ctx)
-	if err == nil && replica.CheckSave(k.state, s, where) != nil {
+	if err == nil && r.checkSave(k.state, s) != nil {
 		k, err = r.loadLedger(ctx) // what this run knows may be old
 	}
 	if err == nil {
-		err = replica.CheckSave(k.state, s, where)
+		err = r.checkSave(k.state, s)
 	}
 	if err != nil {
 		return s, err
@@ -162,6 +162,20 @@ func (r *vmReplica) saveLedger(ctx context.Context, s replica.State) (replica.St
 		return s, err
 	}
 	return next, nil
+}
+
+// checkSave says whether this run may put next in the place of stored. What next says of itself is not enough: a run that was
+// taken over from may have raised its generation, and does not own the replica by that.
+func (r *vmReplica) checkSave(stored, next replica.State) error {
+	if err := r.checkOwner(stored); err != nil {
+		return err
+	}
+	return replica.CheckSave(stored, next, r.s.whereBlock(r.ledgerBlob()))
+}
+
+// checkOwner says, by the ledger as it is stored, whether this run still owns the replica.
+func (r *vmReplica) checkOwner(stored replica.State) error {
+	return replica.CheckOwner(stored, r.id, r.generation.Load(), r.s.whereBlock(r.ledgerBlob()))
 }
 
 // swapLedger writes the ledger if it still is the one of k. When the service says that it is not, an earlier try may have
@@ -209,7 +223,7 @@ func (r *vmReplica) conflict(ctx context.Context, s replica.State) error {
 	if err != nil {
 		return err
 	}
-	if err := replica.CheckSave(k.state, s, where); err != nil {
+	if err := r.checkSave(k.state, s); err != nil {
 		return err
 	}
 	return fault.New(fault.LedgerConflict, "the ledger was changed while it was written").At(where)
@@ -222,9 +236,7 @@ func (r *vmReplica) fenced(ctx context.Context) error {
 	if err != nil {
 		return fault.Wrap(fault.Fenced, err, "the service refuses this run's writes: its generation %d is not that of the pages", r.generation.Load()).At(where)
 	}
-	mine := k.state
-	mine.Generation = r.generation.Load()
-	if err := replica.CheckSave(k.state, mine, where); err != nil {
+	if err := r.checkOwner(k.state); err != nil {
 		return err
 	}
 	return fault.New(fault.Fenced, "the pages have another generation than the ledger's %d", r.generation.Load()).At(where)
@@ -251,8 +263,16 @@ func (r *vmReplica) takenOver(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if k.state.Generation > r.generation.Load() {
-		return r.fenced(ctx)
+	return r.checkOwner(k.state)
+}
+
+// cause is err, or, when another owner has taken over, that: it is why things fail, whatever it is that is not as expected.
+func (r *vmReplica) cause(ctx context.Context, err error) error {
+	if err == nil || !r.write || fault.Is(err, fault.Fenced) {
+		return err
 	}
-	return nil
+	if fenced := r.current(ctx); fault.Is(fenced, fault.Fenced) {
+		return fenced
+	}
+	return err
 }

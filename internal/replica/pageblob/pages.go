@@ -71,7 +71,7 @@ func (s *Store) pacer() *pacer {
 func (r *vmReplica) Disk(ctx context.Context, d replica.Disk) (replica.Pages, error) {
 	p, err := r.openDisk(ctx, d)
 	if err != nil {
-		return nil, in(err, r.vm, d.Name)
+		return nil, in(r.cause(ctx, err), r.vm, d.Name)
 	}
 	return p, nil
 }

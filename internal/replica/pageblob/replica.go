@@ -30,6 +30,7 @@ type vmReplica struct {
 	write      bool
 	locked     bool
 	generation atomic.Uint64 // of this run
+	id         hrl.ID        // of the replica that this run works on; zero: opened for reading
 	buffers    *buffers      // of all disks; nil: opened for reading
 
 	mu     sync.Mutex
@@ -121,7 +122,7 @@ func (r *vmReplica) made(ctx context.Context, write string) (etag string, err er
 
 // begin makes the replica one that can be written to.
 func (r *vmReplica) begin(k *known) {
-	r.write, r.last = true, k
+	r.write, r.last, r.id = true, k, k.state.Replica
 	r.generation.Store(k.state.Generation)
 	r.buffers = newBuffers()
 }
@@ -201,8 +202,37 @@ func (r *vmReplica) takeLock(ctx context.Context) error {
 	return nil
 }
 
-// seizeLock takes the lease from whoever has it.
+// retakeLock takes the lease if it is free, and leaves it to a run of older generations, for seizeLock to take it from. It fails
+// with fault.RunLocked when a run of this generation, which was taken up before, has it.
+func (r *vmReplica) retakeLock(ctx context.Context, generation uint64) error {
+	held := r.takeLock(ctx)
+	if !fault.Is(held, fault.RunLocked) {
+		return held
+	}
+	props, err := r.s.blocks.NewBlobClient(r.lockBlob()).GetProperties(ctx, nil)
+	if err != nil && !isMissing(err) {
+		return classify(err, r.s.whereBlock(r.lockBlob()))
+	}
+	if g, err := strconv.ParseUint(lower(props.Metadata)[metaGeneration], 10, 64); err == nil && g >= generation {
+		return held
+	}
+	return nil
+}
+
+// seizeLock takes the lease from whoever has it, and writes on the lock which generation did.
 func (r *vmReplica) seizeLock(ctx context.Context) error {
+	if err := r.breakLock(ctx); err != nil {
+		return err
+	}
+	m, err := metadata(map[string]string{metaGeneration: strconv.FormatUint(r.generation.Load(), 10)})
+	if err != nil {
+		return err
+	}
+	_, err = r.s.blocks.NewBlobClient(r.lockBlob()).SetMetadata(ctx, m, &blob.SetMetadataOptions{AccessConditions: r.leased()})
+	return classify(err, r.s.whereBlock(r.lockBlob()))
+}
+
+func (r *vmReplica) breakLock(ctx context.Context) error {
 	err := r.takeLock(ctx)
 	if !fault.Is(err, fault.RunLocked) {
 		return err

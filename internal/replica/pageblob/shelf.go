@@ -250,8 +250,11 @@ func (s *shelf) remove(ctx context.Context, name string) error {
 	}
 	for range swapTries {
 		at, err := s.look(ctx, name)
-		if err != nil || at == nil {
+		if err != nil {
 			return err
+		}
+		if at == nil { // then there is no generation on it that could object
+			return s.r.current(ctx)
 		}
 		err = s.r.s.deleteBlob(ctx, s.r.s.blocks, s.blob(name), ifMatch(at.etag))
 		if !fault.Is(err, fault.LedgerConflict) {

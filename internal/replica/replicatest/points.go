@@ -139,7 +139,7 @@ func flip(t *testing.T, h *History, d replica.Disk, off int64) {
 			return err
 		}
 		b[100] ^= 0x10
-		return p.WriteAt(t.Context(), b, off)
+		return errors.Join(p.WriteAt(t.Context(), b, off), p.Flush(t.Context()))
 	}))
 }
 
