@@ -122,7 +122,7 @@ type Failover struct {
 
 // Failback is the way home of a VM that was failed over.
 type Failback struct {
-	ID      hrl.ID    `json:"id"` // of the logs that bring the disks home
+	ID      hrl.ID    `json:"id"`   // of the logs that bring the disks home
 	Mode    string    `json:"mode"` // minimal-downtime, during-failover
 	Started time.Time `json:"started"`
 	To      string    `json:"to,omitempty"` // host of an alternate location
