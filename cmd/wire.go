@@ -209,8 +209,16 @@ func (w *world) engine(vm *site.VM, r replica.Replica, id hrl.ID, m *meter) *rep
 	}
 	return &replicate.Job{
 		VM: vm.Name, ReplicaID: id, Replica: r, FS: w.fs, LogDir: logs, Keep: vm.Policy().RecoveryPoints,
-		Meter: m, Log: w.log.With(slog.String("vm", vm.Name)), Now: w.now,
+		Meter: m, Log: w.log.With(slog.String("vm", vm.Name)), Now: w.now, Pace: w.pace(),
 	}
+}
+
+// pace is what the store is best worked with.
+func (w *world) pace() replicate.Pace {
+	if w.site.Store.Azure != nil {
+		return replicate.Pace{Checkpoint: pageblob.Checkpoint}
+	}
+	return replicate.Pace{}
 }
 
 // logDir is the folder of a disk's change logs: the one of the disk itself, but for devices, whose folder is the

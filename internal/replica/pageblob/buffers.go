@@ -29,6 +29,10 @@ const (
 	readPays = 2
 )
 
+// Checkpoint is after how many bytes of a large copy it is worth to Flush and to note how far it has come: what was sent since is
+// sent again after an interruption, and a Flush costs little more than that windows which are not full are sent as they are.
+const Checkpoint = 32 << 20
+
 // buffers collects what is written to the disks of one replica.
 type buffers struct {
 	mu      sync.Mutex
