@@ -216,7 +216,7 @@ func (w *world) engine(vm *site.VM, r replica.Replica, id hrl.ID, m *meter) *rep
 // pace is what the store is best worked with.
 func (w *world) pace() replicate.Pace {
 	if w.site.Store.Azure != nil {
-		return replicate.Pace{Checkpoint: pageblob.Checkpoint}
+		return replicate.Pace{Unit: pageblob.CopyUnit, Tasks: pageblob.CopyTasks, Checkpoint: pageblob.Checkpoint}
 	}
 	return replicate.Pace{}
 }

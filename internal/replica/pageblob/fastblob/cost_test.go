@@ -142,7 +142,7 @@ func seed(ctx context.Context, server, path string) error {
 	}
 	j := &replicate.Job{VM: vm, ReplicaID: st.Replica, Replica: r, Tracker: tracker, FS: durable.OS(),
 		LogDir: map[string]string{"os": filepath.Dir(path)}, Keep: 1, Meter: progress.None(), Log: slog.New(slog.DiscardHandler), Now: time.Now,
-		Pace: replicate.Pace{Checkpoint: pageblob.Checkpoint}}
+		Pace: replicate.Pace{Unit: pageblob.CopyUnit, Tasks: pageblob.CopyTasks, Checkpoint: pageblob.Checkpoint}}
 	_, err = j.Seed(ctx)
 	return errors.Join(err, r.Close())
 }
