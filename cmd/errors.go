@@ -34,7 +34,7 @@ func (p *program) object(err error, vm string) *errorObject {
 	e := fault.FromOS(err)
 	o := &errorObject{
 		Code: string(code(err, e)), Message: message(err), Cause: code(err, e).Lookup().Cause,
-		Hint: p.advice(code(err, e), cmpOr(e.VM, vm)), Command: p.nextCommand(code(err, e), cmpOr(e.VM, vm)),
+		Hint: p.adviceOf(code(err, e), e, vm), Command: p.nextOf(code(err, e), e, vm),
 		VM: cmpOr(e.VM, vm), Disk: e.Disk, Path: e.Path, RetryAt: retryAt(err),
 	}
 	var lines *site.Errors
@@ -98,7 +98,7 @@ func (p *program) printError(w io.Writer, err error, vm string) {
 		fmt.Fprintf(w, "  cause: %s\n", entry.Cause)
 		fmt.Fprintf(w, "  retry: %s\n", p.retryText(entry.Class, retryAt(err)))
 	}
-	if a := p.advice(c, vm); a != "" {
+	if a := p.adviceOf(c, e, vm); a != "" {
 		fmt.Fprintf(w, "  next:  %s\n", a)
 	}
 }
@@ -140,6 +140,24 @@ func (p *program) advice(c fault.Code, vm string) string {
 		return ""
 	}
 	return p.fill(strings.TrimSpace(mend), vm)
+}
+
+// adviceOf is the table's advice, with the command that the error itself knows where it knows one.
+func (p *program) adviceOf(c fault.Code, e *fault.Error, vm string) string {
+	text := p.advice(c, cmpOr(e.VM, vm))
+	if e.Next == "" || c != e.Code {
+		return text
+	}
+	mend, _, _ := strings.Cut(text, "Then run: ")
+	return strings.TrimSpace(strings.TrimSpace(mend) + " Then run: " + p.commands(e.Next))
+}
+
+// nextOf is the command that leads on.
+func (p *program) nextOf(c fault.Code, e *fault.Error, vm string) string {
+	if e.Next != "" && c == e.Code {
+		return p.commands(e.Next)
+	}
+	return p.nextCommand(c, cmpOr(e.VM, vm))
 }
 
 // nextCommand is the table's command, "" when it is for a VM and none is concerned.

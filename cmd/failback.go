@@ -78,7 +78,7 @@ func (w *world) failbackPlan(ctx context.Context, c *cli.Context, o failover.Fai
 func (w *world) failback(ctx context.Context, vm *site.VM, to string, o failover.FailbackOptions, f *failoverObject) error {
 	return w.locked(vm, func() error {
 		j, err := w.failoverJob(ctx, vm, failoverOptions{})
-		if err == nil {
+		if err == nil && to != "" {
 			err = w.goingHome(j, vm, to)
 		}
 		if err != nil {
@@ -140,19 +140,20 @@ func (w *world) planFailback(ctx context.Context, vm *site.VM, j *failover.Job, 
 
 // goingHome tells the engine where the VM goes at failback: to the place that it came from, or to another host.
 func (w *world) goingHome(j *failover.Job, vm *site.VM, to string) error {
-	place, folder := j.Source, ""
+	place, on, folder := j.Source, vm.Host, ""
 	if to != "" {
 		place.Foreign = false
 		h, err := w.otherHost(to)
 		if err != nil {
 			return err
 		}
-		if place.Host, err = w.sourceHost(h, vm); err != nil {
+		if place.Host, err = w.hostOf(h.Runner, h.Folder, nil); err != nil { // a monitor of the VM is where it came from
 			return err
 		}
+		on = h
 		folder = filepath.Join(h.Folder, vm.Name)
 	}
-	place.Booted = w.bootCheck(vm, place.Host)
+	place.Booted = w.bootCheck(vm, place.Host, homeIP)
 	j.Home = failover.Home{Place: place, To: to, Machine: machineOf(vm), StateDir: w.memory.Path("failback", vm.Name)}
 	for _, d := range vm.Disks {
 		h := failover.HomeDisk{Name: d.Name, Path: d.Path, Format: string(d.Format), LogDir: w.logDir(vm, d), OS: d.OS}
@@ -160,23 +161,23 @@ func (w *world) goingHome(j *failover.Job, vm *site.VM, to string) error {
 			h.Format = ""
 		}
 		if to != "" {
-			h.Path = filepath.Join(folder, filepath.Base(d.Path))
+			h.Path = filepath.Join(folder, d.Name+filepath.Ext(d.Path)) // files of one name may have lain in different folders
 			h.LogDir = folder
 		}
 		j.Home.Disks = append(j.Home.Disks, h)
 	}
-	j.Home.NICs = homeNICs(vm)
+	j.Home.NICs = homeNICs(vm, on)
 	j.Home.Readopt = func(ctx context.Context) error { return w.readopt(ctx, vm) }
 	return nil
 }
 
 // homeNICs connects a VM that is made at home as it was: by the name of its network, which is that of a virtual switch where
 // the host has such, or through the host's address.
-func homeNICs(vm *site.VM) []host.NIC {
+func homeNICs(vm *site.VM, at *site.Host) []host.NIC {
 	var out []host.NIC
 	for _, n := range vm.NICs {
 		nic := host.NIC{Source: n.Network, Network: n.Network, Attach: host.Bridge, Switch: n.Network, MAC: n.MAC, Primary: n.Primary}
-		if vm.Host.Hypervisor == site.QEMU {
+		if at.Hypervisor == site.QEMU {
 			nic.Attach, nic.Switch = host.User, ""
 		}
 		if n.IP.IsValid() {

@@ -19,7 +19,8 @@ func (w *world) failoverJob(ctx context.Context, vm *site.VM, o failoverOptions)
 	if err := w.haveStore(); err != nil {
 		return nil, err
 	}
-	if err := w.mayTakeOver(ctx, vm); err != nil {
+	st, err := w.mayTakeOver(ctx, vm)
+	if err != nil {
 		return nil, err
 	}
 	if w.site.Recovery.Azure != nil {
@@ -48,7 +49,7 @@ func (w *world) failoverJob(ctx context.Context, vm *site.VM, o failoverOptions)
 	j.NICs = func(ctx context.Context, k failover.Kind) ([]host.NIC, []string, error) {
 		return w.nics(ctx, vm, k, o)
 	}
-	j.Recovery.Booted = w.bootCheck(vm, recovery)
+	j.Recovery.Booted = w.bootCheck(vm, recovery, primaryIP)
 	j.LastChanges = func(ctx context.Context) error { return w.lastChanges(ctx, vm, j) }
 	if vm.Hooks.Failover != "" {
 		j.Hook = func(ctx context.Context, k failover.Kind, d host.Definition) error {
@@ -60,16 +61,24 @@ func (w *world) failoverJob(ctx context.Context, vm *site.VM, o failoverOptions)
 			return w.vmHook(ctx, vm, vm.Hooks.Cleanup, k, d)
 		}
 	}
-	return j, w.goingHome(j, vm, "")
+	return j, w.goingHome(j, vm, wayHome(st))
+}
+
+// wayHome is the host to which a failback is under way, "" for the place that the VM came from.
+func wayHome(st replica.State) string {
+	if st.Phase != replica.FailbackStarted || st.Failover == nil || st.Failover.Failback == nil {
+		return ""
+	}
+	return st.Failover.Failback.To
 }
 
 // mayTakeOver refuses a store that is not the one this site knows, and a replica of another vault.
-func (w *world) mayTakeOver(ctx context.Context, vm *site.VM) (err error) {
+func (w *world) mayTakeOver(ctx context.Context, vm *site.VM) (replica.State, error) {
 	r, st, err := w.replica(ctx, vm, forReading)
 	if err != nil {
-		return err
+		return st, err
 	}
-	return errors.Join(w.owned(st), r.Close())
+	return st, errors.Join(w.owned(st), r.Close())
 }
 
 // machineOf is the VM as it is made at a host, as the site file describes it.

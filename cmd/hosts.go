@@ -77,7 +77,8 @@ func orNone[H host.Host](h H, err error) (host.Host, error) {
 }
 
 // bootCheck waits until a VM is up, as the site file says how that is told; nil when it does not.
-func (w *world) bootCheck(vm *site.VM, h host.Host) func(context.Context, host.Definition) error {
+// address finds the one at which it is reached.
+func (w *world) bootCheck(vm *site.VM, h host.Host, address func(host.Definition) string) func(context.Context, host.Definition) error {
 	b := vm.BootCheck
 	if b == nil || h == nil {
 		return nil
@@ -97,7 +98,7 @@ func (w *world) bootCheck(vm *site.VM, h host.Host) func(context.Context, host.D
 			}
 			c.Console, console = re, log.ConsoleLog(d.Name)
 		case b.TCP != 0:
-			ip := primaryIP(d)
+			ip := address(d)
 			if isolated(d) {
 				w.log.Warn("the VM is in no network that could be reached: its boot check is left out", "vm", vm.Name)
 				return nil
@@ -118,6 +119,16 @@ func primaryIP(d host.Definition) string {
 	for _, n := range d.NICs {
 		if p, err := netip.ParsePrefix(n.IP); err == nil && n.Primary {
 			return p.Addr().String()
+		}
+	}
+	return ""
+}
+
+// homeIP is the address that the VM has where it is protected.
+func homeIP(d host.Definition) string {
+	for _, n := range d.NICs {
+		if n.Primary {
+			return n.SourceIP
 		}
 	}
 	return ""

@@ -21,6 +21,7 @@ import (
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/internal/hook"
+	"sitrep/internal/replica"
 	"sitrep/internal/site"
 	"sitrep/internal/state"
 )
@@ -57,6 +58,25 @@ func (m *member) part(ctx context.Context, name string, until failover.StepID) e
 			return m.job.Run(ctx, m.kind, m.opts.Options, until)
 		})
 	})
+}
+
+// Check shows what will be made. What stands in the way of an unplanned failover is said when its turn comes: the others go on.
+func (m *member) Check(ctx context.Context) error {
+	if m.over(ctx) {
+		return nil
+	}
+	if m.kind == "" {
+		_, err := m.job.PlanFailback(ctx, m.mode)
+		return err
+	}
+	p, err := m.job.Plan(ctx, m.kind, m.opts.Options)
+	switch {
+	case err == nil:
+		m.w.showPlan(m.vm, p, m.obj)
+	case m.kind != failover.Unplanned:
+		return err
+	}
+	return nil
 }
 
 func (m *member) Shutdown(ctx context.Context) error {
@@ -167,16 +187,53 @@ func (w *world) startPlan(ctx context.Context, plan *site.Plan, rec failover.Pla
 	if err != nil {
 		return err
 	}
-	if ok && old.Ended.IsZero() {
+	if ok && old.Ended.IsZero() && w.underWay(ctx, plan, old) {
 		if old.Type != rec.Type && !(rec.Type == string(failover.Unplanned) && old.Type == string(failover.Planned)) {
-			return fault.New(fault.WrongState, "plan %s is under way as %s since %s: \"sitrep failover continue --plan %s\" goes on with it",
-				plan.Name, old.Type, stamp(old.Started), plan.Name)
+			return fault.New(fault.WrongState, "plan %s is under way as %s since %s: \"%s\" goes on with it, and \"%s\" ends it",
+				plan.Name, old.Type, stamp(old.Started), w.commands("sitrep failover continue --plan "+plan.Name), w.commands("sitrep failover "+ends(old.Type)+" --plan "+plan.Name))
 		}
 		if old.Type == rec.Type {
 			rec = old
 		}
 	}
 	return w.runPlan(ctx, plan, rec, "")
+}
+
+// ends is the command that ends a plan of a type without completing it.
+func ends(typ string) string {
+	if typ == string(failover.Test) {
+		return "cleanup"
+	}
+	return "undo"
+}
+
+// underWay says that a plan that has not come to its end still has something to go on with. Its record is a memory: when what
+// it did to its VMs was cleaned up, undone or committed since, by whatever command, it is over. A VM whose ledger cannot be
+// read may be what it goes on with.
+func (w *world) underWay(ctx context.Context, plan *site.Plan, rec failover.PlanRecord) bool {
+	if !rec.Begun() {
+		return true
+	}
+	for _, g := range plan.Groups {
+		for _, vm := range g.VMs {
+			st, err := w.present(ctx, vm)
+			if err != nil || partOf(st, rec.Type) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// partOf says that a VM is in the middle of what a plan of the type does, or has it behind it and is not committed.
+func partOf(st replica.State, typ string) bool {
+	switch typ {
+	case string(failover.Test):
+		return st.Test != nil
+	case failbackType:
+		return st.Phase == replica.FailbackStarted || st.Phase == replica.FailedBack
+	}
+	return st.Failover != nil && st.Failover.Failback == nil && st.Phase != replica.Committed
 }
 
 func (p *program) continueCommand() *cli.Command {
@@ -199,7 +256,7 @@ func (p *program) continueCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			if !ok || !rec.Ended.IsZero() {
+			if !ok || !rec.Ended.IsZero() || !w.underWay(ctx, plan, rec) {
 				return fault.New(fault.WrongState, "plan %s is not under way", plan.Name)
 			}
 			return w.runPlan(ctx, plan, rec, c.String("done"))
@@ -245,14 +302,26 @@ func (w *world) runPlan(ctx context.Context, plan *site.Plan, rec failover.PlanR
 		w.res.VMs = append(w.res.VMs, m.obj)
 	}
 	w.sayPlan(plan, run.Record, err)
-	return err
+	return w.reported(err)
+}
+
+// reported prints each of the errors that were joined, so that each has its cause and its advice and the gravest makes the
+// exit code.
+func (w *world) reported(err error) error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return err
+	}
+	f := &failures{errs: joined.Unwrap()}
+	for _, err := range f.errs {
+		w.printError(w.stderr, err, "")
+	}
+	return f
 }
 
 func (w *world) sayPlan(plan *site.Plan, rec failover.PlanRecord, err error) {
 	switch {
-	case rec.Waiting != "":
-		w.say("plan %s: waits for %s; when it is done: %s", plan.Name, rec.Waiting,
-			w.commands(fmt.Sprintf("sitrep failover continue --plan %s --done %s", plan.Name, shellQuote(rec.Waiting))))
+	case rec.Waiting != "": // the error says so
 	case err != nil:
 		w.say("plan %s: not complete; when what failed is mended: %s", plan.Name, w.commands("sitrep failover continue --plan "+plan.Name))
 	default:

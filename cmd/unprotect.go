@@ -6,6 +6,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"sitrep/failover"
 	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
 	"sitrep/internal/site"
@@ -65,6 +66,12 @@ func (w *world) endRelationship(ctx context.Context, vm *site.VM, j *state.Job, 
 	err = j.Step("Disable replication", func() (int64, string, error) {
 		err := w.onReplica(ctx, vm, forWriting, h, func(s *session) error {
 			id = s.state.Replica
+			if err := failover.MayEnd(s.state); err != nil {
+				return err
+			}
+			if d, err := failover.Made(s.state.Failover); err == nil && d.Name != "" {
+				s.say("%s: the recovered VM %s stays at %s, with its disks, and is protected by nothing", vm.Name, d.Name, s.state.Failover.Host)
+			}
 			if !k {
 				return nil
 			}
@@ -101,6 +108,9 @@ func (w *world) forget(vm *site.VM, id hrl.ID) error {
 
 func (w *world) planUnprotect(ctx context.Context, vm *site.VM, h *vmHead, k kept) error {
 	return w.onReplica(ctx, vm, forReading, h, func(s *session) error {
+		if err := failover.MayEnd(s.state); err != nil {
+			return err
+		}
 		s.planned(vm, "disable protection; %s, with %s", k, plural(len(s.state.Points), "recovery point"))
 		return nil
 	})

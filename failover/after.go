@@ -81,6 +81,9 @@ func (j *Job) Undo(ctx context.Context) error {
 	}
 	rec := st.Failover
 	return j.tasks(ctx, []task{
+		{"Prerequisites check for failover undo", func(ctx context.Context) (string, error) {
+			return "", j.canStart(ctx, rec.SourceStopped)
+		}},
 		{"Delete the recovered virtual machine and its disks", func(ctx context.Context) (string, error) {
 			return "", j.removeVM(ctx, st, Unplanned)
 		}},
@@ -89,6 +92,18 @@ func (j *Job) Undo(ctx context.Context) error {
 		}},
 		{"Give the replica back", func(ctx context.Context) (string, error) { return "", j.giveBack(ctx) }},
 	})
+}
+
+// canStart says whether the VM is there to be started at its source: what runs at the recovery site is not given up before.
+func (j *Job) canStart(ctx context.Context, stopped bool) error {
+	if j.Source.Host == nil || !stopped || j.Source.Foreign {
+		return nil
+	}
+	power, err := j.Source.Host.State(ctx, j.Source.Name)
+	if err == nil && power == host.Absent {
+		err = fault.New(fault.VMAbsent, "%s has no VM %q that could be started again; the recovered one is left as it is", j.Source.Describe(), j.Source.Name)
+	}
+	return err
 }
 
 func (j *Job) startSource(ctx context.Context, stopped bool) (string, error) {

@@ -1,12 +1,14 @@
 package failover
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
 
+	"sitrep/internal/disk"
 	"sitrep/internal/fault"
 	"sitrep/internal/host"
 	"sitrep/internal/hrl"
@@ -71,10 +73,32 @@ func (j *Job) PlanFailback(ctx context.Context, o FailbackOptions) ([]Step, erro
 	if err == nil {
 		err = Allowed(st, DoFailback)
 	}
+	if err == nil {
+		err = j.sameWay(st)
+	}
 	if err != nil {
 		return nil, j.in(err)
 	}
 	return j.failbackSteps(st, o), nil
+}
+
+// sameWay refuses to go on with a failback to other disks than those it was begun to: some hold what was brought home already.
+func (j *Job) sameWay(st replica.State) error {
+	fb := st.Failover.Failback
+	if fb == nil {
+		return nil
+	}
+	if fb.To != j.Home.To {
+		return fault.New(fault.WrongState, "the failback was begun to %s, and goes on there; \"sitrep failover undo %s\" gives that way home up",
+			cmp.Or(fb.To, "the place that the VM came from"), j.VM)
+	}
+	for _, d := range j.Home.Disks {
+		if at := fb.Disks[d.Name]; at != d.Path {
+			return fault.New(fault.WrongState, "the failback was begun to %s, and the site file names %s by now; \"sitrep failover undo %s\" gives that way home up",
+				at, d.Path, j.VM).Of(j.VM, d.Name)
+		}
+	}
+	return nil
 }
 
 func (j *Job) failbackSteps(st replica.State, o FailbackOptions) []Step {
@@ -114,6 +138,9 @@ func (j *Job) Failback(ctx context.Context, o FailbackOptions, until StepID) err
 		err = Allowed(st, DoFailback)
 	}
 	if err != nil {
+		return j.in(err)
+	}
+	if err := j.sameWay(st); err != nil {
 		return j.in(err)
 	}
 	f := &homeward{Job: j, opts: o}
@@ -356,21 +383,23 @@ func (j *Job) undoFailback(ctx context.Context, st replica.State) error {
 	})
 }
 
-// commitFailback ends the failover for good. The replica is still what the VM was failed over from: replication stands on
+// commitFailback ends the failover for good. The recovered VM is deleted when the disks at home were found to be what can be
+// replicated from, and not before: until then it is the only other one. The replica is still what the VM was failed over from: replication stands on
 // it again, and the next delta finds what was written since.
 func (j *Job) commitFailback(ctx context.Context, st replica.State) error {
 	if err := j.knowsHome(*st.Failover.Failback); err != nil {
 		return j.in(err)
 	}
 	return j.tasks(ctx, []task{
-		{"Delete the recovered virtual machine and its disks", func(ctx context.Context) (string, error) {
-			return "", j.removeVM(ctx, st, Unplanned)
-		}},
+		{"Prerequisites check for commit", func(context.Context) (string, error) { return "", j.whatCameHome(st) }},
 		{"Make replication stand on the disks at home", func(ctx context.Context) (string, error) {
 			if err := j.forget(ctx, st); err != nil {
 				return "", err
 			}
 			return "", j.Home.Readopt(ctx)
+		}},
+		{"Delete the recovered virtual machine and its disks", func(ctx context.Context) (string, error) {
+			return "", j.removeVM(ctx, st, Unplanned)
 		}},
 		{"Replicate in the old direction", func(ctx context.Context) (string, error) {
 			return "", j.change(ctx, func(st *replica.State) error {
@@ -401,6 +430,24 @@ func (j *Job) knowsHome(fb replica.Failback) error {
 		if at := fb.Disks[d.Name]; at != d.Path {
 			return fault.New(fault.PrerequisiteFail, "the VM was brought home to %s, and the site file names %s: put the VM under host %s there, with the paths "+
 				"of its disks, before the failback is committed", at, d.Path, fb.To).Of(j.VM, d.Name)
+		}
+	}
+	return nil
+}
+
+// whatCameHome looks for the disks at home: as long as one cannot be opened, the recovered one is not given up.
+func (j *Job) whatCameHome(st replica.State) error {
+	for _, d := range j.Home.Disks {
+		img, err := disk.Open(j.FS, d.Path, disk.Format(d.Format))
+		if err != nil {
+			return fault.In(err, j.VM, d.Name)
+		}
+		size := img.Size()
+		if err := img.Close(); err != nil {
+			return fault.In(err, j.VM, d.Name)
+		}
+		if s := st.Disk(d.Name); s != nil && size < s.Size {
+			return fault.New(fault.DiskShrunk, "the disk at home has %d bytes, its replica has %d", size, s.Size).At(d.Path).Of(j.VM, d.Name)
 		}
 	}
 	return nil

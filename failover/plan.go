@@ -228,7 +228,7 @@ func (j *Job) lastText(k Kind) string {
 
 // check is the first step: what can be known beforehand of hosts and folders. Nothing was changed when it fails.
 func (j *Job) check(ctx context.Context, st replica.State, k Kind, p Plan) error {
-	if k == Planned && j.Source.Host != nil && !doneIn(st.Failover, StepStopSource) {
+	if j.Source.Host != nil && p.has(StepStopSource) && k == Planned {
 		power, err := j.Source.Host.State(ctx, j.Source.Name)
 		if err != nil {
 			return err
@@ -242,8 +242,9 @@ func (j *Job) check(ctx context.Context, st replica.State, k Kind, p Plan) error
 		if err != nil {
 			return err
 		}
-		if (power == host.Running || power == host.Paused) && !doneIn(*k.record(&st), StepCreate) {
-			return fault.New(fault.HostRefused, "%s runs a VM %q already", j.Recovery.Describe(), p.VMDef.Name)
+		if (power == host.Running || power == host.Paused || power == host.Off) && !made(*k.record(&st)) {
+			return fault.New(fault.HostRefused, "%s has a VM %q already, and it is %s: it would be made over, and an undo would delete it; "+
+				"rename or remove it there", j.Recovery.Describe(), p.VMDef.Name, power)
 		}
 	}
 	if *k.record(&st) != nil {
@@ -261,8 +262,12 @@ func (j *Job) check(ctx context.Context, st replica.State, k Kind, p Plan) error
 	return nil
 }
 
-func doneIn(rec *replica.Failover, id StepID) bool {
-	return rec != nil && slices.Contains(rec.Done, string(id))
+// made says that a VM of this failover may be at its host: the ledger learns of it before it is created there.
+func made(rec *replica.Failover) bool { return rec != nil && len(rec.VM) > 0 }
+
+// has says that a step is left to do.
+func (p Plan) has(id StepID) bool {
+	return slices.ContainsFunc(p.Steps, func(s Step) bool { return s.ID == id })
 }
 
 // Made is the VM that a failover has made, as the ledger has it; the zero Definition when nothing was made yet, or rec is nil.

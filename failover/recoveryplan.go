@@ -42,6 +42,8 @@ func (a Action) text() string {
 // Member is one VM of a plan that runs. Each of its methods goes on where an earlier run of it was interrupted. Methods of
 // different members are called at the same time.
 type Member interface {
+	// Check says what stands in the way of the VM's part, before anything is begun. It changes nothing.
+	Check(ctx context.Context) error
 	// Shutdown stops the VM where it runs now.
 	Shutdown(ctx context.Context) error
 	// Prepare does everything up to, but not including, the VM's start at the other side.
@@ -111,6 +113,14 @@ type PlanRun struct {
 	errs []error
 }
 
+// Begun says that the plan has done something to VMs: more than it has looked.
+func (r PlanRecord) Begun() bool {
+	return slices.ContainsFunc(r.Done, func(step string) bool { return step != stepCheck })
+}
+
+// stepCheck is the first step of every plan.
+const stepCheck = "prerequisites check"
+
 // Outline is the steps of a plan for people, in order, without those that are done.
 func (p *PlanRun) Outline() []string {
 	var out []string
@@ -131,15 +141,16 @@ type planStep struct {
 // steps is the whole plan as data.
 func (p *PlanRun) steps() []planStep {
 	var out []planStep
+	var all []string
+	for _, g := range p.Plan.Groups {
+		all = append(all, g.VMs...)
+	}
+	out = append(out, planStep{stepCheck, strings.Join(all, ", "), p.forEach(all, Member.Check)})
 	if p.StopsSources {
 		for i := len(p.Plan.Groups) - 1; i >= 0; i-- {
 			g := p.Plan.Groups[i]
 			out = append(out, planStep{fmt.Sprintf("shutdown of group %d", i+1), strings.Join(g.VMs, ", "), p.forEach(g.VMs, Member.Shutdown)})
 		}
-	}
-	var all []string
-	for _, g := range p.Plan.Groups {
-		all = append(all, g.VMs...)
 	}
 	out = append(out, planStep{"failover of all VMs", strings.Join(all, ", "), p.forEach(all, Member.Prepare)})
 	for i, g := range p.Plan.Groups {
@@ -210,21 +221,29 @@ func (p *PlanRun) context(group int, when string) PlanContext {
 
 // Confirm says that a person has done the action that the plan waits for: by its name or by its text.
 func (p *PlanRun) Confirm(action string) error {
+	known := false
 	for _, s := range p.steps() {
 		if s.name != action && s.text != action {
 			continue
 		}
-		if p.Record.Waiting != s.name {
-			return fault.New(fault.UsageError, "plan %s does not wait for %q but for %q", p.Plan.Name, action, p.Record.Waiting)
+		known = true
+		if p.Record.Waiting == s.name { // another action may have the same text
+			p.Record.Waiting = ""
+			p.Record.Done = append(p.Record.Done, s.name)
+			return p.Save(p.Record)
 		}
-		p.Record.Waiting = ""
-		p.Record.Done = append(p.Record.Done, s.name)
-		return p.Save(p.Record)
 	}
-	return fault.New(fault.UsageError, "plan %s has no action %q", p.Plan.Name, action)
+	switch {
+	case !known:
+		return fault.New(fault.UsageError, "plan %s has no action %q", p.Plan.Name, action)
+	case p.Record.Waiting == "":
+		return fault.New(fault.UsageError, "plan %s waits for no action", p.Plan.Name)
+	}
+	return fault.New(fault.UsageError, "plan %s does not wait for %q but for %q", p.Plan.Name, action, p.Record.Waiting)
 }
 
-// Run does what is left of the plan. It returns all that went wrong.
+// Run does what is left of the plan. The error joins all that went wrong, each on its own: those of a plan that went on too when
+// it waits for a person in the end.
 func (p *PlanRun) Run(ctx context.Context) error {
 	p.Record.Failed = nil
 	for _, s := range p.steps() {
@@ -232,17 +251,17 @@ func (p *PlanRun) Run(ctx context.Context) error {
 			continue
 		}
 		if err := ctx.Err(); err != nil {
-			return err
+			return errors.Join(append(p.errs, err)...)
 		}
 		err := p.Step(s.name, func() (int64, string, error) { return 0, s.text, p.settle(s, s.do(ctx)) })
 		if err != nil {
-			return err
+			return errors.Join(append(p.errs, flat(err)...)...)
 		}
 	}
 	if len(p.Record.Failed) == 0 {
 		p.Record.Ended = p.Now().UTC()
 	}
-	return errors.Join(p.Save(p.Record), errors.Join(p.errs...))
+	return errors.Join(append(p.errs, p.Save(p.Record))...)
 }
 
 // settle records what became of a step. The error that it returns stops the plan.
@@ -255,20 +274,37 @@ func (p *PlanRun) settle(s planStep, err error) error {
 		return p.Save(p.Record)
 	case errors.As(err, &w):
 		p.Record.Waiting = w.id
-		return errors.Join(p.Save(p.Record), fault.New(fault.ManualAction, "plan %s waits: %s: %s", p.Plan.Name, w.id, w.text))
+		return errors.Join(p.Save(p.Record), fault.New(fault.ManualAction, "plan %s waits: %s: %s", p.Plan.Name, w.id, w.text).
+			Then(fmt.Sprintf("sitrep failover continue --plan %s --done '%s'", p.Plan.Name, w.id)))
 	case fault.Cancelled(err):
 		return err
 	}
-	e := fault.FromOS(err)
-	p.Record.Failed = append(p.Record.Failed, PlanFailure{Step: s.name, Code: e.Code, Error: err.Error()})
+	var errs []error
+	for _, err := range flat(err) {
+		p.Record.Failed = append(p.Record.Failed, PlanFailure{Step: s.name, Code: fault.FromOS(err).Code, Error: err.Error()})
+		errs = append(errs, fmt.Errorf("%s: %w", s.name, err))
+	}
 	if serr := p.Save(p.Record); serr != nil {
-		return errors.Join(err, serr)
+		return errors.Join(append(errs, serr)...)
 	}
 	if !p.GoesOn {
-		return fmt.Errorf("%s: %w", s.name, err)
+		return errors.Join(errs...)
 	}
-	p.errs = append(p.errs, fmt.Errorf("%s: %w", s.name, err))
+	p.errs = append(p.errs, errs...)
 	return nil
+}
+
+// flat is the errors that were joined.
+func flat(err error) []error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return []error{err}
+	}
+	var out []error
+	for _, e := range joined.Unwrap() {
+		out = append(out, flat(e)...)
+	}
+	return out
 }
 
 func plural(n int, noun string) string {

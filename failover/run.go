@@ -227,7 +227,10 @@ func (r *run) take(st replica.State) (replica.State, error) {
 	if st.Failover != nil {
 		again := *st.Failover
 		rec = &again
-		rec.Kind, rec.By = string(r.kind), r.By
+		if rec.Kind != string(r.kind) { // what was begun as the other kind got nowhere: its clock says nothing of this one
+			rec.Kind, rec.Started = string(r.kind), r.Now().UTC()
+		}
+		rec.By = r.By
 		if st.Phase != replica.FailoverStarted {
 			rec.From, rec.Source = st.Phase, st.Owner
 		}
@@ -314,7 +317,7 @@ func (r *run) clear(ctx context.Context) error {
 		if r.kind != Test {
 			st.Phase, st.PhaseSince = replica.FailoverStarted, r.Now().UTC()
 		}
-		rec.ID, rec.Point, rec.CutAt, rec.VM = hrl.NewID(), p.ID, p.CutAt, nil
+		rec.ID, rec.Kind, rec.Point, rec.CutAt, rec.VM = hrl.NewID(), string(r.kind), p.ID, p.CutAt, nil // an older point loses what a planned failover did not
 		rec.Started, rec.Finished = r.Now().UTC(), time.Time{}
 		rec.Done = slices.DeleteFunc(rec.Done, func(s string) bool { return behindFinish(StepID(s)) })
 	})
@@ -414,12 +417,8 @@ func (j *Job) removeVM(ctx context.Context, st replica.State, k Kind) error {
 	if err != nil {
 		return err
 	}
-	name := d.Name
-	if name == "" {
-		name = j.nameAt(k) // it may have been killed before the ledger knew
-	}
-	if j.Recovery.Host != nil {
-		if err := j.Recovery.Host.Delete(ctx, name); err != nil {
+	if j.Recovery.Host != nil && made(*k.record(&st)) { // else a VM of this name is somebody else's
+		if err := j.Recovery.Host.Delete(ctx, d.Name); err != nil {
 			return err
 		}
 	}

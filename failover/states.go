@@ -135,6 +135,21 @@ func Allowed(st replica.State, e Event) error {
 	return nil
 }
 
+// MayEnd says whether protection of a VM may be disabled. While a failover or a test is there, the ledger is the only record of
+// what was made at the recovery site. A committed failover may be the end of it: the VM then stays where it runs.
+func MayEnd(st replica.State) error {
+	const unprotect Event = "unprotect"
+	switch {
+	case st.Test != nil:
+		return fault.New(fault.TestRunning, "a test failover is there since %s", stamp(st.Test.Started)).Of(st.VM, "")
+	case st.Phase == replica.Committed || st.Failover == nil:
+		return nil
+	case !st.Phase.Away():
+		return refused(st, unprotect, "a failover was begun at "+stamp(st.Failover.Started))
+	}
+	return refused(st, unprotect, "the ledger is the only record of the recovered VM")
+}
+
 func refused(st replica.State, e Event, why string) error {
 	if why == "" {
 		why = st.Reason

@@ -45,7 +45,9 @@ type Error struct {
 	// HasOff says that Off is known: offset 0 is a place like any other.
 	HasOff bool
 	Msg    string // what happened, in words
-	Err    error  // the cause, may be nil
+	// Next is the exact command that leads on, where the table cannot know it; "" = the table's.
+	Next string
+	Err  error // the cause, may be nil
 }
 
 // New returns an error of the given code.
@@ -69,6 +71,9 @@ func (e *Error) AtOff(path string, off int64) *Error {
 
 // Of names the VM and the disk. It changes and returns e, for use where the error is made.
 func (e *Error) Of(vm, disk string) *Error { e.VM, e.Disk = vm, disk; return e }
+
+// Then names the exact command that leads on. It changes and returns e, for use where the error is made.
+func (e *Error) Then(command string) *Error { e.Next = command; return e }
 
 // Error tells the place first, then what happened, then the cause.
 func (e *Error) Error() string {

@@ -13,3 +13,13 @@ type Promoter interface {
 	// RemovePromoted deletes what Promote has made under this name; that there is nothing is no error.
 	RemovePromoted(ctx context.Context, name string) error
 }
+
+// PromoterOf returns r as a Promoter, if its store is one, whatever it is wrapped in. Nothing is tried again around it: a store
+// that can do this tries by itself, and what was interrupted goes on when it is called again.
+func PromoterOf(r Replica) (Promoter, bool) {
+	if w, ok := r.(*retryReplica); ok {
+		r = w.in
+	}
+	p, ok := r.(Promoter)
+	return p, ok
+}

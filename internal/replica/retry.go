@@ -84,6 +84,10 @@ func sleep(ctx context.Context, d time.Duration) error {
 //   - Close.
 //
 // Save is done again only after a look at what the first try has left: see retryLedger.
+//
+// Errors of a storage account (fault.StoreUnreachable, fault.StoreThrottled, fault.StoreCorrupted) are returned as they are: a
+// store that speaks over a network has sent the request again by itself, for longer than is waited here, and trying all that
+// again would only keep a run from ending.
 func WithRetries(s Store, r Retries) Store { return &retryStore{in: s, Retries: r.complete()} }
 
 // do calls f until it succeeds, fails for good, or has failed often enough.

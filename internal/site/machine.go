@@ -49,7 +49,11 @@ func parseHost(v value, c *Cloud, r *refs) *Host {
 	}}
 	parseRunner(o, &h.Runner, protectedSide)
 	r.hosts.declare(o.get("name"), h.Name, struct{}{})
-	for _, mv := range o.need("vms").list() {
+	vms := o.need
+	if h.Folder != "" {
+		vms = o.get // a failback makes VMs there
+	}
+	for _, mv := range vms("vms").list() {
 		h.VMs = append(h.VMs, parseVM(mv, c, h, r))
 	}
 	return h

@@ -191,7 +191,7 @@ func Line(t testing.TB, log, text string, stop func() bool) string {
 		}
 		if i := strings.Index(string(b), text); i >= 0 {
 			if end := strings.IndexByte(string(b[i:]), '\n'); end >= 0 {
-				return string(b[:i+end])
+				return string(b[:i+end+1]) // with its end: half a line says nothing
 			}
 		}
 		if over || time.Now().After(deadline) {

@@ -133,7 +133,6 @@ func (r *vmReplica) saveLedger(ctx context.Context, s replica.State) (replica.St
 	if err := r.writable(ctx); err != nil {
 		return s, err
 	}
-	where := r.s.whereBlock(r.ledgerBlob())
 	k, err := r.latest(ctx)
 	if err == nil && r.checkSave(k.state, s) != nil {
 		k, err = r.loadLedger(ctx) // what this run knows may be old
@@ -144,6 +143,22 @@ func (r *vmReplica) saveLedger(ctx context.Context, s replica.State) (replica.St
 	if err != nil {
 		return s, err
 	}
+	return r.replaceLedger(ctx, k, s)
+}
+
+// checkSave says whether s may replace what is stored: also a run that was taken over from, and now gives itself a higher
+// generation, may not.
+func (r *vmReplica) checkSave(stored, s replica.State) error {
+	where := r.s.whereBlock(r.ledgerBlob())
+	if err := replica.CheckOwner(stored, s.Replica, r.generation.Load(), where); err != nil {
+		return err
+	}
+	return replica.CheckSave(stored, s, where)
+}
+
+// replaceLedger writes s in the place of k, with its next version.
+func (r *vmReplica) replaceLedger(ctx context.Context, k *known, s replica.State) (replica.State, error) {
+	where := r.s.whereBlock(r.ledgerBlob())
 	next := s
 	next.Format = replica.Format
 	next.Version++
@@ -161,20 +176,6 @@ func (r *vmReplica) saveLedger(ctx context.Context, s replica.State) (replica.St
 		return s, err
 	}
 	return next, nil
-}
-
-// checkSave says whether this run may put next in the place of stored. What next says of itself is not enough: a run that was
-// taken over from may have raised its generation, and does not own the replica by that.
-func (r *vmReplica) checkSave(stored, next replica.State) error {
-	if err := r.checkOwner(stored); err != nil {
-		return err
-	}
-	return replica.CheckSave(stored, next, r.s.whereBlock(r.ledgerBlob()))
-}
-
-// checkOwner says, by the ledger as it is stored, whether this run still owns the replica.
-func (r *vmReplica) checkOwner(stored replica.State) error {
-	return replica.CheckOwner(stored, r.id, r.generation.Load(), r.s.whereBlock(r.ledgerBlob()))
 }
 
 // swapLedger writes the ledger if it still is the one of k. When the service says that it is not, an earlier try may have
@@ -235,7 +236,9 @@ func (r *vmReplica) fenced(ctx context.Context) error {
 	if err != nil {
 		return fault.Wrap(fault.Fenced, err, "the service refuses this run's writes: its generation %d is not that of the pages", r.generation.Load()).At(where)
 	}
-	if err := r.checkOwner(k.state); err != nil {
+	mine := k.state
+	mine.Generation = r.generation.Load()
+	if err := replica.CheckSave(k.state, mine, where); err != nil {
 		return err
 	}
 	return fault.New(fault.Fenced, "the pages have another generation than the ledger's %d", r.generation.Load()).At(where)
@@ -262,16 +265,8 @@ func (r *vmReplica) takenOver(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return r.checkOwner(k.state)
-}
-
-// cause is err, or, when another owner has taken over, that: it is why things fail, whatever it is that is not as expected.
-func (r *vmReplica) cause(ctx context.Context, err error) error {
-	if err == nil || !r.write || fault.Is(err, fault.Fenced) {
-		return err
+	if k.state.Generation > r.generation.Load() {
+		return r.fenced(ctx)
 	}
-	if fenced := r.current(ctx); fault.Is(fenced, fault.Fenced) {
-		return fenced
-	}
-	return err
+	return nil
 }

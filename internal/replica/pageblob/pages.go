@@ -71,7 +71,7 @@ func (s *Store) pacer() *pacer {
 func (r *vmReplica) Disk(ctx context.Context, d replica.Disk) (replica.Pages, error) {
 	p, err := r.openDisk(ctx, d)
 	if err != nil {
-		return nil, in(r.cause(ctx, err), r.vm, d.Name)
+		return nil, in(err, r.vm, d.Name)
 	}
 	return p, nil
 }
@@ -124,6 +124,9 @@ func (p *pages) open(ctx context.Context, growing bool) error {
 			return err
 		}
 		return fault.New(fault.ReplicaMissing, "the pages are missing").At(p.f.where())
+	}
+	if p.r.write && at.seq > p.f.seq {
+		return p.f.fenced(ctx)
 	}
 	table, err := p.sums.look(ctx)
 	if err != nil {

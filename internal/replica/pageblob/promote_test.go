@@ -16,7 +16,9 @@ import (
 
 	"sitrep/internal/disk/vhd"
 	"sitrep/internal/fault"
+	"sitrep/internal/hrl"
 	"sitrep/internal/replica"
+	"sitrep/internal/replica/mem"
 	"sitrep/internal/replica/pageblob/azuritetest"
 	"sitrep/internal/replica/replicatest"
 )
@@ -121,7 +123,10 @@ func TestPromote(t *testing.T) {
 			}
 			return next(r)
 		})
-		p := r.(replica.Promoter)
+		p, ok := replica.PromoterOf(r)
+		if !ok {
+			t.Fatal("it is no Promoter")
+		}
 		ctx := t.Context()
 		for _, point := range s.Points {
 			want := pointBytes(t, r, s, point.ID, "os")
@@ -166,6 +171,35 @@ func TestPromote(t *testing.T) {
 		}
 		_, err := p.Promote(ctx, s, "none", "os", "x")
 		wantCode(t, "a point that is not there", err, fault.PointMissing)
+	}
+}
+
+// TestPromoterOf: a wrapper hides nothing, and adds nothing.
+func TestPromoterOf(t *testing.T) {
+	store := replica.WithRetries(open(t, azuritetest.Container(t), quick()), replica.Retries{})
+	h := replicatest.NewHistory("vm", 1, replicatest.OSLogs(t))
+	if err := errors.Join(h.Begin(t.Context(), store), h.Close()); err != nil {
+		t.Fatal(err)
+	}
+	r, err := store.Open(t.Context(), "vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, ok := replica.PromoterOf(r); !ok {
+		t.Error("the wrapped replica is no Promoter")
+	}
+	plain := mem.New()
+	if _, err := plain.Prepare(t.Context(), hrl.ID{}); err != nil {
+		t.Fatal(err)
+	}
+	m, err := replica.WithRetries(plain, replica.Retries{}).Create(t.Context(), replicatest.FirstState("vm"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if _, ok := replica.PromoterOf(m); ok {
+		t.Error("a replica in memory is a Promoter")
 	}
 }
 

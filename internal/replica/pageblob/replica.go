@@ -30,7 +30,6 @@ type vmReplica struct {
 	write      bool
 	locked     bool
 	generation atomic.Uint64 // of this run
-	id         hrl.ID        // of the replica that this run works on; zero: opened for reading
 	buffers    *buffers      // of all disks; nil: opened for reading
 
 	mu     sync.Mutex
@@ -122,7 +121,7 @@ func (r *vmReplica) made(ctx context.Context, write string) (etag string, err er
 
 // begin makes the replica one that can be written to.
 func (r *vmReplica) begin(k *known) {
-	r.write, r.last, r.id = true, k, k.state.Replica
+	r.write, r.last = true, k
 	r.generation.Store(k.state.Generation)
 	r.buffers = newBuffers()
 }
@@ -202,41 +201,40 @@ func (r *vmReplica) takeLock(ctx context.Context) error {
 	return nil
 }
 
-// retakeLock takes the lease if it is free, and leaves it to a run of older generations, for seizeLock to take it from. It fails
-// with fault.RunLocked when a run of this generation, which was taken up before, has it.
-func (r *vmReplica) retakeLock(ctx context.Context, generation uint64) error {
-	held := r.takeLock(ctx)
-	if !fault.Is(held, fault.RunLocked) {
-		return held
-	}
+// notHeld fails with fault.RunLocked when the lease is that of a run that has taken the replica over with this run's generation
+// before: what seizes again, after an interruption, does not seize from itself.
+func (r *vmReplica) notHeld(ctx context.Context) error {
+	where := r.s.whereBlock(r.lockBlob())
 	props, err := r.s.blocks.NewBlobClient(r.lockBlob()).GetProperties(ctx, nil)
-	if err != nil && !isMissing(err) {
-		return classify(err, r.s.whereBlock(r.lockBlob()))
+	if isMissing(err) {
+		return nil
 	}
-	if g, err := strconv.ParseUint(lower(props.Metadata)[metaGeneration], 10, 64); err == nil && g >= generation {
-		return held
+	if err != nil {
+		return classify(err, where)
 	}
-	return nil
+	if lower(props.Metadata)[metaGeneration] != strconv.FormatUint(r.generation.Load(), 10) {
+		return nil
+	}
+	return r.takeLock(ctx)
 }
 
-// seizeLock takes the lease from whoever has it, and writes on the lock which generation did.
+// seizeLock takes the lease from whoever has it, and notes for which generation.
 func (r *vmReplica) seizeLock(ctx context.Context) error {
-	if err := r.breakLock(ctx); err != nil {
-		return err
+	err := r.takeLock(ctx)
+	if fault.Is(err, fault.RunLocked) {
+		err = r.breakLock(ctx)
 	}
-	m, err := metadata(map[string]string{metaGeneration: strconv.FormatUint(r.generation.Load(), 10)})
 	if err != nil {
 		return err
 	}
-	_, err = r.s.blocks.NewBlobClient(r.lockBlob()).SetMetadata(ctx, m, &blob.SetMetadataOptions{AccessConditions: r.leased()})
+	generation := strconv.FormatUint(r.generation.Load(), 10)
+	_, err = r.s.blocks.NewBlobClient(r.lockBlob()).SetMetadata(ctx, map[string]*string{metaGeneration: &generation},
+		&blob.SetMetadataOptions{AccessConditions: r.leased()})
 	return classify(err, r.s.whereBlock(r.lockBlob()))
 }
 
+// breakLock takes the lease away from another.
 func (r *vmReplica) breakLock(ctx context.Context) error {
-	err := r.takeLock(ctx)
-	if !fault.Is(err, fault.RunLocked) {
-		return err
-	}
 	l, err := r.lease()
 	if err != nil {
 		return err

@@ -35,16 +35,14 @@ func (r *vmReplica) seize(ctx context.Context, take func(replica.State) (replica
 	}
 	r.begin(k)
 	next, err := take(k.state)
+	if err == nil {
+		err = replica.CheckTake(k.state, next, r.s.whereBlock(r.ledgerBlob()))
+	}
+	if err == nil && next.Generation == k.state.Generation {
+		err = r.notHeld(ctx)
+	}
 	if err != nil {
 		return err
-	}
-	if err := replica.CheckTake(k.state, next, r.s.whereBlock(r.ledgerBlob())); err != nil {
-		return err
-	}
-	if next.Generation == k.state.Generation { // a Seize of ours was interrupted, or a run of ours goes on from one
-		if err := r.retakeLock(ctx, next.Generation); err != nil {
-			return err
-		}
 	}
 	if _, err := r.saveLedger(ctx, next); err != nil {
 		return err

@@ -252,7 +252,7 @@ func (s *shelf) remove(ctx context.Context, name string) error {
 		if err != nil {
 			return err
 		}
-		if at == nil { // then there is no generation on it that could object
+		if at == nil {
 			return s.r.current(ctx)
 		}
 		err = s.r.s.deleteBlob(ctx, s.r.s.blocks, s.blob(name), ifMatch(at.etag))
