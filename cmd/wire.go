@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 
 	"sitrep/internal/disk"
@@ -65,6 +66,9 @@ func (p *program) azureStore(s *site.Site) (replica.Store, error) {
 	}, pageblob.Options{Holder: host + ":" + p.stateDir(s.Dir), Log: p.log})
 	if err != nil {
 		return nil, err
+	}
+	if _, set := os.LookupEnv("GOGC"); !set {
+		debug.SetGCPercent(pageblob.GCPercent)
 	}
 	return store, nil
 }

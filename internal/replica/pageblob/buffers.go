@@ -37,6 +37,10 @@ const (
 	CopyTasks = 4
 )
 
+// GCPercent is what suits a process that copies to this store, for debug.SetGCPercent: nearly all of its memory is a few large
+// buffers that live as long as it does, which are not looked into and would let as much again become garbage.
+const GCPercent = 25
+
 // Checkpoint is after how many bytes of a large copy it is worth to Flush and to note how far it has come: what was sent since is
 // sent again after an interruption, and a Flush costs little more than that windows which are not full are sent as they are.
 const Checkpoint = 32 << 20

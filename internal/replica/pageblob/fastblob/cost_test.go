@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"runtime/debug"
 	"runtime/pprof"
 	"strconv"
 	"sync/atomic"
@@ -87,6 +88,7 @@ func client(ctx context.Context, role string) error {
 	var err error
 	switch role {
 	case "seed":
+		debug.SetGCPercent(pageblob.GCPercent)
 		err = seed(ctx, os.Getenv(envServer), os.Getenv(envDisk))
 	case "bare":
 		err = bare(ctx, os.Getenv(envServer), os.Getenv(envDisk))
