@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 
 	"sitrep/internal/disk"
@@ -65,6 +66,9 @@ func (p *program) azureStore(s *site.Site) (replica.Store, error) {
 	}, pageblob.Options{Holder: host + ":" + p.stateDir(s.Dir), Log: p.log})
 	if err != nil {
 		return nil, err
+	}
+	if _, set := os.LookupEnv("GOGC"); !set {
+		debug.SetGCPercent(pageblob.GCPercent)
 	}
 	return store, nil
 }
@@ -209,8 +213,16 @@ func (w *world) engine(vm *site.VM, r replica.Replica, id hrl.ID, m *meter) *rep
 	}
 	return &replicate.Job{
 		VM: vm.Name, ReplicaID: id, Replica: r, FS: w.fs, LogDir: logs, Keep: vm.Policy().RecoveryPoints,
-		Meter: m, Log: w.log.With(slog.String("vm", vm.Name)), Now: w.now,
+		Meter: m, Log: w.log.With(slog.String("vm", vm.Name)), Now: w.now, Pace: w.pace(),
 	}
+}
+
+// pace is what the store is best worked with.
+func (w *world) pace() replicate.Pace {
+	if w.site.Store.Azure != nil {
+		return replicate.Pace{Unit: pageblob.CopyUnit, Tasks: pageblob.CopyTasks, Checkpoint: pageblob.Checkpoint}
+	}
+	return replicate.Pace{}
 }
 
 // logDir is the folder of a disk's change logs: the one of the disk itself, but for devices, whose folder is the

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"math"
 
 	"golang.org/x/sync/errgroup"
 
@@ -414,6 +415,9 @@ func (j *Job) pace() Pace {
 	}
 	if p.Tasks == 0 {
 		p.Tasks = 8
+	}
+	if p.Checkpoint == 0 {
+		p.Checkpoint = math.MaxInt64
 	}
 	return p
 }

@@ -62,6 +62,9 @@ type Job struct {
 type Pace struct {
 	Unit  int64
 	Tasks int
+	// Checkpoint is after how many bytes an initial copy makes durable what it has done, besides every few seconds: for a store
+	// where sending is what costs, and being durable costs nothing more. 0 is no such limit.
+	Checkpoint int64
 }
 
 // DiskResult is what one verb did to one disk, in bytes.

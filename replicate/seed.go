@@ -16,7 +16,7 @@ import (
 )
 
 // checkpoint is how often the initial copy makes durable what it has done and says so in the ledger: so much is copied
-// again, at most, after an interruption.
+// again, at most, after an interruption. Pace.Checkpoint may make it more often.
 const checkpoint = 5 * time.Second
 
 // Seed makes the initial copy, one disk after the other, and goes on where the ledger says that an earlier one stopped.
@@ -83,7 +83,10 @@ type seeding struct {
 	front  frontier
 	result DiskResult
 
-	mu sync.Mutex // guards result and serializes checkpoints
+	enough chan struct{} // told, without waiting, when Pace.Checkpoint bytes were written
+
+	mu      sync.Mutex // guards result and unsaved, and serializes checkpoints
+	unsaved int64      // bytes written since the last was told
 }
 
 func (s *seeding) disk() *replica.Disk { return &s.state.Disks[s.index] }
@@ -163,6 +166,7 @@ func (s *seeding) copy(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := make(chan struct{})
+	s.enough = make(chan struct{}, 1)
 	var saver sync.WaitGroup
 	saver.Go(func() { s.saveNowAndThen(ctx, stop, cancel) })
 
@@ -202,6 +206,13 @@ func (s *seeding) put(ctx context.Context, ch track.Change) error {
 	defer s.mu.Unlock()
 	s.result.Sent += ch.Len
 	s.result.Blocks += int64(len(ch.Sums))
+	if s.unsaved += ch.Len; s.unsaved >= s.job.pace().Checkpoint {
+		s.unsaved = 0
+		select {
+		case s.enough <- struct{}{}:
+		default: // one is due already
+		}
+	}
 	return nil
 }
 
@@ -215,10 +226,11 @@ func (s *seeding) saveNowAndThen(ctx context.Context, stop <-chan struct{}, fail
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if err := s.save(ctx); err != nil {
-				fail(err)
-				return
-			}
+		case <-s.enough:
+		}
+		if err := s.save(ctx); err != nil {
+			fail(err)
+			return
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -29,6 +30,21 @@ const (
 	readPays = 2
 )
 
+// CopyUnit is how much of a disk an initial copy should write at once: a window, so that none waits for a second writer.
+// CopyTasks is how many writers fill windows as fast as they are sent; what they hold is lost when the copy is interrupted.
+const (
+	CopyUnit  = window
+	CopyTasks = 4
+)
+
+// GCPercent is what suits a process that copies to this store, for debug.SetGCPercent: nearly all of its memory is a few large
+// buffers that live as long as it does, which are not looked into and would let as much again become garbage.
+const GCPercent = 25
+
+// Checkpoint is after how many bytes of a large copy it is worth to Flush and to note how far it has come: what was sent since is
+// sent again after an interruption, and a Flush costs little more than that windows which are not full are sent as they are.
+const Checkpoint = 32 << 20
+
 // buffers collects what is written to the disks of one replica.
 type buffers struct {
 	mu      sync.Mutex
@@ -36,6 +52,8 @@ type buffers struct {
 	windows map[windowKey]*windowBuf
 	free    [][]byte
 	tick    uint64
+	made    uint64       // windows until now
+	queue   []*windowKey // who waits for a new window, in the order of coming
 }
 
 type windowKey struct {
@@ -50,6 +68,7 @@ type windowBuf struct {
 	data    block.Set // offsets of the blob; disjoint from zero
 	zero    block.Set
 	tick    uint64
+	number  uint64 // of all that were made
 	sending bool
 }
 
@@ -136,26 +155,64 @@ func (b *buffers) zeroParts(ctx context.Context, f *pageFile, r block.Range) err
 	})
 }
 
-// window returns a window that is not being sent. b.mu is held, and given up while it has to wait.
+// window returns a window that is not being sent. b.mu is held, and given up while it has to wait. New windows are given in the
+// order in which they were asked for: else a copy goes far ahead of a piece whose writer is never the first to wake up, and has
+// to do all of that again when it is interrupted.
 func (b *buffers) window(ctx context.Context, key windowKey) (*windowBuf, error) {
+	queued := false
+	defer func() {
+		if queued {
+			b.queue = slices.DeleteFunc(b.queue, func(k *windowKey) bool { return k == &key })
+			b.changed.Broadcast() // who is the next may go on
+		}
+	}()
 	for {
 		if err := key.f.failed(); err != nil {
 			return nil, err
 		}
 		w := b.windows[key]
 		switch {
-		case w == nil && len(b.windows) < maxWindows:
-			w = &windowBuf{key: key}
+		case w == nil && b.room(key.f) && (len(b.queue) == 0 || b.queue[0] == &key):
+			b.made++
+			w = &windowBuf{key: key, number: b.made}
 			b.windows[key] = w
 			return w, nil
 		case w != nil && !w.sending:
 			return w, nil
-		case w == nil && !b.sendingAny(): // else there is a place as soon as one was sent, and what waits may yet become full
-			b.sendOldest()
+		case w == nil && !b.room(key.f) && !b.sendingAny(): // else there is a place as soon as one was sent, and what waits may yet become full
+			b.sendFirst()
+		}
+		if w == nil && !queued {
+			b.queue, queued = append(b.queue, &key), true
 		}
 		if err := b.wait(ctx); err != nil {
 			return nil, err
 		}
+	}
+}
+
+// room says whether there may be one more window: a few more than requests can be under way, and not far ahead of the oldest one
+// that was not sent yet. What was sent after that one is sent again when a copy is interrupted.
+func (b *buffers) room(f *pageFile) bool {
+	most := min(maxWindows, f.s.gate.places()+2)
+	first := b.first()
+	return first == nil || len(b.windows) < most && b.made-first.number+1 < uint64(most)
+}
+
+// first is the window that was made first of those that there are; nil: there are none.
+func (b *buffers) first() (first *windowBuf) {
+	for _, w := range b.windows {
+		if first == nil || w.number < first.number {
+			first = w
+		}
+	}
+	return first
+}
+
+// sendFirst sends the window that all others wait for.
+func (b *buffers) sendFirst() {
+	if w := b.first(); w != nil && !w.sending {
+		b.send(w)
 	}
 }
 
@@ -230,7 +287,6 @@ func (b *buffers) send(w *windowBuf) {
 		defer b.mu.Unlock()
 		w.key.f.fails(err)
 		b.remove(w)
-		b.changed.Broadcast()
 	}()
 }
 
@@ -240,6 +296,7 @@ func (b *buffers) remove(w *windowBuf) {
 		b.free = append(b.free, w.buf)
 		w.buf = nil
 	}
+	b.changed.Broadcast()
 }
 
 // settle returns when everything that was written in a range was sent.

@@ -57,6 +57,13 @@ func (g *gate) enter(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// places is how many requests may be under way at once, now.
+func (g *gate) places() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return int(g.limit)
+}
+
 func (g *gate) leave() {
 	g.mu.Lock()
 	defer g.mu.Unlock()

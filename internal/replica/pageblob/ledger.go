@@ -3,7 +3,6 @@ package pageblob
 import (
 	"bytes"
 	"context"
-	"hash/crc64"
 	"io"
 	"strconv"
 
@@ -37,7 +36,7 @@ func (s *Store) putBlock(ctx context.Context, name string, data []byte, meta map
 	}
 	resp, err := s.blocks.NewBlockBlobClient(name).Upload(ctx, streaming.NopCloser(bytes.NewReader(data)), &blockblob.UploadOptions{
 		Metadata: m, AccessConditions: cond,
-		TransactionalValidation: blob.TransferValidationTypeCRC64(crc64.Checksum(data, crcTable())),
+		TransactionalValidation: checksum(data),
 	})
 	return etagOf(resp.ETag), err
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
-	"hash/crc64"
 	"io/fs"
 	"slices"
 	"strconv"
@@ -144,7 +143,7 @@ func (u *upload) stage(ctx context.Context, g *errgroup.Group) error {
 	id := base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(u.write[:], uint32(len(u.blocks))))
 	u.blocks = append(u.blocks, id)
 	g.Go(func() error {
-		sum := blob.TransferValidationTypeCRC64(crc64.Checksum(body, crcTable()))
+		sum := checksum(body)
 		for try := 1; ; try++ {
 			if err := u.r.s.gate.enter(ctx); err != nil {
 				return err

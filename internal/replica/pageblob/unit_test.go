@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc64"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -424,6 +425,21 @@ func TestFrames(t *testing.T) {
 	for n := range blob {
 		if _, err := read(blob[:n]); err == nil {
 			t.Fatalf("the first %d bytes are taken for a log", n)
+		}
+	}
+}
+
+// TestChecksum: the checksum is that of the service's polynomial, as the standard library computes it.
+func TestChecksum(t *testing.T) {
+	table := crc64.MakeTable(0x9A6C9329AC4BC9B5)
+	rng := rand.New(rand.NewPCG(5, 5))
+	p := make([]byte, 70000)
+	for i := range p {
+		p[i] = byte(rng.Uint32())
+	}
+	for _, n := range []int{0, 1, 7, 63, 64, 511, 512, 1023, 4096, 65536, len(p)} {
+		if got, want := checksum(p[:n]), crc64.Checksum(p[:n], table); uint64(got) != want {
+			t.Errorf("of %d bytes it is %#x, want %#x", n, uint64(got), want)
 		}
 	}
 }

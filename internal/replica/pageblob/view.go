@@ -78,11 +78,11 @@ func (d *pointDisk) readProven(p []byte, off int64) error {
 		buf := d.remembered(whole)
 		if buf == nil {
 			buf = make([]byte, whole.Len)
-			err := d.prove(buf, whole)
+			err := d.proven().ReadAt(buf, whole.Off)
 			if fault.Is(err, fault.ReplicaCorrupt) { // perhaps beside what was asked for
 				whole = (block.Range{Off: off, Len: n}).Outward(d.blockSize).Intersect(block.Range{Len: d.size})
 				buf = buf[:whole.Len]
-				err = d.prove(buf, whole)
+				err = d.proven().ReadAt(buf, whole.Off)
 			}
 			if err != nil {
 				return err
@@ -113,32 +113,40 @@ func (d *pointDisk) remember(r block.Range, buf []byte, most int64) {
 	d.last, d.cached = r, buf
 }
 
-// prove reads whole blocks and compares them with their sums.
-func (d *pointDisk) prove(buf []byte, r block.Range) error {
+// fetch fills buf with what the service has; nothing proves it.
+func (d *pointDisk) fetch(buf []byte, off int64) error {
 	clear(buf)
-	for rest := r; !rest.Empty(); {
+	for rest := (block.Range{Off: off, Len: int64(len(buf))}); !rest.Empty(); {
 		e, err := d.ranges.extent(d.ctx, rest)
 		if err != nil {
 			return err
 		}
 		if e.Kind == block.Data {
-			if err := d.pages.read(d.ctx, buf[e.Off-r.Off:][:e.Len], e.Off); err != nil {
+			if err := d.pages.read(d.ctx, buf[e.Off-off:][:e.Len], e.Off); err != nil {
 				return err
 			}
 		}
 		rest = block.Range{Off: e.End(), Len: rest.End() - e.End()}
 	}
-	for i := r.Off / d.blockSize; i*d.blockSize < r.End(); i++ {
-		sum, err := d.sum(i)
+	return nil
+}
+
+// fetchSums fills out with the sums of the blocks from first on.
+func (d *pointDisk) fetchSums(first int64, out []sums.Sum) error {
+	for i := range out {
+		sum, err := d.sum(first + int64(i))
 		if err != nil {
 			return err
 		}
-		b := block.Nth(i, d.blockSize, d.size)
-		if sums.Of(buf[b.Off-r.Off:][:b.Len]) != sum {
-			return fault.New(fault.ReplicaCorrupt, "the block is not what its sum says").AtOff(d.pages.where(), b.Off)
-		}
+		out[i] = sum
 	}
 	return nil
+}
+
+// proven proves what is read by its sums. The table is that of the position, or pinned, so a short last block has the sum of
+// what it is at the point.
+func (d *pointDisk) proven() *replica.Proven {
+	return &replica.Proven{BlockSize: d.blockSize, End: d.size, ShortEnd: d.size, Read: d.fetch, Sums: d.fetchSums, Path: d.pages.where()}
 }
 
 // sum is the sum of a block. They are read in pieces, of which the last is kept.
@@ -158,7 +166,8 @@ func (d *pointDisk) sum(i int64) (sums.Sum, error) {
 	return list[i-first], nil
 }
 
-// Extent tells pages from what has none; see replica.PointDisk.
+// Extent tells pages from what has none; see replica.PointDisk. Where pages are missing that their sums speak of, it says data, for
+// ReadAt to refuse it.
 func (d *pointDisk) Extent(off, n int64) (block.Extent, error) {
 	if !(block.Range{Off: off, Len: n}).Within(d.size) {
 		return block.Extent{}, fault.New(fault.IO, "[%d,+%d) is not on the disk of %d bytes", off, n, d.size).Of(d.vm, d.name)
@@ -167,5 +176,8 @@ func (d *pointDisk) Extent(off, n int64) (block.Extent, error) {
 		return block.Extent{Range: block.Range{Off: off}}, nil
 	}
 	e, err := d.ranges.extent(d.ctx, block.Range{Off: off, Len: n})
+	if err == nil {
+		e, err = d.proven().Extent(e)
+	}
 	return e, in(err, d.vm, d.name)
 }
