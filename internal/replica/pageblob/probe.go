@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"hash/crc64"
 	"io"
 	"time"
 
@@ -174,7 +173,7 @@ func ifSequence(n int64) *az.SequenceNumberAccessConditions {
 func (b probed) write(data []byte, off, seq int64, flaw uint64) error {
 	_, err := b.c.UploadPages(b.p.ctx, body(data), blob.HTTPRange{Offset: off, Count: int64(len(data))},
 		&az.UploadPagesOptions{
-			TransactionalValidation:        blob.TransferValidationTypeCRC64(crc64.Checksum(data, crcTable()) ^ flaw),
+			TransactionalValidation:        checksum(data) ^ blob.TransferValidationTypeCRC64(flaw),
 			SequenceNumberAccessConditions: ifSequence(seq),
 		})
 	return err
