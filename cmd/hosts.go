@@ -212,7 +212,9 @@ func (w *world) quiesce(vm *site.VM, newest time.Time) (*quiescer, error) {
 		return nil, err
 	}
 	q := &quiescer{w: w, vm: vm}
-	q.freezer, _ = h.(host.Freezer)
+	if vm.Host.Hypervisor != site.HyperV { // which keeps the disks of a suspended VM locked: holding it still would gain nothing
+		q.freezer, _ = h.(host.Freezer)
+	}
 	every := vm.Policy().AppConsistentEvery
 	q.due = every > 0 && vm.Hooks.Freeze != "" && w.now().Sub(newest) >= every
 	if q.freezer == nil && !q.due {
