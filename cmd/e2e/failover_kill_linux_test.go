@@ -91,7 +91,7 @@ func (r *rig) recoveredIs(m *machine, want moment) {
 func TestKillFailover(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	k := &failoverKiller{rig: r, rnd: random(t), took: map[string]time.Duration{}, left: times(10, 200, 3)}
+	k := &failoverKiller{rig: r, rnd: random(t), took: map[string]time.Duration{}, left: times(10, 60, 3)}
 	k.m = r.add("web01", map[string]guest{
 		"os":   newQEMU(t, r.path("web01", "os.raw"), "raw", 32*mib),
 		"data": newQEMU(t, r.path("web01", "data.vhdx"), "vhdx/dynamic", 8*mib),

@@ -276,9 +276,9 @@ func TestRecoveryPlan(t *testing.T) {
 	r.writeBootSite()
 	for _, v := range vms {
 		r.make(v, guesttest.Serve)
-		check(t, r.source.Start(context.Background(), v.name))
-		r.said(r.source, v.name, "@@ UP")
 	}
+	check(t, r.source.Start(context.Background(), "db01")) // the others are off, and are recovered all the same
+	r.said(r.source, "db01", "@@ UP")
 	r.ok("protect", "--all")
 	o := r.refused(4, "hook-failed", []string{"check.sh", "the database is not there"}, "failover", "planned", "--plan", "shop")
 	for name, want := range map[string]host.Power{"db01": host.Running, "app01": host.Running, "web01": host.Off} {
@@ -305,6 +305,9 @@ func TestRecoveryPlan(t *testing.T) {
 		t.Errorf("a script was told %s", c)
 	}
 	r.ok("failover", "commit", "--plan", "shop")
+	if !long() {
+		return
+	}
 	r.refused(6, "manual-action", []string{"Point DNS"}, "failback", "--plan", "shop", "--mode", "during-failover")
 	r.ok("failover", "continue", "--plan", "shop", "--done", "group 2: pre-step 1")
 	for _, v := range vms {
