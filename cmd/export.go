@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"path/filepath"
 
 	"sitrep/internal/block"
@@ -70,12 +71,30 @@ func (s *session) export(ctx context.Context, x exportOptions, o *exportObject) 
 		}
 		done, err := s.exportDisk(ctx, view, d.Name, filepath.Join(x.folder, s.vm.Name+"."+d.Name+".vhd"))
 		if err != nil {
-			return fault.In(err, s.vm.Name, d.Name)
+			return errors.Join(s.rotten(ctx, fault.In(err, s.vm.Name, d.Name)), s.unexport(o))
 		}
 		o.Disks = append(o.Disks, done)
 		s.say("%s: %s of point %s is in %s", s.vm.Name, d.Name, point.ID, done.Path)
 	}
 	return nil
+}
+
+// rotten marks a VM whose replica's bytes are not what its sums say.
+func (s *session) rotten(ctx context.Context, err error) error {
+	if !fault.Is(err, fault.ReplicaCorrupt) || s.state.Phase.Away() {
+		return err
+	}
+	return errors.Join(err, s.engine.Mark(context.WithoutCancel(ctx), fault.ReplicaCorrupt, err.Error(), s.now().UTC()))
+}
+
+// unexport removes the disks that were written before one could not be: a part of a VM is no VM.
+func (s *session) unexport(o *exportObject) error {
+	var errs []error
+	for _, d := range o.Disks {
+		errs = append(errs, durable.RemoveIfThere(s.fs, d.Path))
+	}
+	o.Disks = []exportDiskObject{}
+	return errors.Join(errs...)
 }
 
 // choosePoint finds a point by its ID. A wrong one is a mistake on the command line, and nothing of the VM's.
@@ -96,6 +115,9 @@ func (s *session) exportDisk(ctx context.Context, view replica.PointView, name, 
 	}
 	o = exportDiskObject{Name: name, Path: path, Size: src.Size()}
 	dst, err := disk.Create(s.fs, path, disk.Spec{Format: disk.VHD, Kind: disk.Fixed, Size: src.Size()})
+	if errors.Is(err, fs.ErrExist) {
+		return o, fault.New(fault.Exists, "the file is there already: give another folder").At(path)
+	}
 	if err != nil {
 		return o, err
 	}
@@ -125,7 +147,10 @@ func (s *session) copyPoint(ctx context.Context, dst disk.Writable, src replica.
 		if e.Kind == block.Data {
 			p := buf[:e.Len]
 			if n, err := src.ReadAt(p, off); n < len(p) {
-				return data, fmt.Errorf("reading the recovery point at %d: %w", off, errors.Join(err, io.ErrUnexpectedEOF))
+				if err == nil || err == io.EOF {
+					err = io.ErrUnexpectedEOF
+				}
+				return data, fmt.Errorf("reading the recovery point at %d: %w", off, err)
 			}
 			if !block.IsZero(p) {
 				if _, err := dst.WriteAt(p, off); err != nil {

@@ -97,6 +97,11 @@ func (w *world) lastChanges(ctx context.Context, vm *site.VM, j *failover.Job) e
 		if err := s.tellLedger(ctx); err != nil {
 			return err
 		}
+		if s.engine.Tracker.Position().IsZero() { // a machine that never replicated it: all of the disks is compared by the sums
+			if err := s.engine.Readopt(ctx); err != nil {
+				return err
+			}
+		}
 		d, err := s.engine.Delta(ctx)
 		if err != nil {
 			return s.marking(ctx, err)

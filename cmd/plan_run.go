@@ -366,6 +366,9 @@ func (w *world) planRun(ctx context.Context, plan *site.Plan, rec failover.PlanR
 			if m.job, err = w.failoverJob(ctx, vm, m.opts); err != nil {
 				return nil, nil, fault.In(err, vm.Name, "")
 			}
+			if err := w.toldOf(ctx, vm, m.obj, nil); err != nil { // an earlier run may have made it
+				w.log.Warn("how the VM stands is not known", "vm", vm.Name, "error", err)
+			}
 			claims, err := m.claims(ctx)
 			if err != nil {
 				return nil, nil, fault.In(err, vm.Name, "")

@@ -198,7 +198,7 @@ func (w *world) statusOf(ctx context.Context, vm *site.VM, o *statusObject) (err
 	if mem.Replica == st.Replica {
 		o.remembered(mem, w.statistics(vm, mem))
 	}
-	beside := w.besides(vm, st.Replica, st.Applied)
+	beside := w.besides(vm, st.Replica, st.Received)
 	for _, d := range st.Disks {
 		x, err := w.statusDisk(ctx, r, vm, d)
 		if err != nil {
@@ -414,9 +414,9 @@ func (s *failoverStatus) text() string {
 
 // lastTestText words how the last test failover went.
 func lastTestText(r *replica.TestResult) string {
-	how := "the VM came up"
+	how := "complete"
 	if !r.OK {
-		how = "the VM did not come up"
+		how = "it did not get done"
 	}
 	text := fmt.Sprintf("%s, %s, point %s, cleaned up at %s", stamp(r.Started), how, r.Point, stamp(r.Cleaned))
 	if r.Notes != "" {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"sitrep/failover/home"
+	"sitrep/internal/block"
 	"sitrep/internal/disk"
 	"sitrep/internal/fault"
 	"sitrep/internal/host"
@@ -15,7 +16,7 @@ import (
 
 // homeJob is the engine that brings disks home, with the recovered disks open. Its disks are closed by the function that is
 // returned.
-func (j *Job) homeJob(st replica.State, d host.Definition, again bool) (*home.Job, func() error, error) {
+func (j *Job) homeJob(st replica.State, d host.Definition, disks []HomeDisk, again bool) (*home.Job, func() error, error) {
 	h := &home.Job{VM: j.VM, FS: j.FS, StateDir: j.Home.StateDir, Again: again, Meter: j.Meter, Log: j.Log, Now: j.Now, Pause: j.Pause}
 	if fb := st.Failover.Failback; fb != nil {
 		h.ID = fb.ID
@@ -28,7 +29,7 @@ func (j *Job) homeJob(st replica.State, d host.Definition, again bool) (*home.Jo
 		}
 		return errors.Join(errs...)
 	}
-	for _, to := range j.Home.Disks {
+	for _, to := range disks {
 		from := diskOf(d, to.Name)
 		if from == nil {
 			return nil, nil, errors.Join(fault.New(fault.FailoverFailed, "the recovered VM has no disk of this name").Of(j.VM, to.Name), shut())
@@ -54,7 +55,7 @@ func diskOf(d host.Definition, name string) *host.Disk {
 
 // bring makes the disks at home what the recovered ones are. again says that another pass follows.
 func (f *homeward) bring(ctx context.Context, st replica.State, d host.Definition, again bool) (sent int64, err error) {
-	h, shut, err := f.homeJob(st, d, again)
+	h, shut, err := f.homeJob(st, d, f.Home.Disks, again)
 	if err != nil {
 		return 0, err
 	}
@@ -69,16 +70,9 @@ func (f *homeward) bring(ctx context.Context, st replica.State, d host.Definitio
 // makeTargets makes the disks at home that are not there, in the format that they had. A format whose maps are written late
 // is read while the VM is held still.
 func (f *homeward) makeTargets(ctx context.Context, st replica.State) (err error) {
-	missing := false
-	for _, d := range f.Home.Disks {
-		if _, err := f.FS.Stat(d.Path); errors.Is(err, fs.ErrNotExist) {
-			missing = true
-		} else if err != nil {
-			return fault.In(err, f.VM, d.Name)
-		}
-	}
-	if !missing {
-		return nil
+	_, missing, err := f.disksThere()
+	if err != nil || len(missing) == 0 {
+		return err
 	}
 	d, err := f.recovered(st)
 	if err != nil {
@@ -89,7 +83,7 @@ func (f *homeward) makeTargets(ctx context.Context, st replica.State) (err error
 		return err
 	}
 	defer func() { err = errors.Join(err, thaw()) }()
-	h, shut, err := f.homeJob(st, d, false)
+	h, shut, err := f.homeJob(st, d, f.Home.Disks, false)
 	if err != nil {
 		return err
 	}
@@ -159,7 +153,18 @@ func (j *Job) Price(ctx context.Context) (p Price, err error) {
 		return p, j.in(err)
 	}
 	defer func() { err = errors.Join(err, thaw()) }()
-	h, shut, err := j.homeJob(st, d, false)
+	there, missing, err := j.disksThere()
+	if err != nil {
+		return p, j.in(err)
+	}
+	for _, to := range missing { // made as a whole
+		x, err := j.wholePrice(d, to)
+		if err != nil {
+			return p, j.in(err)
+		}
+		p.Disks = append(p.Disks, x)
+	}
+	h, shut, err := j.homeJob(st, d, there, false)
 	if err != nil {
 		return p, j.in(err)
 	}
@@ -175,6 +180,47 @@ func (j *Job) Price(ctx context.Context) (p Price, err error) {
 		p.Rate = float64(read) / s
 	}
 	return p, j.in(err)
+}
+
+// disksThere says which disks at home are there, and which have to be made.
+func (j *Job) disksThere() (there, missing []HomeDisk, err error) {
+	for _, d := range j.Home.Disks {
+		_, err := j.FS.Stat(d.Path)
+		switch {
+		case err == nil:
+			there = append(there, d)
+		case errors.Is(err, fs.ErrNotExist):
+			missing = append(missing, d)
+		default:
+			return nil, nil, fault.In(err, j.VM, d.Name)
+		}
+	}
+	return there, missing, nil
+}
+
+// wholePrice is the price of a disk that is not there: all that the recovered one holds.
+func (j *Job) wholePrice(d host.Definition, to HomeDisk) (p DiskPrice, err error) {
+	from := diskOf(d, to.Name)
+	if from == nil {
+		return p, fault.New(fault.FailoverFailed, "the recovered VM has no disk of this name").Of(j.VM, to.Name)
+	}
+	img, err := disk.Open(j.FS, from.Path, disk.Format(from.Format))
+	if err != nil {
+		return p, fault.In(err, j.VM, to.Name)
+	}
+	defer func() { err = errors.Join(err, img.Close()) }()
+	p = DiskPrice{Name: to.Name, Size: img.Size()}
+	for off := int64(0); off < img.Size(); {
+		e, err := img.Extent(off, img.Size()-off)
+		if err != nil {
+			return p, fault.In(err, j.VM, to.Name)
+		}
+		if e.Kind == block.Data {
+			p.Different += e.Len
+		}
+		off = e.End()
+	}
+	return p, nil
 }
 
 // writes is how often a byte that differs is written: into a log, and from there, read again, into the disk.

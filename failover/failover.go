@@ -117,7 +117,12 @@ type Options struct {
 }
 
 // in names the VM in an error.
-func (j *Job) in(err error) error { return fault.In(err, j.VM, "") }
+func (j *Job) in(err error) error {
+	if e := fault.Find(err); e != nil && e.VM == j.nameAt(Test) { // the host's name of it; commands are about the protected VM
+		e.VM = j.VM
+	}
+	return fault.In(err, j.VM, "")
+}
 
 // load reads the ledger without a lock.
 func (j *Job) load(ctx context.Context) (st replica.State, err error) {

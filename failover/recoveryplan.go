@@ -281,6 +281,9 @@ func (p *PlanRun) settle(s planStep, err error) error {
 	}
 	var errs []error
 	for _, err := range flat(err) {
+		if e := fault.Find(err); e != nil && e.Next == "" {
+			e.Next = "sitrep failover continue --plan " + p.Plan.Name
+		}
 		p.Record.Failed = append(p.Record.Failed, PlanFailure{Step: s.name, Code: fault.FromOS(err).Code, Error: err.Error()})
 		errs = append(errs, fmt.Errorf("%s: %w", s.name, err))
 	}

@@ -394,7 +394,25 @@ func (r *run) disks(ctx context.Context) (bytes int64, note string, err error) {
 		_, err = rep.Ledger().Save(ctx, st)
 		return err
 	})
-	return bytes, note, err
+	return bytes, note, r.rotten(ctx, err)
+}
+
+// rotten keeps in the ledger that the replica's bytes are not what its sums say, where a test has found it; a failover has left
+// the phases that could say so, and names the way back.
+func (r *run) rotten(ctx context.Context, err error) error {
+	e := fault.Find(err)
+	if e == nil || e.Code != fault.ReplicaCorrupt {
+		return err
+	}
+	if r.kind != Test {
+		e.Next = "sitrep failover undo " + r.VM
+		return fmt.Errorf("%w; another recovery point may be whole (--point), or undo, resynchronize with --deep, and begin again", err)
+	}
+	merr := r.with(context.WithoutCancel(ctx), func(rep replica.Replica, _ replica.State) error {
+		job := &replicate.Job{VM: r.VM, Replica: rep}
+		return job.Mark(context.WithoutCancel(ctx), e.Code, err.Error(), r.Now().UTC())
+	})
+	return errors.Join(err, merr)
 }
 
 // makeDisk makes one disk of the point. One that an earlier run has made is left alone.

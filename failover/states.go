@@ -61,22 +61,26 @@ func Next(p replica.Phase, e Event) replica.Phase {
 		},
 		replica.FailoverStarted: {
 			DoPlanned: replica.FailedOver, DoUnplanned: replica.FailedOver, // goes on
-			DoUndo: back,
+			DoUndo: back, DoCleanup: replica.FailoverStarted,
 		},
 		replica.FailedOver: {
 			DoUnplanned: replica.FailedOver, // from another recovery point
 			DoUndo:      back,
 			DoCommit:    replica.Committed,
+			DoCleanup:   replica.FailedOver,
 		},
 		replica.Committed: {
 			DoFailback: replica.FailedBack,
+			DoCleanup:  replica.Committed,
 		},
 		replica.FailbackStarted: {
 			DoFailback: replica.FailedBack, // goes on
 			DoUndo:     replica.Committed,
+			DoCleanup:  replica.FailbackStarted,
 		},
 		replica.FailedBack: {
-			DoCommit: replica.Replicating,
+			DoCommit:  replica.Replicating,
+			DoCleanup: replica.FailedBack,
 		},
 	}[p][e]
 }
@@ -127,7 +131,7 @@ func Allowed(st replica.State, e Event) error {
 		return refused(st, e, "a failover was begun at "+stamp(st.Failover.Started))
 	case e == DoUndo && st.Failover == nil:
 		return refused(st, e, "no failover was begun")
-	case (e == DoPlanned || e == DoUnplanned) && st.Test != nil:
+	case st.Test != nil && (e == DoPlanned || e == DoUnplanned && !st.Test.Finished.IsZero()): // a test that failed is in nobody's way
 		return fault.New(fault.TestRunning, "a test failover is there since %s", stamp(st.Test.Started)).Of(st.VM, "")
 	case (e == DoTest || e == DoPlanned || e == DoUnplanned) && len(st.Points) == 0:
 		return fault.New(fault.PointMissing, "there is no recovery point that a VM could be made of").Of(st.VM, "")

@@ -179,7 +179,7 @@ func table() map[Code]row {
 		LedgerCorrupt:    {Critical, "The ledger cannot be read.", "Restore ledger.json from a backup of the store (or, when there is none, move the VM's folder out of the store; then sitrep unprotect {vm}, and sitrep protect {vm}).", "sitrep resume {vm}"},
 		LedgerVersion:    {Critical, "The store was written by a newer version.", "Update sitrep.", "sitrep resume {vm}"},
 		LedgerConflict:   {Recoverable, "Another run changed the ledger at the same time.", "", "{again}"},
-		Fenced:           {Refused, "Another site owns this VM's replica; nothing was written.", "See who does.", "sitrep status {vm}"},
+		Fenced:           {Refused, "The VM was failed over, or another site owns its replica; nothing was written.", "See who does.", "sitrep status {vm}"},
 		NotProtected:     {Refused, "The VM is not protected.", "", "sitrep protect {vm}"},
 		AlreadyProtected: {Refused, "The VM is protected already.", "", "sitrep status {vm}"},
 		ReplicaKept:      {Refused, "Protection was disabled and the replica kept, for reading only.", "To protect the VM again, give the kept replica up.", "sitrep unprotect {vm}"},

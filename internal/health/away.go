@@ -25,7 +25,7 @@ func awayText(f *Facts) string {
 	case replica.FailedOver:
 		return fmt.Sprintf("failed over since %s%s and not committed; it can still be undone", since, f.by())
 	case replica.Committed:
-		return fmt.Sprintf("failed over%s, committed since %s and not reversed: nothing protects the VM where it runs now", f.by(), since)
+		return fmt.Sprintf("failed over%s committed since %s and not reversed: nothing protects the VM where it runs now", f.by(), since)
 	case replica.FailbackStarted:
 		return fmt.Sprintf("a failback is under way since %s%s", since, f.stopped())
 	}
@@ -80,5 +80,9 @@ func (f *Facts) kind() string {
 func testNotCleaned(f *Facts) bool { return f.Ledger != nil && f.Ledger.Test != nil }
 
 func testText(f *Facts) string {
-	return fmt.Sprintf("a test failover runs since %s and is not cleaned up", stamp(f.Ledger.Test.Started))
+	what := "a test failover runs since %s and is not cleaned up"
+	if f.Ledger.Test.Finished.IsZero() {
+		what = "a test failover is there since %s, is not complete, and is not cleaned up"
+	}
+	return fmt.Sprintf(what, stamp(f.Ledger.Test.Started))
 }
