@@ -25,6 +25,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"sitrep/internal/durable"
@@ -371,6 +372,8 @@ func Load(fsys durable.FS, path string) (*Site, error) {
 		return nil, tooLarge(path)
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fault.Wrap(fault.SiteInvalid, err, "there is no site file; \"sitrep init\" writes a starter").At(path)
+	case errors.Is(err, syscall.EISDIR):
+		return nil, fault.Wrap(fault.SiteInvalid, err, "this is a folder, and no site file").At(path)
 	case err != nil:
 		return nil, fault.FromOS(err)
 	}

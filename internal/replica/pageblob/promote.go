@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
@@ -46,7 +47,8 @@ func (r *vmReplica) Promote(ctx context.Context, s replica.State, point, disk, n
 	if err != nil {
 		return "", in(err, r.vm, disk)
 	}
-	return "https://" + p.where, nil
+	scheme, _, _ := strings.Cut(p.to.URL(), "://") // the rest of which may hold a signature
+	return scheme + "://" + p.where, nil
 }
 
 func (r *vmReplica) promotedBlob(name string) string {
