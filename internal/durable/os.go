@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"sitrep/internal/block"
 )
@@ -26,7 +27,7 @@ func openOS(name string, flag int) (File, error) {
 	}
 	info, err := f.Stat()
 	if err == nil && info.IsDir() {
-		err = &fs.PathError{Op: "open", Path: name, Err: errors.New("is a folder")}
+		err = &fs.PathError{Op: "open", Path: name, Err: syscall.EISDIR}
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
