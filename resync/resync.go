@@ -59,7 +59,7 @@ func (p Pace) complete() Pace {
 		p.Tasks = 4
 	}
 	if p.Slice == 0 {
-		p.Slice = 16 << 20
+		p.Slice = 32 << 20
 	}
 	return p
 }
