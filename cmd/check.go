@@ -171,7 +171,11 @@ func (w *world) opensNot(vm *site.VM, d *site.Disk, err error) finding {
 
 // subject is the VM as the support matrix sees it.
 func (w *world) subject(ctx context.Context, vm *site.VM, facts []diskFacts) support.VM {
-	s := support.VM{Name: vm.Name, Generation: vm.Generation, OS: string(vm.OS), Azure: w.site.InAzure()}
+	s := support.VM{Name: vm.Name, Generation: vm.Generation, OS: string(vm.OS), Azure: w.site.InAzure(),
+		CopyFrequency: vm.Policy().CopyFrequency, Points: vm.Policy().RecoveryPoints}
+	if a := w.site.Store.Azure; a != nil {
+		s.Premium = a.LogAccountURL != "" // which only such an account needs
+	}
 	for _, d := range vm.Disks {
 		sd := support.Disk{Name: d.Name, ID: w.fileID(d.Path), OS: d.OS}
 		for _, f := range facts {

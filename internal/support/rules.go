@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Rule is one row of the support matrix.
@@ -90,6 +91,12 @@ func rulesOfAzure() []Rule {
 			check:  azureName,
 		},
 		{
+			ID: "azure-premium-policy", Source: premiumSource, Severity: Error, AzureOnly: true,
+			Says:   "In a premium account a recovery point is taken every 10 minutes at most, and 100 of them are kept at most.",
+			Advice: "Give the policy copy_frequency: 15m and at most 100 recovery_points, or use a standard account, then run: sitrep check {vm}",
+			check:  premiumPolicy,
+		},
+		{
 			ID: "azure-os-disk-size", Source: matrixVM + "operating system disk size", Severity: Error, AzureOnly: true,
 			Says:   "The disk with the operating system has at most 2048 GB in generation 1 and 300 GB in generation 2.",
 			Advice: "Move data from this disk to a data disk and make it smaller, then run: sitrep check {vm}",
@@ -173,6 +180,25 @@ func Unchecked() []Row {
 		{matrixNetwork + "NIC teaming", "The guest does not team its NICs."},
 		{enable + "disks", "A dynamic disk (in the sense of Windows) is replicated with all disks of its set; the one with the operating system is basic."},
 	}
+}
+
+// The limits of snapshots of premium page blobs.
+const (
+	premiumSource = "Azure Storage, scalability of premium page blobs: snapshots; support matrix 10/2017: 30 s is not supported with premium storage"
+	premiumEvery  = 10 * time.Minute
+	premiumPoints = 100
+)
+
+func premiumPolicy(vm VM, _ []VM) []hit {
+	often := vm.Premium && vm.CopyFrequency > 0 && vm.CopyFrequency < premiumEvery
+	many := vm.Premium && vm.Points > premiumPoints
+	switch {
+	case often:
+		return whole(fmt.Sprintf("its policy takes a recovery point every %s, and a premium account one in 10 minutes", vm.CopyFrequency))
+	case many:
+		return whole(fmt.Sprintf("its policy keeps %d recovery points, and a premium account at most %d", vm.Points, premiumPoints))
+	}
+	return nil
 }
 
 // when returns msg if the rule is broken.

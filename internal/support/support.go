@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 
 	"sitrep/internal/fault"
 )
@@ -24,8 +25,12 @@ type VM struct {
 	Generation int    // 1 or 2
 	OS         string // windows, linux or other
 	Azure      bool   // the store or the recovery host is in Azure
-	Disks      []Disk // all, excluded ones too
-	NICs       []NIC
+	// Premium says that replicas lie in an account for premium page blobs, whose snapshots are limited: each recovery point is one.
+	Premium       bool
+	CopyFrequency time.Duration // of the policy
+	Points        int           // that the policy keeps
+	Disks         []Disk        // all, excluded ones too
+	NICs          []NIC
 	// Protected holds the names of the disks that the VM's replica has; nil when there is none yet.
 	Protected []string
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"sitrep/internal/fault"
 )
@@ -85,6 +86,13 @@ func cases() map[string][]ruleCase {
 			{"first", func(vm *VM) { vm.Name = "-web" }, true, "", "begin"},
 			{"last", func(vm *VM) { vm.Name = "web-" }, true, "", "end"},
 			{"newline", func(vm *VM) { vm.Name = "web\n" }, true, "", "end"},
+		},
+		"azure-premium-policy": {
+			{"standard", func(vm *VM) { vm.CopyFrequency, vm.Points = 30*time.Second, 500 }, false, "", ""},
+			{"premium at the limits", func(vm *VM) { vm.Premium, vm.CopyFrequency, vm.Points = true, 15*time.Minute, 100 }, false, "", ""},
+			{"premium, 30 s", func(vm *VM) { vm.Premium, vm.CopyFrequency, vm.Points = true, 30*time.Second, 12 }, true, "", "every 30s"},
+			{"premium, 5 min", func(vm *VM) { vm.Premium, vm.CopyFrequency, vm.Points = true, 5*time.Minute, 12 }, true, "", "every 5m0s"},
+			{"premium, many points", func(vm *VM) { vm.Premium, vm.CopyFrequency, vm.Points = true, 15*time.Minute, 101 }, true, "", "101"},
 		},
 		"azure-os-disk-size": {
 			{"generation 1 at the limit", osOf(func(d *Disk) { d.Size = 2048 * gib }), false, "", ""},
