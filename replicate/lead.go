@@ -11,7 +11,7 @@ import (
 // interruption, however fast the store takes it. A piece waits while so much lies before it; the first that is not recorded
 // never does, so that the copy always goes on.
 type lead struct {
-	most int64 // bytes
+	most int64  // bytes
 	due  func() // asks for a checkpoint; does not wait for it
 
 	mu      sync.Mutex
