@@ -63,7 +63,10 @@ func (p *program) azureStore(s *site.Site) (replica.Store, error) {
 		AccountURL: a.AccountURL, LogAccountURL: a.LogAccountURL, Container: a.Container,
 		ConnectionStringEnv: a.ConnectionStringEnv, KeyEnv: a.KeyEnv, SASEnv: a.SASEnv,
 		ConnectionStringFile: a.ConnectionStringFile, KeyFile: a.KeyFile, SASFile: a.SASFile,
-	}, pageblob.Options{Holder: host + ":" + p.stateDir(s.Dir), Log: p.log})
+	}, pageblob.Options{
+		Holder: host + ":" + p.stateDir(s.Dir), Log: p.log, Concurrency: a.Concurrency,
+		BytesPerSecond: paced(a.BlobRate), RequestsPerSecond: int64(a.BlobRequests),
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -71,6 +74,14 @@ func (p *program) azureStore(s *site.Site) (replica.Store, error) {
 		debug.SetGCPercent(pageblob.GCPercent)
 	}
 	return store, nil
+}
+
+// paced is a rate for pageblob.Options, where 0 is the default and less is none.
+func paced(rate int64) int64 {
+	if rate == 0 {
+		return -1
+	}
+	return rate
 }
 
 // haveStore fails when the store cannot be entered: what needs none works all the same.

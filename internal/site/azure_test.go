@@ -31,11 +31,16 @@ func TestAzureSecrets(t *testing.T) {
 		{azureURL + ", key_file: ./k", AzureStore{KeyFile: filepath.Join(dir, "k")}},
 		{azureURL + `, sas_file: /etc/k, log_account_url: "https://b.blob.core.windows.net"`,
 			AzureStore{SASFile: "/etc/k", LogAccountURL: "https://b.blob.core.windows.net"}},
+		{azureURL + `, blob_rate: "off", blob_requests: 7500, concurrency: 64`, AzureStore{BlobRequests: 7500, Concurrency: 64}},
+		{azureURL + `, blob_rate: 2Gbit`, AzureStore{BlobRate: 250e6, BlobRequests: 500, Concurrency: 16}},
 	} {
 		s, err := Parse(filepath.Join(dir, "site.yaml"), azureSite(c.store))
 		if err != nil {
 			t.Errorf("%s: %v", c.store, err)
 			continue
+		}
+		if c.want.BlobRequests == 0 {
+			c.want.BlobRate, c.want.BlobRequests, c.want.Concurrency = 60<<20, 500, 16
 		}
 		c.want.AccountURL, c.want.Container = "https://a.blob.core.windows.net", "abc"
 		if *s.Store.Azure != c.want {
@@ -57,6 +62,10 @@ func TestAzureSecretsRefused(t *testing.T) {
 		azureURL + ", connection_string_file: c":                              "give either account_url or connection_string_env",
 		azureURL + `, key_env: "no name"`:                                     "key_env: want the name of an environment variable",
 		azureURL + `, sas_file: "sv=2020&sig=hunter2"`:                        "sas_file: want the path of a file",
+		azureURL + ", blob_rate: 60":                                          `blob_rate: want a rate such as "480Mbit" or "60MiB", or "off", got`,
+		azureURL + ", blob_rate: 1PiB":                                        `blob_rate: want a rate`,
+		azureURL + ", blob_requests: 0":                                       `blob_requests: want a whole number from 1 to 100000`,
+		azureURL + ", concurrency: 65":                                        `concurrency: want a whole number from 1 to 64`,
 		azureURL + ", log_account_url: x":                                     "log_account_url: want https://",
 	} {
 		_, err := Parse("site.yaml", azureSite(store))
