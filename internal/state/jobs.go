@@ -71,6 +71,9 @@ type Failure struct {
 func FailureOf(err error, vm, verb string, at time.Time) *Failure {
 	e := fault.FromOS(err)
 	entry := e.Code.Lookup()
+	if e.Next != "" {
+		entry = entry.Leading(e.Next)
+	}
 	return &Failure{
 		Code: e.Code, Message: err.Error(), Cause: entry.Cause, Path: e.Path, Disk: e.Disk,
 		Advice: fault.Fill(entry.Advice, vm, verb), Command: fault.Fill(entry.Command, vm, verb), At: at.UTC(),
