@@ -287,8 +287,12 @@ func (o *deltaObject) summary() string {
 	if o.Unchanged && o.Shipped == 0 && o.Applied == 0 {
 		return fmt.Sprintf("nothing changed, %s read", size(scannedBytes(o.Disks)))
 	}
-	return fmt.Sprintf("%s changed, %s sent, %s applied, position %d, %s",
-		size(changedBytes(o.Disks)), size(o.Sent), plural(o.Applied, "cut"), o.To, plural(o.Points, "recovery point"))
+	changed := size(changedBytes(o.Disks)) + " changed"
+	if o.Unchanged {
+		changed = "nothing changed since the last capture"
+	}
+	return fmt.Sprintf("%s, %s sent, %s applied, position %d, %s",
+		changed, size(o.Sent), plural(o.Applied, "cut"), o.To, plural(o.Points, "recovery point"))
 }
 
 // captureOnly writes the change logs beside the disks, and needs the store only to learn the phase, if it is there.

@@ -172,7 +172,11 @@ func (f *homeward) do(ctx context.Context, id StepID) (bytes int64, note string,
 	case StepFailbackBegin:
 		return 0, "", f.beginFailback(ctx)
 	case StepTargets:
-		return 0, "", errors.Join(f.makeTargets(ctx, st), f.noted(ctx, id, nil))
+		made, err := f.makeTargets(ctx, st)
+		if err != nil {
+			return made, "", err
+		}
+		return made, "", f.noted(ctx, id, func(_ *replica.State, fb *replica.Failback) { fb.Made, fb.Sent = made, made })
 	case StepSyncRunning, StepSyncStopped:
 		bytes, err = f.synchronize(ctx, st, id)
 		return bytes, "", err

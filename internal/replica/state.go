@@ -129,7 +129,9 @@ type Failback struct {
 	// Disks are the paths of the disks at home, by name: the source's own, or those of the alternate location.
 	Disks map[string]string `json:"disks"`
 	Done  []string          `json:"done,omitempty"`
-	Sent  int64             `json:"bytes_sent,omitempty"`
+	// Sent is what was brought home so far, in bytes, by all runs; Made is the part of it in disks that were made anew.
+	Sent int64 `json:"bytes_sent,omitempty"`
+	Made int64 `json:"bytes_made,omitempty"`
 	// Stopped is when the recovered VM was stopped: the downtime begins.
 	Stopped  time.Time `json:"stopped,omitzero"`
 	Finished time.Time `json:"finished,omitzero"`
