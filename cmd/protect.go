@@ -135,10 +135,14 @@ func (w *world) mayProtect(ctx context.Context, vm *site.VM, o *seedObject) (dis
 		return nil, false, err
 	}
 	for _, f := range facts {
-		disks = append(disks, replica.Disk{
+		d := replica.Disk{
 			Name: f.disk.Name, OS: f.disk.OS, Source: f.disk.Path, Format: string(f.format), Size: f.size,
 			BlockSize: vm.Policy().BlockSize,
-		})
+		}
+		if f.sector != 512 {
+			d.SectorSize = f.sector
+		}
+		disks = append(disks, d)
 	}
 	return disks, false, nil
 }

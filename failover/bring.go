@@ -95,7 +95,7 @@ func (f *homeward) makeTargets(ctx context.Context, st replica.State) (made int6
 	defer func() { err = errors.Join(err, shut()) }()
 	for i := range h.Disks {
 		if s := st.Disk(h.Disks[i].Name); s != nil {
-			h.Disks[i].Format = disk.Format(s.Format)
+			h.Disks[i].Format, h.Disks[i].SectorSize = disk.Format(s.Format), s.SectorSize
 		}
 	}
 	return h.CreateTargets(ctx)

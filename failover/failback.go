@@ -339,7 +339,7 @@ func (f *homeward) homeDefinition(st replica.State) host.Definition {
 	for _, h := range f.Home.Disks {
 		disk := host.Disk{Name: h.Name, Path: h.Path, Format: h.Format, OS: h.OS}
 		if s := st.Disk(h.Name); s != nil {
-			disk.Size, disk.Format = s.Size, s.Format
+			disk.Size, disk.Format, disk.SectorSize = s.Size, s.Format, s.SectorSize
 		}
 		if h.OS {
 			d.Disks = append([]host.Disk{disk}, d.Disks...)
