@@ -129,6 +129,7 @@ func (p *program) status(ctx context.Context, c *cli.Context) error {
 	for _, o := range list {
 		w.res.VMs = append(w.res.VMs, o)
 	}
+	w.res.Plans = w.plansUnderWay(ctx, vms)
 	if file != "" {
 		err = w.writeMetrics(file, list)
 	}
@@ -138,7 +139,7 @@ func (p *program) status(ctx context.Context, c *cli.Context) error {
 	case c.Bool("check"):
 		return w.plugin(list, c.NArg() > 0)
 	case file == "":
-		err = w.show(w.statusText(list, c.NArg() > 0))
+		err = w.show(w.statusText(list, c.NArg() > 0) + w.planText(w.res.Plans))
 	}
 	for _, e := range errs {
 		w.printError(w.stderr, e, "")
