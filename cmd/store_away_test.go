@@ -77,3 +77,27 @@ func TestStoreFull(t *testing.T) {
 	m.must(0, "delta", "web01", "--now")
 	m.same()
 }
+
+// TestCheckCannotLook: a VM that cannot be looked at is not said to be well.
+func TestCheckCannotLook(t *testing.T) {
+	for _, x := range []struct {
+		under string
+		code  int // of status
+	}{{"/.sitrep/vms/", 4}, {"/store/web01/os.", 4}, {"/store/web01/ledger.json", 4}} {
+		t.Run(x.under, func(t *testing.T) {
+			m := newRig(t, "auto_resync: false")
+			m.must(0, "protect", "web01")
+			m.fs.FailOn(func(op crashfs.Op) error {
+				if strings.HasPrefix(op.Name, x.under) {
+					return syscall.EACCES
+				}
+				return nil
+			})
+			stdout, _ := m.must(2, "status", "--check")
+			if !strings.HasPrefix(stdout, "CRITICAL - web01: ") || !strings.Contains(stdout, x.under) {
+				t.Errorf("%s", stdout)
+			}
+			m.must(x.code, "status")
+		})
+	}
+}
