@@ -433,7 +433,7 @@ func (j *Job) knowsHome(fb replica.Failback) error {
 	for _, d := range j.Home.Disks {
 		if at := fb.Disks[d.Name]; at != d.Path {
 			return fault.New(fault.PrerequisiteFail, "the VM was brought home to %s, and the site file names %s: put the VM under host %s there, with the paths "+
-				"of its disks, before the failback is committed", at, d.Path, fb.To).Of(j.VM, d.Name)
+				"of its disks (and \"vms: []\" under a host that has none any more), before the failback is committed", at, d.Path, fb.To).Of(j.VM, d.Name)
 		}
 	}
 	return nil
