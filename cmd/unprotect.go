@@ -89,7 +89,10 @@ func (w *world) endRelationship(ctx context.Context, vm *site.VM, j *state.Job, 
 			return 0, "the replica was gone already", nil
 		}
 		if err != nil || bool(k) {
-			return 0, k.String(), orLost(err, vm)
+			if !w.inAnother(mem) { // else it says so already
+				err = orLost(err, vm)
+			}
+			return 0, k.String(), err
 		}
 		return 0, k.String(), w.store.Remove(ctx, vm.Name)
 	})

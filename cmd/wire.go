@@ -143,11 +143,11 @@ func (w *world) missing(vm *site.VM, err error) error {
 	case merr != nil:
 		return merr
 	case known && w.elsewhere() != "":
-		return fault.New(fault.ReplicaMissing, "the VM's replica is in the store %s, and the site file now names another one",
-			w.elsewhere()).At(w.store.Describe()).Of(vm.Name, "")
+		return orLost(fault.New(fault.ReplicaMissing, "the VM's replica is in the store %s, and the site file now names another one",
+			w.elsewhere()).At(w.store.Describe()).Of(vm.Name, ""), vm)
 	case fault.Is(err, fault.NotProtected) && known && w.inAnother(mem):
-		return fault.New(fault.ReplicaMissing, "the VM's replica is in another store, which this site used before (id %s)",
-			mem.Store).At(w.store.Describe()).Of(vm.Name, "")
+		return orLost(fault.New(fault.ReplicaMissing, "the VM's replica is in another store, which this site used before (id %s)",
+			mem.Store).At(w.store.Describe()).Of(vm.Name, ""), vm)
 	case fault.Is(err, fault.NotProtected) && known:
 		return fault.New(fault.ReplicaMissing, "the VM is protected since %s, but the store has no replica of it",
 			mem.Protected.UTC().Format("2006-01-02T15:04:05Z")).At(w.store.Describe()).Of(vm.Name, "")
