@@ -198,7 +198,7 @@ func notShipped(cause error) string {
 	case fault.StoreNotMounted, fault.StoreUnreachable:
 		return "the store is out of reach"
 	}
-	return "the store cannot be written to"
+	return "nothing can be shipped now"
 }
 
 // captureMeanwhile writes the change logs although the store takes none, because of cause: capturing never waits for
