@@ -154,8 +154,11 @@ func (w *world) missing(vm *site.VM, err error) error {
 	case merr != nil:
 		return merr
 	case known && w.elsewhere() != "":
-		return fault.New(fault.ReplicaMissing, "the VM's replica is in the store %s, and the site file now names another one",
-			w.elsewhere()).At(w.store.Describe()).Of(vm.Name, "")
+		return orLost(fault.New(fault.ReplicaMissing, "the VM's replica is in the store %s, and the site file now names another one",
+			w.elsewhere()).At(w.store.Describe()).Of(vm.Name, ""), vm)
+	case fault.Is(err, fault.NotProtected) && known && w.inAnother(mem):
+		return orLost(fault.New(fault.ReplicaMissing, "the VM's replica is in another store, which this site used before (id %s)",
+			mem.Store).At(w.store.Describe()).Of(vm.Name, ""), vm)
 	case fault.Is(err, fault.NotProtected) && known:
 		return fault.New(fault.ReplicaMissing, "the VM is protected since %s, but the store has no replica of it",
 			mem.Protected.UTC().Format("2006-01-02T15:04:05Z")).At(w.store.Describe()).Of(vm.Name, "")
@@ -172,6 +175,12 @@ func (w *world) elsewhere() string {
 		return ""
 	}
 	return known.Where
+}
+
+// inAnother says that a VM was protected in another store than the one that this site uses now, or is to use.
+func (w *world) inAnother(mem state.VM) bool {
+	known, ok, err := w.memory.Store()
+	return err == nil && ok && !mem.Store.IsZero() && (known.ID != mem.Store || known.Where != w.store.Describe())
 }
 
 // storeExists says whether there is anything where the store should be: a folder that is there and is empty may be the

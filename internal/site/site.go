@@ -375,7 +375,18 @@ type Action struct {
 	Script  string        // absolute path of a program
 	Timeout time.Duration // of Script; default 10 min
 	Manual  string        // what a person has to do
+	On      On
 }
+
+// On says in which direction of a recovery plan an action is done.
+type On string
+
+// The directions. OnFailover is test failovers too.
+const (
+	OnBoth     On = "" // "both" in the file, and the default
+	OnFailover On = "failover"
+	OnFailback On = "failback"
+)
 
 // Load reads and checks the site file. What is wrong in it comes back as *Errors, all of it; every error is, or wraps,
 // a fault.Error, of code SiteInvalid unless reading itself failed.
