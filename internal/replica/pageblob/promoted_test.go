@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -184,8 +186,8 @@ func TestPromoteProgress(t *testing.T) {
 	}
 }
 
-// TestPromoteCutEverywhere kills the run at each of its requests, before the request arrives and after it was done, and runs it
-// again: the disk is then whole, and nothing before that looked as if it were.
+// TestPromoteCutEverywhere kills the run at its requests (with SITREP_LONG at each of them), before the request arrives or after
+// it was done, and runs it again: the disk is then whole, and nothing before that looked as if it were.
 func TestPromoteCutEverywhere(t *testing.T) {
 	for _, w := range ways() {
 		w.run(t, func(t *testing.T, next roundTrip) {
@@ -208,13 +210,14 @@ func TestPromoteCutEverywhere(t *testing.T) {
 			p := r.(replica.Promoter)
 			point := s.Points[1].ID
 			want := pointBytes(t, r, s, point, "os")
-			step := int64(1)
-			if testing.Short() {
-				step = 5
+			first, step, kinds := int64(1), int64(1), []bool{false, true}
+			if os.Getenv("SITREP_LONG") == "" {
+				first, step, kinds = 1+rand.Int64N(2), 2, []bool{rand.IntN(2) == 0}
+				t.Logf("from request %d, done: %v", first, kinds)
 			}
-			for k := int64(1); ; k += step {
+			for k := first; ; k += step {
 				done := false
-				for _, l := range []bool{false, true} {
+				for _, l := range kinds {
 					what := replica.Promotion{Point: point, Disk: "os", Name: fmt.Sprintf("k%d-%v", k, l)}
 					lost.Store(l)
 					left.Store(k)
