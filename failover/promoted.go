@@ -135,27 +135,26 @@ func (p *storeDisks) remove(ctx context.Context, names []string, made []host.Dis
 	})
 }
 
-// MayRemove says whether a replica may be removed with everything that belongs to it: not while there are disks of a recovered VM
-// among it.
-func MayRemove(ctx context.Context, rep replica.Replica, st replica.State) error {
+// PromotedFor says whether a promoted disk is one of those that a VM was, or is being, made of from a recovery point.
+func PromotedFor(st replica.State, point, name string) bool {
+	is := func(k Kind, rec *replica.Failover) bool {
+		return rec != nil && rec.Point == point && strings.HasPrefix(name, storePrefix(k, rec.ID))
+	}
+	return is(Test, st.Test) || is(Unplanned, st.Failover)
+}
+
+// MayRemove says whether a replica may be removed with everything that belongs to it: not while there are promoted disks among it,
+// from which a machine may run. Of a committed failover they are all that there is of the VM.
+func MayRemove(ctx context.Context, rep replica.Replica, vm string) error {
 	p, ok := replica.PromoterOf(rep)
 	if !ok {
 		return nil
 	}
 	names, err := p.Promoted(ctx)
-	if err != nil {
+	if err != nil || len(names) == 0 {
 		return err
 	}
-	for k, rec := range map[Kind]*replica.Failover{Unplanned: st.Failover, Test: st.Test} {
-		if rec == nil {
-			continue
-		}
-		for _, name := range names {
-			if strings.HasPrefix(name, storePrefix(k, rec.ID)) {
-				return fault.New(fault.WrongState, "the recovered VM's disk %s lies beside the replica, and would be removed with it: keep both with --keep-replica, "+
-					"or move the VM to other disks and delete this one first", name).Of(st.VM, "")
-			}
-		}
-	}
-	return nil
+	return fault.New(fault.WrongState, "%s that machines may run from lie beside the replica, and would be removed with it (%s): keep both with "+
+		"--keep-replica, or delete them first; what \"points --promote\" has made goes with \"points %s --demote ID\"",
+		plural(len(names), "disk"), strings.Join(names, ", "), vm).Of(vm, "")
 }

@@ -232,7 +232,7 @@ func TestMayRemove(t *testing.T) {
 	may := func() error {
 		r, err := w.job().Store.View(t.Context(), "web01")
 		must(t, err)
-		return errors.Join(failover.MayRemove(t.Context(), r, w.state(t)), r.Close())
+		return errors.Join(failover.MayRemove(t.Context(), r, "web01"), r.Close())
 	}
 	must(t, may())
 	must(t, w.run(t, failover.Planned, failover.Options{}))
