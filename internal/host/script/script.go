@@ -14,6 +14,7 @@
 //	SITREP_CPUS, SITREP_MEMORY (bytes), SITREP_DISPOSABLE (1 or 0)
 //	SITREP_DISKS, SITREP_NICS           how many there are; N counts from 1
 //	SITREP_DISK_N_NAME, _PATH, _FORMAT (raw, vhd, vhdx, qcow2), _SIZE (bytes), _OS (1 or 0)
+//	                                    PATH may be the address of a page blob: see below
 //	SITREP_DISK_NAME                    the path once more, by the disk's name: in capitals, what is no letter or digit as _
 //	SITREP_NIC_N_SOURCE, _SOURCE_IP, _NETWORK, _SUBNET, _ATTACH, _SWITCH, _IP, _GATEWAY, _MAC, _PRIMARY, _PUBLIC_IP (1 or 0)
 //
@@ -27,6 +28,9 @@
 // is off, nor delete for one that is absent, and one that is running is stopped before it is deleted; a start or a stop that
 // ended with 0 and has not done it is an error. What the programs have to keep to themselves: create may find the VM there (it is
 // made like the definition, or refused when it runs as another), and what is disposable must not write to the disk files.
+// Where the disks are page blobs of a storage account, their addresses hold no secret: the programs have their own credentials. A VM
+// that is made of copies of them (managed disks are such) writes elsewhere; what it wrote has to be in the blobs, whole fixed VHDs again,
+// when stop ends, and while it is frozen. They are sitrep's to delete.
 // freeze may find the VM frozen by an earlier run that was killed, and thaw may find it running; neither is an error.
 package script
 
