@@ -75,12 +75,12 @@ func (s *session) promotePoint(ctx context.Context, p replica.Promoter, id strin
 		if !ok {
 			continue
 		}
-		where, err := p.Promote(ctx, s.state, replica.Promotion{Point: point.ID, Disk: d.Name, Name: promotedName(point.ID, d.Name), Proof: s.proof()})
+		made, err := p.Promote(ctx, s.state, replica.Promotion{Point: point.ID, Disk: d.Name, Name: promotedName(point.ID, d.Name), Proof: s.proof()})
 		if err != nil {
 			return fault.In(err, s.vm.Name, d.Name)
 		}
-		o.Disks = append(o.Disks, exportDiskObject{Name: d.Name, Path: where, Size: bytes})
-		s.say("%s: %s of point %s is %s", s.vm.Name, d.Name, point.ID, where)
+		o.Disks = append(o.Disks, exportDiskObject{Name: d.Name, Path: made.Where, Size: bytes})
+		s.say("%s: %s of point %s is %s", s.vm.Name, d.Name, point.ID, made.Where)
 	}
 	return nil
 }

@@ -35,10 +35,12 @@ type diskPlace interface {
 	// ready fails when disks could not be made, or would be where others' are. The failover was not begun yet.
 	ready(ctx context.Context, disks []host.Disk) error
 	// make makes the disks of a point out of rep, and fills in where they are. It returns how many bytes it has dealt with. One
-	// that an earlier run has made is left alone.
-	make(ctx context.Context, rep replica.Replica, st replica.State, point string, disks []host.Disk) (int64, error)
+	// that an earlier run has made is left alone. Where it can be told later whether a disk was written to, rec gets what is needed.
+	make(ctx context.Context, rep replica.Replica, st replica.State, rec *replica.Failover, disks []host.Disk) (int64, error)
 	// open opens a disk that was made for reading, as its VM has left it.
 	open(ctx context.Context, d host.Disk) (disk.Image, error)
+	// untouched names the disks that nothing has written to since they were made, where that can be told.
+	untouched(ctx context.Context, stamps map[string]string, disks []host.Disk) ([]string, error)
 	// remove removes the disks of these names, complete or half made, and those that the ledger says were made. What is not there is no
 	// error.
 	remove(ctx context.Context, names []string, made []host.Disk) error
@@ -116,11 +118,11 @@ func (p *folderDisks) writable() error {
 	return errors.Join(f.Close(), p.removeFolder(p.folder()))
 }
 
-func (p *folderDisks) make(ctx context.Context, rep replica.Replica, st replica.State, point string, disks []host.Disk) (bytes int64, err error) {
+func (p *folderDisks) make(ctx context.Context, rep replica.Replica, st replica.State, rec *replica.Failover, disks []host.Disk) (bytes int64, err error) {
 	if err := p.FS.MkdirAll(p.folder()); err != nil {
 		return 0, err
 	}
-	view, err := rep.Points().Open(ctx, st, point)
+	view, err := rep.Points().Open(ctx, st, rec.Point)
 	if err != nil {
 		return 0, err
 	}
@@ -148,6 +150,11 @@ func (p *folderDisks) makeOne(ctx context.Context, view replica.PointView, d hos
 
 func (p *folderDisks) open(_ context.Context, d host.Disk) (disk.Image, error) {
 	return disk.Open(p.FS, d.Path, disk.Format(d.Format))
+}
+
+// untouched is for disks whose VM may have written to a copy; these files are what it runs from.
+func (p *folderDisks) untouched(context.Context, map[string]string, []host.Disk) ([]string, error) {
+	return nil, nil
 }
 
 // remove removes the files, and their folder when nothing of others is left in it.

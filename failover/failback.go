@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"sitrep/internal/disk"
@@ -174,8 +175,7 @@ func (f *homeward) do(ctx context.Context, id StepID) (bytes int64, note string,
 	case StepTargets:
 		return 0, "", errors.Join(f.makeTargets(ctx, st), f.noted(ctx, id, nil))
 	case StepSyncRunning, StepSyncStopped:
-		bytes, err = f.synchronize(ctx, st, id)
-		return bytes, "", err
+		return f.synchronize(ctx, st, id)
 	case StepStopRecovered:
 		return 0, "", f.stopRecovered(ctx, st)
 	case StepCreateHome:
@@ -284,24 +284,46 @@ func (f *homeward) stopRecovered(ctx context.Context, st replica.State) error {
 }
 
 // synchronize brings home what differs, with the recovered VM held still where it runs and its host can.
-func (f *homeward) synchronize(ctx context.Context, st replica.State, id StepID) (sent int64, err error) {
+func (f *homeward) synchronize(ctx context.Context, st replica.State, id StepID) (sent int64, note string, err error) {
 	d, err := f.recovered(st)
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	running := id == StepSyncRunning
+	if !running {
+		if note, err = f.untouched(ctx, st, d); err != nil {
+			return 0, "", err
+		}
+	}
 	thaw, err := f.freezeIf(ctx, d.Name, running)
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	sent, err = f.bring(ctx, st, d, running)
 	if e := fault.Find(err); e != nil && e.Class() == fault.Resync { // said of logs of a failback it means: bring them anew
 		err = fault.Wrap(fault.FailoverFailed, err, "the disks at home are whole, old or new")
 	}
 	if err = errors.Join(err, thaw()); err != nil {
-		return sent, err
+		return sent, "", err
 	}
-	return sent, f.noted(ctx, id, func(_ *replica.State, fb *replica.Failback) { fb.Sent += sent })
+	return sent, note, f.noted(ctx, id, func(_ *replica.State, fb *replica.Failback) { fb.Sent += sent })
+}
+
+// untouched looks for disks that nothing has written to since they were made: a VM that ran wrote something. One that ran from
+// copies of its disks wrote elsewhere, and what was brought home from here would be the recovery point, with all that it wrote lost. A
+// disk that is only read is the same to look at, so some are worth a warning; all of them are none that a VM ran from.
+func (f *homeward) untouched(ctx context.Context, st replica.State, d host.Definition) (note string, err error) {
+	names, err := f.madeIn(Unplanned, st.Failover).untouched(ctx, st.Failover.DiskStamps, d.Disks)
+	switch {
+	case err != nil || len(names) == 0:
+		return "", err
+	case len(names) == len(d.Disks):
+		return "", fault.New(fault.FailoverFailed, "nothing has written to the disks in the store since they were made: when the VM ran from copies of them, bring "+
+			"these back there first; when it wrote nothing, change any metadata of a blob to say so").At(d.Disks[0].Path)
+	}
+	note = "nothing was written since the failover to " + strings.Join(names, ", ")
+	f.Log.Warn(note, "vm", f.VM)
+	return note, nil
 }
 
 // freezeIf holds the recovered VM still while it is read, if that is wanted, it runs, and its host can. It goes on whatever

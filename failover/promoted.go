@@ -69,28 +69,30 @@ func promoter(rep replica.Replica, s replica.Store) (replica.Promoter, error) {
 	return p, nil
 }
 
-func (p *storeDisks) make(ctx context.Context, rep replica.Replica, st replica.State, point string, disks []host.Disk) (bytes int64, err error) {
+func (p *storeDisks) make(ctx context.Context, rep replica.Replica, st replica.State, rec *replica.Failover, disks []host.Disk) (bytes int64, err error) {
 	to, err := promoter(rep, p.Store)
 	if err != nil {
 		return 0, err
 	}
+	rec.DiskStamps = map[string]string{}
 	for i := range disks {
-		n, err := p.makeOne(ctx, to, st, point, &disks[i])
+		d := &disks[i]
+		made, err := p.makeOne(ctx, to, st, rec.Point, *d, func(n int64) { bytes += n })
 		if err != nil {
-			return bytes, fault.In(err, p.VM, disks[i].Name)
+			return bytes, fault.In(err, p.VM, d.Name)
 		}
-		bytes += n
+		d.Path, rec.DiskStamps[d.Name] = made.Where, made.Stamp
 	}
 	return bytes, nil
 }
 
-func (p *storeDisks) makeOne(ctx context.Context, to replica.Promoter, st replica.State, point string, d *host.Disk) (n int64, err error) {
+func (p *storeDisks) makeOne(ctx context.Context, to replica.Promoter, st replica.State, point string, d host.Disk,
+	count func(int64)) (replica.Promoted, error) {
 	task := "copy " + d.Name
 	p.Meter.Begin(task, d.Size, 0)
 	defer p.Meter.End(task)
-	d.Path, err = to.Promote(ctx, st, replica.Promotion{Point: point, Disk: d.Name, Name: p.name(d.Name), Proof: p.Proof,
-		Progress: func(more int64) { n += more; p.Meter.Add(task, more) }})
-	return n, err
+	return to.Promote(ctx, st, replica.Promotion{Point: point, Disk: d.Name, Name: p.name(d.Name), Proof: p.Proof,
+		Progress: func(n int64) { count(n); p.Meter.Add(task, n) }})
 }
 
 // storeImage is a promoted disk with the replica that it was opened of.
@@ -102,6 +104,14 @@ type storeImage struct {
 func (i storeImage) Close() error { return errors.Join(i.PromotedDisk.Close(), i.rep.Close()) }
 
 func (p *storeDisks) open(ctx context.Context, d host.Disk) (disk.Image, error) {
+	img, err := p.opened(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	return img, nil
+}
+
+func (p *storeDisks) opened(ctx context.Context, d host.Disk) (*storeImage, error) {
 	rep, err := p.Store.View(ctx, p.VM)
 	if err != nil {
 		return nil, err
@@ -114,7 +124,23 @@ func (p *storeDisks) open(ctx context.Context, d host.Disk) (disk.Image, error) 
 	if err != nil {
 		return nil, errors.Join(err, rep.Close())
 	}
-	return storeImage{img, rep}, nil
+	return &storeImage{img, rep}, nil
+}
+
+func (p *storeDisks) untouched(ctx context.Context, stamps map[string]string, disks []host.Disk) (names []string, err error) {
+	for _, d := range disks {
+		img, err := p.opened(ctx, d)
+		if err != nil {
+			return nil, fault.In(err, p.VM, d.Name)
+		}
+		if was := stamps[d.Name]; was != "" && img.Stamp() == was {
+			names = append(names, d.Name)
+		}
+		if err := img.Close(); err != nil {
+			return nil, fault.In(err, p.VM, d.Name)
+		}
+	}
+	return names, nil
 }
 
 func (p *storeDisks) remove(ctx context.Context, names []string, made []host.Disk) error {

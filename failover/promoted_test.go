@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"path"
@@ -64,23 +65,44 @@ type promoter struct {
 
 var _ replica.Promoter = promoter{}
 
-func (r promoter) Promote(ctx context.Context, s replica.State, p replica.Promotion) (where string, err error) {
+func (r promoter) Promote(ctx context.Context, s replica.State, p replica.Promotion) (made replica.Promoted, err error) {
 	view, err := r.Points().Open(ctx, s, p.Point)
 	if err != nil {
-		return "", err
+		return made, err
 	}
 	defer func() { err = errors.Join(err, view.Close()) }()
 	src, err := view.Disk(p.Disk)
 	if err != nil {
-		return "", err
+		return made, err
 	}
 	_, err = recovered.Make(ctx, recovered.Config{FS: r.fs, Source: src, Path: path.Join(blobs, p.Name+".vhd"), Format: disk.VHD,
 		VM: p.Point, Disk: p.Disk, Meter: progress.None()})
-	return address + p.Name + ".vhd", err
+	if err != nil {
+		return made, err
+	}
+	stamp, err := r.stamp(p.Name)
+	return replica.Promoted{Where: address + p.Name + ".vhd", Stamp: stamp}, err
 }
 
+func (r promoter) stamp(name string) (string, error) {
+	st, err := r.fs.Stat(path.Join(blobs, name+".vhd"))
+	return fmt.Sprint(st), err
+}
+
+type openPromoted struct {
+	disk.Image
+	stamp string
+}
+
+func (d openPromoted) Stamp() string { return d.stamp }
+
 func (r promoter) OpenPromoted(_ context.Context, name string, _ int64) (replica.PromotedDisk, error) {
-	return disk.Open(r.fs, path.Join(blobs, name+".vhd"), disk.VHD)
+	img, err := disk.Open(r.fs, path.Join(blobs, name+".vhd"), disk.VHD)
+	if err != nil {
+		return nil, err
+	}
+	stamp, err := r.stamp(name)
+	return openPromoted{img, stamp}, err
 }
 
 func (r promoter) Promoted(context.Context) (names []string, err error) {
@@ -242,6 +264,42 @@ func TestMayRemove(t *testing.T) {
 		must(t, recovered.Remove(w.FS, file(d.Path)))
 	}
 	must(t, may())
+}
+
+// TestNothingWritten: a VM that has written to none of its disks ran from copies of them: nothing is brought home from the others.
+func TestNothingWritten(t *testing.T) {
+	w, g := inStore(t)
+	ctx := t.Context()
+	must(t, w.run(t, failover.Planned, failover.Options{}))
+	must(t, w.job().Commit(ctx))
+	back := func() error {
+		return w.job().Failback(ctx, failover.FailbackOptions{Mode: failover.MinimalDowntime}, "")
+	}
+	wantCode(t, back(), fault.FailoverFailed)
+	if w.source.vms["web01"].power == host.Running || w.recovery.vms["web01"].power == host.Running {
+		t.Error("a VM runs")
+	}
+	disks := w.recovery.vms["web01"].def.Disks
+	for _, d := range disks[:1] { // the stop of the host has brought it back
+		img, err := disk.OpenRW(w.FS, file(d.Path), disk.VHD)
+		must(t, err)
+		copy(g[d.Name], bytes.Repeat([]byte{0xEE}, 4096))
+		_, err = img.WriteAt(g[d.Name][:4096], 0)
+		must(t, errors.Join(err, img.Flush(), img.Close()))
+	}
+	j := w.job()
+	var notes []string
+	j.Step = func(_ string, f func() (int64, string, error)) error {
+		_, note, err := f()
+		notes = append(notes, note)
+		return err
+	}
+	must(t, j.Failback(ctx, failover.FailbackOptions{Mode: failover.MinimalDowntime}, ""))
+	if want := "nothing was written since the failover to " + disks[1].Name; !slices.Contains(notes, want) {
+		t.Errorf("the steps say %q, and not %q", notes, want)
+	}
+	home, err := w.atHome()
+	must(t, errors.Join(err, same("the disks at home", home, g)))
 }
 
 // TestHomeFromStore: the way home of a failover whose disks lie in the store is priced, to disks that are there and to some that are

@@ -337,6 +337,7 @@ func (r *run) clear(ctx context.Context) error {
 		}
 		rec.ID, rec.Kind, rec.Point, rec.CutAt, rec.VM = hrl.NewID(), string(r.kind), p.ID, p.CutAt, nil // an older point loses what a planned failover did not
 		rec.Started, rec.Finished, rec.DisksIn = r.Now().UTC(), time.Time{}, string(r.DisksIn)
+		rec.DiskStamps = nil
 		rec.Done = slices.DeleteFunc(rec.Done, func(s string) bool { return behindFinish(StepID(s)) })
 	})
 }
@@ -368,14 +369,14 @@ func (r *run) disks(ctx context.Context) (bytes int64, note string, err error) {
 		if err != nil {
 			return err
 		}
-		if bytes, err = r.madeIn(r.kind, rec).make(ctx, rep, st, point.ID, d.Disks); err != nil {
+		fresh := *rec
+		if bytes, err = r.madeIn(r.kind, rec).make(ctx, rep, st, &fresh, d.Disks); err != nil {
 			return err
 		}
 		data, err := json.Marshal(d)
 		if err != nil {
 			return err
 		}
-		fresh := *rec
 		fresh.VM, fresh.Done = data, append(slices.Clone(rec.Done), string(StepDisks))
 		*r.kind.record(&st) = &fresh
 		_, err = rep.Ledger().Save(ctx, st)

@@ -13,12 +13,11 @@ import (
 // A promoted disk is a fixed VHD of whole MiB, called by a name that the caller chooses. It belongs to whoever had it made: the
 // store deletes it with the replica, and never by itself.
 type Promoter interface {
-	// Promote copies a disk of a recovery point of s to a disk of its own, and returns where that is: an address without
-	// secrets. It waits until the copy is complete and proven, and gives it up when ctx ends. A name that is there already,
+	// Promote copies a disk of a recovery point of s to a disk of its own. It waits until the copy is complete and proven, and gives it up when ctx ends. A name that is there already,
 	// complete and of the same disk and point, is left as it is: a machine may have written to it; one that is half made is made
 	// anew; one of something else is fault.Exists. Bytes that are not what the block sums say are fault.ReplicaCorrupt, and
 	// nothing is left then.
-	Promote(ctx context.Context, s State, p Promotion) (where string, err error)
+	Promote(ctx context.Context, s State, p Promotion) (Promoted, error)
 	// OpenPromoted opens a promoted disk for reading, as it is now: machines have written to it, so nothing proves it. size is
 	// the guest bytes that it was made with. It has that many, or as many as its footer says, when something lies behind them or
 	// it was made larger. One that is not there is fault.NotFound, one that is being copied to fault.Busy, and
@@ -42,6 +41,13 @@ type Promotion struct {
 	Progress func(n int64)
 }
 
+// Promoted is a disk that was made.
+type Promoted struct {
+	Where string // its address, without secrets
+	// Stamp is what PromotedDisk.Stamp says of it as long as nothing has written to it.
+	Stamp string
+}
+
 // Proof says how it is known that a promoted disk holds what the recovery point held.
 type Proof string
 
@@ -60,6 +66,8 @@ type PromotedDisk interface {
 	Size() int64
 	// Extent tells what holds data from what is certain to be zero; see PointDisk.
 	Extent(off, n int64) (block.Extent, error)
+	// Stamp is another one after each write to the disk.
+	Stamp() string
 	Close() error
 }
 

@@ -28,10 +28,11 @@
 // is off, nor delete for one that is absent, and one that is running is stopped before it is deleted; a start or a stop that
 // ended with 0 and has not done it is an error. What the programs have to keep to themselves: create may find the VM there (it is
 // made like the definition, or refused when it runs as another), and what is disposable must not write to the disk files.
-// Where the disks are page blobs of a storage account, their addresses hold no secret: the programs have their own credentials. A VM
-// that is made of copies of them (managed disks are such) writes elsewhere; what it wrote has to be in the blobs, whole fixed VHDs again,
-// when stop ends, and while it is frozen. They are sitrep's to delete.
 // freeze may find the VM frozen by an earlier run that was killed, and thaw may find it running; neither is an error.
+//
+// Where the disks are page blobs of a storage account, their addresses hold no secret: the programs have credentials of their own.
+// The blobs of a test are its own, and may be written to. A VM that is made of copies of its blobs (managed disks are such) writes elsewhere;
+// what it wrote has to be in the blobs, whole fixed VHDs again, when stop ends, and while the VM is frozen. Only sitrep deletes them.
 package script
 
 import (

@@ -67,20 +67,21 @@ type promotion struct {
 	was, own  []byte // footers: of the replica's disk, and of this one
 	proof     replica.Proof
 	count     func(int64)
+	stamp     string // ETag of the disk when it is complete
 }
 
 // Promote copies a disk of a recovery point to VM/promoted/NAME.vhd: by the service, or, where that cannot be done, by reading and
 // writing; see replica.Promoter.
-func (r *vmReplica) Promote(ctx context.Context, s replica.State, what replica.Promotion) (string, error) {
+func (r *vmReplica) Promote(ctx context.Context, s replica.State, what replica.Promotion) (replica.Promoted, error) {
 	p, err := r.promotion(ctx, &s, what)
 	if err == nil {
 		err = p.run(ctx)
 	}
 	if err != nil {
-		return "", in(err, r.vm, what.Disk)
+		return replica.Promoted{}, in(err, r.vm, what.Disk)
 	}
 	scheme, _, _ := strings.Cut(p.dst.pages.URL(), "://") // the rest of which may hold a signature
-	return scheme + "://" + p.dst.where(), nil
+	return replica.Promoted{Where: scheme + "://" + p.dst.where(), Stamp: p.stamp}, nil
 }
 
 func (r *vmReplica) promotion(ctx context.Context, s *replica.State, what replica.Promotion) (*promotion, error) {
@@ -171,6 +172,7 @@ func (p *promotion) proceed(ctx context.Context) error {
 	case at.meta[metaPromoted] != p.of:
 		return fault.New(fault.Exists, "there is another disk of this name").At(p.dst.where())
 	case at.meta[metaCopied] != "":
+		p.stamp = at.etag
 		return nil
 	case at.status == "":
 		return p.copy(ctx, ifMatch(at.etag)) // half read and written
@@ -391,9 +393,10 @@ func (p *promotion) mark(ctx context.Context, at *copied) error {
 	if err != nil {
 		return err
 	}
-	_, err = p.dst.c.SetMetadata(ctx, meta, &blob.SetMetadataOptions{AccessConditions: ifMatch(at.etag)})
+	resp, err := p.dst.c.SetMetadata(ctx, meta, &blob.SetMetadataOptions{AccessConditions: ifMatch(at.etag)})
 	if hasCode(err, bloberror.ConditionNotMet) || isMissing(err) {
 		return errAgain
 	}
+	p.stamp = etagOf(resp.ETag)
 	return p.dst.fail(err)
 }

@@ -103,13 +103,13 @@ func TestPromote(t *testing.T) {
 		ctx := t.Context()
 		for _, point := range s.Points {
 			want := pointBytes(t, r, s, point.ID, "os")
-			where, err := p.Promote(ctx, s, replica.Promotion{Point: point.ID, Disk: "os", Name: point.ID})
+			made, err := p.Promote(ctx, s, replica.Promotion{Point: point.ID, Disk: "os", Name: point.ID})
 			if err != nil {
 				t.Fatalf("point %s: %v", point.ID, err)
 			}
 			blobName := "vm/promoted/" + point.ID + ".vhd"
-			if !strings.HasSuffix(where, blobName) {
-				t.Errorf("it is at %s", where)
+			if !strings.HasSuffix(made.Where, blobName) {
+				t.Errorf("it is at %s", made.Where)
 			}
 			copied := c.NewPageBlobClient(blobName)
 			got := download(t, copied)

@@ -158,6 +158,7 @@ type promotedDisk struct {
 	ctx      context.Context // of the call that opened it: its methods have none
 	vm, name string
 	size     int64
+	etag     string
 	ranges   *rangeMap
 }
 
@@ -184,7 +185,7 @@ func (r *vmReplica) openPromoted(ctx context.Context, name string, size int64) (
 	case at.status != "" && at.status != blob.CopyStatusTypeSuccess: // by us, or by whoever brings back here what a machine wrote elsewhere
 		return nil, fault.New(fault.Busy, "the disk is not whole: a copy to it is %s", at.status).At(b.where())
 	}
-	d := &promotedDisk{ctx: ctx, vm: r.vm, name: name, ranges: &rangeMap{from: &b}}
+	d := &promotedDisk{ctx: ctx, vm: r.vm, name: name, etag: at.etag, ranges: &rangeMap{from: &b}}
 	if d.size, err = footerSize(ctx, &b, at.size); err != nil {
 		return nil, err
 	}
@@ -226,6 +227,9 @@ func footerSize(ctx context.Context, b *source, size int64) (int64, error) {
 
 // Size is the number of guest bytes.
 func (d *promotedDisk) Size() int64 { return d.size }
+
+// Stamp is the ETag of the blob when it was opened.
+func (d *promotedDisk) Stamp() string { return d.etag }
 
 // ReadAt reads guest bytes; see io.ReaderAt.
 func (d *promotedDisk) ReadAt(p []byte, off int64) (int, error) {

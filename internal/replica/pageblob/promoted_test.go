@@ -84,9 +84,12 @@ func TestPromoteApart(t *testing.T) {
 			for i, point := range s.Points {
 				want := pointBytes(t, r, s, point.ID, "os")
 				id := fmt.Sprintf("f%d-os", i)
-				where, err := p.Promote(t.Context(), s, replica.Promotion{Point: point.ID, Disk: "os", Name: id})
-				if err != nil || strings.Contains(where, "?") {
-					t.Fatal(where, err)
+				made, err := p.Promote(t.Context(), s, replica.Promotion{Point: point.ID, Disk: "os", Name: id})
+				if err != nil || strings.Contains(made.Where, "?") {
+					t.Fatal(made, err)
+				}
+				if again, err := p.Promote(t.Context(), s, replica.Promotion{Point: point.ID, Disk: "os", Name: id}); again != made || err != nil {
+					t.Errorf("again it is %v (%v), and was %v", again, err, made)
 				}
 				c := blobOf(t, name, id)
 				var f vhd.Footer
@@ -302,11 +305,26 @@ func TestOpenPromoted(t *testing.T) {
 	ctx := t.Context()
 	_, err := p.OpenPromoted(ctx, "x", size)
 	wantCode(t, "nothing", err, fault.NotFound)
-	if _, err := p.Promote(ctx, s, replica.Promotion{Point: point.ID, Disk: "os", Name: "x"}); err != nil {
+	made, err := p.Promote(ctx, s, replica.Promotion{Point: point.ID, Disk: "os", Name: "x"})
+	if err != nil {
 		t.Fatal(err)
+	}
+	stamp := func() string {
+		t.Helper()
+		d, err := p.OpenPromoted(ctx, "x", size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d.Stamp()
+	}
+	if got := stamp(); got != made.Stamp {
+		t.Errorf("its stamp is %s, and was %s", got, made.Stamp)
 	}
 	c := blobOf(t, name, "x")
 	scribble(t, c, 512, 0xCD)
+	if stamp() == made.Stamp {
+		t.Error("its stamp does not show that something wrote to it")
+	}
 	want := download(t, c)
 	read := func(size int64) []byte {
 		t.Helper()
