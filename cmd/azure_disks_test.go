@@ -230,3 +230,25 @@ func TestAzureDisksInStore(t *testing.T) {
 		t.Error("there is a folder of recovered disks")
 	}
 }
+
+// TestAzureDisksByHand: where people make the VMs, they are told where the disks are. Unverified, nothing of a copy is read.
+func TestAzureDisksByHand(t *testing.T) {
+	s := newDiskSite(t, "hypervisor: none, disks: store, verify: false")
+	disk := randomBytes(7, 2<<20)
+	s.write("os.raw", disk)
+	s.run(0, "protect", "web01")
+	if out := s.run(0, "failover", "test", "web01", "--dry-run"); strings.Contains(out, "to prove them") {
+		t.Errorf("the plan is\n%s", out)
+	}
+	out := s.run(0, "failover", "test", "web01")
+	_, where, _ := strings.Cut(out, "its disks are in ")
+	where, _, _ = strings.Cut(where, ",")
+	names := s.promoted()
+	if len(names) != 1 || !strings.HasPrefix(where, "http://") || !strings.HasSuffix(where, "/web01/promoted") || !s.holds(s.blobs.NewPageBlobClient(names[0]), disk) {
+		t.Errorf("%q are in %q, or another disk", names, where)
+	}
+	s.run(0, "failover", "cleanup", "web01")
+	if names := s.promoted(); len(names) > 0 {
+		t.Errorf("after the clean-up there is %q", names)
+	}
+}

@@ -408,3 +408,48 @@ func TestRemovePromotedInUse(t *testing.T) {
 	}
 	absent(t, blobOf(t, name, "x"))
 }
+
+// TestPromoteAbortLeftBehind: a run that waits for a copy, and ends when another owner has made the disk of it, does not delete it.
+func TestPromoteAbortLeftBehind(t *testing.T) {
+	name := azuritetest.Container(t)
+	next := unaliased(t)
+	waiting := make(chan struct{})
+	var once sync.Once
+	r, s := promoted(t, name, func(r *http.Request) (*http.Response, error) {
+		resp, err := next(r)
+		if err == nil && r.Method == http.MethodHead && strings.Contains(r.URL.Path, "/promoted/") && resp.StatusCode == 200 {
+			resp.Header.Set("x-ms-copy-status", "pending")
+			once.Do(func() { close(waiting) })
+		}
+		return resp, err
+	})
+	what := replica.Promotion{Point: s.Points[0].ID, Disk: "os", Name: "f-os"}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { _, err := r.(replica.Promoter).Promote(ctx, s, what); ended <- err }()
+	<-waiting
+	now, err := open(t, name, quick()).Seize(t.Context(), "vm", func(s replica.State) (replica.State, error) {
+		s.Generation++
+		return s, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer now.Close()
+	mine, err := now.Ledger().Load(t.Context())
+	if err == nil {
+		_, err = now.(replica.Promoter).Promote(t.Context(), mine, what)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := blobOf(t, name, "f-os")
+	want := download(t, c)
+	cancel()
+	if err := <-ended; !fault.Cancelled(err) && !fault.Is(err, fault.Fenced) {
+		t.Errorf("it ended with %v", err)
+	}
+	if !bytes.Equal(download(t, c), want) {
+		t.Error("the disk is another one")
+	}
+}
