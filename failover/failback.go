@@ -238,14 +238,18 @@ func (f *homeward) checkHome(ctx context.Context, st replica.State) error {
 	return nil
 }
 
-// beginFailback raises the generation: whoever acts for the VM from now on is this site.
+// beginFailback raises the generation: whoever acts for the VM from now on is this site. That it is done is noted afterwards, so that a
+// run that was killed in the middle is completed, or, on another machine, taken over.
 func (f *homeward) beginFailback(ctx context.Context) error {
 	rep, err := f.Store.Seize(ctx, f.VM, func(st replica.State) (replica.State, error) {
 		if err := Allowed(st, DoFailback); err != nil {
 			return st, err
 		}
-		if st.Failover.Failback != nil {
+		if st.Failover.Failback != nil && f.owns(st) {
 			return st, nil
+		}
+		if st.Failover.Failback != nil {
+			return f.raise(st), nil
 		}
 		disks := map[string]string{}
 		for _, d := range f.Home.Disks {
@@ -253,19 +257,19 @@ func (f *homeward) beginFailback(ctx context.Context) error {
 		}
 		rec := *st.Failover
 		rec.Failback = &replica.Failback{
-			ID: hrl.NewID(), Mode: string(f.opts.Mode), Started: f.Now().UTC(), To: f.Home.To, Disks: disks, Done: []string{string(StepFailbackBegin)},
+			ID: hrl.NewID(), Mode: string(f.opts.Mode), Started: f.Now().UTC(), To: f.Home.To, Disks: disks,
 		}
 		st.Failover = &rec
-		st.Generation++
-		st.Owner = f.By
-		st.Owner.Since = f.Now().UTC()
 		st.Phase, st.PhaseSince = replica.FailbackStarted, f.Now().UTC()
-		return st, nil
+		return f.raise(st), nil
 	})
+	if err == nil {
+		err = rep.Close()
+	}
 	if err != nil {
 		return err
 	}
-	return rep.Close()
+	return f.noted(ctx, StepFailbackBegin, nil)
 }
 
 // stopRecovered stops the VM at the recovery site.

@@ -30,6 +30,8 @@ const (
 	StepBoot        StepID = "boot"
 	StepHook        StepID = "hook"
 	StepComplete    StepID = "complete"
+	// StepGiveBack is of an undo: the generation is raised for it.
+	StepGiveBack StepID = "give-back"
 )
 
 // Step is one step of a plan: what it is called in jobs, and what it will do.

@@ -251,9 +251,7 @@ func (r *run) take(st replica.State) (replica.State, error) {
 		}
 	}
 	st.Failover = rec
-	st.Generation++
-	st.Owner = r.By
-	st.Owner.Since = r.Now().UTC()
+	st = r.raise(st)
 	st.Phase, st.PhaseSince = replica.FailoverStarted, r.Now().UTC()
 	return st, nil
 }
