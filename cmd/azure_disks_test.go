@@ -41,7 +41,7 @@ type diskSite struct {
 func newDiskSite(t *testing.T, recovery string) *diskSite {
 	var pool azuritetest.Pool // the server ends with this process
 	server := pool.Server(t)
-	front, copies := server.Proxy(t)
+	front, copies := server.Proxy(t, nil)
 	t.Setenv("SITREP_TEST_AZURE", front)
 	name := azuritetest.Container(t)
 	c, err := container.NewClientFromConnectionString(server.ConnectionString(), name, nil)

@@ -2,6 +2,8 @@ package azuritetest
 
 import (
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -66,6 +68,22 @@ func (u *Unaliased) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
+// watched calls watch before and after each request.
+type watched struct {
+	next  http.RoundTripper
+	watch func(r *http.Request, answered bool)
+}
+
+func (w watched) RoundTrip(r *http.Request) (*http.Response, error) {
+	if w.watch == nil {
+		return w.next.RoundTrip(r)
+	}
+	w.watch(r, false)
+	resp, err := w.next.RoundTrip(r)
+	w.watch(r, true)
+	return resp, err
+}
+
 func copies(h http.Header) bool {
 	for k := range h { // the SDK does not write all names as net/http would
 		if strings.EqualFold(k, "x-ms-copy-source") {
@@ -75,8 +93,9 @@ func copies(h http.Header) bool {
 	return false
 }
 
-// Proxy is a server in front of the emulator that is Unaliased, for programs that know no transport but a connection string.
-func (s *Server) Proxy(t testing.TB) (connectionString string, copies *atomic.Int64) {
+// Proxy is a server in front of the emulator that is Unaliased, for programs that know no transport but a connection string. watch,
+// unless it is nil, is called before each request is passed on, and after it was answered.
+func (s *Server) Proxy(t testing.TB, watch func(r *http.Request, answered bool)) (connectionString string, copies *atomic.Int64) {
 	t.Helper()
 	to, err := url.Parse(s.URL)
 	if err != nil {
@@ -84,7 +103,8 @@ func (s *Server) Proxy(t testing.TB) (connectionString string, copies *atomic.In
 	}
 	tr := http.DefaultTransport.(*http.Transport).Clone()
 	u := s.Unaliased(t, tr)
-	p := &httputil.ReverseProxy{Transport: u, Rewrite: func(r *httputil.ProxyRequest) {
+	quiet := log.New(io.Discard, "", 0) // of clients that went away
+	p := &httputil.ReverseProxy{Transport: watched{u, watch}, ErrorLog: quiet, Rewrite: func(r *httputil.ProxyRequest) {
 		r.Out.URL.Scheme, r.Out.URL.Host = to.Scheme, to.Host
 		r.Out.Host = r.In.Host // a copy's source has to be of the same host
 	}}
