@@ -75,7 +75,11 @@ func (s *session) promotePoint(ctx context.Context, p replica.Promoter, id strin
 		if !ok {
 			continue
 		}
-		made, err := p.Promote(ctx, s.state, replica.Promotion{Point: point.ID, Disk: d.Name, Name: promotedName(point.ID, d.Name), Proof: s.proof()})
+		task := "copy " + d.Name
+		s.meter.Begin(task, bytes, 0)
+		made, err := p.Promote(ctx, s.state, replica.Promotion{Point: point.ID, Disk: d.Name, Name: promotedName(point.ID, d.Name), Proof: s.proof(),
+			Progress: func(n int64) { s.meter.Add(task, n) }})
+		s.meter.End(task)
 		if err != nil {
 			return fault.In(err, s.vm.Name, d.Name)
 		}
