@@ -3,7 +3,6 @@ package cmd
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -232,7 +231,8 @@ func (w *world) sayText(vm *site.VM, text string) {
 func (w *world) sayFailedOver(vm *site.VM, k failover.Kind, f *failoverObject) {
 	where := "its disks are made"
 	if f.Made != nil && len(f.Made.Disks) > 0 {
-		where = "its disks are in " + filepath.Dir(f.Made.Disks[0].Path)
+		first := f.Made.Disks[0].Path // a file, or the address of a page blob
+		where = "its disks are in " + first[:max(strings.LastIndexAny(first, `/\`), 0)]
 		if w.site.Recovery.Hypervisor != site.None && w.site.Recovery.Hypervisor != "" {
 			where = fmt.Sprintf("runs as %s at %s", f.Made.Name, f.Host)
 		}

@@ -41,10 +41,13 @@ func (w *world) failoverJob(ctx context.Context, vm *site.VM, o failoverOptions)
 		Source:   failover.Place{Host: source, Name: vm.Name, Grace: vm.ShutdownGrace, Foreign: vm.QMP != ""},
 		Recovery: failover.Place{Host: recovery, Name: vm.Name, Grace: vm.ShutdownGrace},
 		Folder:   filepath.Join(folder, vm.Name), TestFolder: filepath.Join(folder, vm.Name+"-test"),
-		Format:  disk.Format(cmpOr(string(w.site.Recovery.Format), string(site.RecoverVHD))),
+		Format: disk.Format(cmpOr(string(w.site.Recovery.Format), string(site.RecoverVHD))), Proof: w.proof(),
 		Machine: machineOf(vm),
 		Step:    func(_ string, f func() (int64, string, error)) error { _, _, err := f(); return err },
 		Meter:   w.meter(vm.Name), Log: w.log, Now: w.now,
+	}
+	if w.site.Recovery.Disks == site.DisksInStore {
+		j.DisksIn = failover.InStore
 	}
 	j.NICs = func(ctx context.Context, k failover.Kind) ([]host.NIC, []string, error) {
 		return w.nics(ctx, vm, k, o)

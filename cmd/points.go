@@ -2,6 +2,8 @@ package cmd
 
 import (
 	"context"
+	"errors"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -23,6 +25,7 @@ type pointObject struct {
 	Sequence      uint64           `json:"sequence"`
 	AppConsistent bool             `json:"app_consistent"`
 	Sizes         map[string]int64 `json:"sizes"`
+	Promoted      []string         `json:"promoted,omitempty"` // disks inside the store that were made of it
 }
 
 func (p *program) pointsCommand() *cli.Command {
@@ -71,15 +74,26 @@ func (p *program) pointsCommand() *cli.Command {
 }
 
 func (w *world) points(ctx context.Context, vm *site.VM, o *pointsObject) error {
-	st, err := w.present(ctx, vm)
+	r, st, err := w.replica(ctx, vm, forReading)
 	if err != nil {
+		return err
+	}
+	made, err := promotions(ctx, r, st)
+	if err = errors.Join(err, r.Close()); err != nil {
 		return err
 	}
 	w.describe(vm, st, &o.vmHead)
 	rows := [][]string{{"ID", "TIME", "POSITION", "CONSISTENCY", "SIZE"}}
+	if len(made) > 0 {
+		rows[0] = append(rows[0], "PROMOTED")
+	}
 	for _, x := range st.Points {
-		o.Points = append(o.Points, pointObject{x.ID, x.CutAt.UTC(), x.At.Seq, x.AppConsistent, x.Sizes})
-		rows = append(rows, []string{x.ID, w.when(x.CutAt), num(x.At.Seq), consistency(x), size(pointSize(x))})
+		o.Points = append(o.Points, pointObject{x.ID, x.CutAt.UTC(), x.At.Seq, x.AppConsistent, x.Sizes, made[x.ID]})
+		row := []string{x.ID, w.when(x.CutAt), num(x.At.Seq), consistency(x), size(pointSize(x))}
+		if len(made) > 0 {
+			row = append(row, cmpOr(strings.Join(made[x.ID], ", "), "-"))
+		}
+		rows = append(rows, row)
 	}
 	if len(st.Points) == 0 {
 		return w.show("VM " + vm.Name + " has no recovery point yet\n")

@@ -2,7 +2,9 @@ package cmd
 
 import (
 	"context"
+	"strings"
 
+	"sitrep/failover"
 	"sitrep/internal/fault"
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
@@ -29,6 +31,35 @@ func (w *world) promote(ctx context.Context, vm *site.VM, promote, demote string
 // promotedName is the name of a promoted disk in the store.
 func promotedName(point, disk string) string { return point + "-" + disk }
 
+// proof is how copies that the store has made by itself are proven.
+func (w *world) proof() replica.Proof {
+	if w.site.Recovery.Disks == site.DisksInStore && !w.site.Recovery.Verify {
+		return replica.ProofNone
+	}
+	return replica.ProofRead
+}
+
+// promotions are the promoted disks of each recovery point, as far as it is still known which one they are of.
+func promotions(ctx context.Context, r replica.Replica, st replica.State) (map[string][]string, error) {
+	p, ok := replica.PromoterOf(r)
+	if !ok {
+		return nil, nil
+	}
+	names, err := p.Promoted(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string][]string{}
+	for _, point := range st.Points {
+		for _, name := range names {
+			if strings.HasPrefix(name, promotedName(point.ID, "")) || failover.PromotedFor(st, point.ID, name) {
+				out[point.ID] = append(out[point.ID], name)
+			}
+		}
+	}
+	return out, nil
+}
+
 func (s *session) promotePoint(ctx context.Context, p replica.Promoter, id string, o *exportObject) error {
 	point, err := choosePoint(s.state, id)
 	if err != nil {
@@ -44,12 +75,16 @@ func (s *session) promotePoint(ctx context.Context, p replica.Promoter, id strin
 		if !ok {
 			continue
 		}
-		where, err := p.Promote(ctx, s.state, point.ID, d.Name, promotedName(point.ID, d.Name))
+		task := "copy " + d.Name
+		s.meter.Begin(task, bytes, 0)
+		made, err := p.Promote(ctx, s.state, replica.Promotion{Point: point.ID, Disk: d.Name, Name: promotedName(point.ID, d.Name), Proof: s.proof(),
+			Progress: func(n int64) { s.meter.Add(task, n) }})
+		s.meter.End(task)
 		if err != nil {
 			return fault.In(err, s.vm.Name, d.Name)
 		}
-		o.Disks = append(o.Disks, exportDiskObject{Name: d.Name, Path: where, Size: bytes})
-		s.say("%s: %s of point %s is %s", s.vm.Name, d.Name, point.ID, where)
+		o.Disks = append(o.Disks, exportDiskObject{Name: d.Name, Path: made.Where, Size: bytes})
+		s.say("%s: %s of point %s is %s", s.vm.Name, d.Name, point.ID, made.Where)
 	}
 	return nil
 }

@@ -275,6 +275,7 @@ func (o *statusObject) judged(v health.Verdict) {
 func (o *statusObject) ledger(st replica.State, now time.Time) {
 	owner := st.Owner
 	o.Generation, o.Owner, o.Sequence, o.Points = st.Generation, &owner, st.Applied.Seq, len(st.Points)
+	o.Failover, o.Test, o.LastTest = failoverStatusOf(st.Failover), failoverStatusOf(st.Test), st.LastTest
 	if n := len(st.Points); n > 0 {
 		o.NewestPoint, o.OldestPoint = utc(st.Points[n-1].CutAt), utc(st.Points[0].CutAt)
 	}
@@ -283,7 +284,6 @@ func (o *statusObject) ledger(st replica.State, now time.Time) {
 		return
 	}
 	o.age(st.AsOf, now)
-	o.Failover, o.Test, o.LastTest = failoverStatusOf(st.Failover), failoverStatusOf(st.Test), st.LastTest
 }
 
 func (o *statusObject) age(asOf, now time.Time) {

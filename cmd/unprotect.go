@@ -76,6 +76,9 @@ func (w *world) endRelationship(ctx context.Context, vm *site.VM, j *state.Job, 
 			if err := failover.MayEnd(s.state); err != nil {
 				return err
 			}
+			if err := s.mayRemove(ctx, k); err != nil {
+				return err
+			}
 			if d, err := failover.Made(s.state.Failover); err == nil && d.Name != "" {
 				s.say("%s: the recovered VM %s stays at %s, with its disks, and is protected by nothing", vm.Name, d.Name, s.state.Failover.Host)
 			}
@@ -99,6 +102,14 @@ func (w *world) endRelationship(ctx context.Context, vm *site.VM, j *state.Job, 
 	return id, err
 }
 
+// mayRemove refuses to remove disks that machines may run from.
+func (s *session) mayRemove(ctx context.Context, k kept) error {
+	if k {
+		return nil
+	}
+	return failover.MayRemove(ctx, s.engine.Replica, s.vm.Name)
+}
+
 // forget removes what this site keeps for a relationship: change logs, the tracker's memory, and that there is one.
 func (w *world) forget(vm *site.VM, id hrl.ID) error {
 	e := w.engine(vm, nil, id, w.meter(vm.Name))
@@ -119,6 +130,9 @@ func (w *world) forget(vm *site.VM, id hrl.ID) error {
 func (w *world) planUnprotect(ctx context.Context, vm *site.VM, h *vmHead, k kept) error {
 	return w.onReplica(ctx, vm, forReading, h, func(s *session) error {
 		if err := failover.MayEnd(s.state); err != nil {
+			return err
+		}
+		if err := s.mayRemove(ctx, k); err != nil {
 			return err
 		}
 		s.planned(vm, "disable protection; %s, with %s", k, plural(len(s.state.Points), "recovery point"))

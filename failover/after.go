@@ -2,6 +2,7 @@ package failover
 
 import (
 	"context"
+	"slices"
 
 	"sitrep/internal/fault"
 	"sitrep/internal/host"
@@ -118,7 +119,8 @@ func (j *Job) startSource(ctx context.Context, stopped bool) (string, error) {
 	return "", j.Source.Host.Start(ctx, j.Source.Name)
 }
 
-// giveBack makes the owner of before the owner again.
+// giveBack makes the owner of before the owner again. The generation is raised first, in all of the store, and then the failover is
+// forgotten: a run that is killed in between is found by the next one, which completes what Seize does after the ledger.
 func (j *Job) giveBack(ctx context.Context) error {
 	st, err := j.load(ctx)
 	if err != nil {
@@ -134,16 +136,42 @@ func (j *Job) giveBack(ctx context.Context) error {
 		if err := Allowed(st, DoUndo); err != nil {
 			return st, err
 		}
-		st.Generation++
-		st.Owner, st.Phase = st.Failover.Source, st.Failover.From
-		st.Owner.Since, st.PhaseSince = j.Now().UTC(), j.Now().UTC()
-		st.Failover = nil
-		return st, nil
+		if slices.Contains(st.Failover.Done, string(StepGiveBack)) && j.owns(st) {
+			return st, nil
+		}
+		rec := *st.Failover
+		rec.Done = append(slices.Clone(rec.Done), string(StepGiveBack))
+		st.Failover = &rec
+		return j.raise(st), nil
 	})
+	if err == nil {
+		err = rep.Close()
+	}
 	if err != nil {
 		return err
 	}
-	return rep.Close()
+	return j.change(ctx, func(st *replica.State) error {
+		if st.Failover == nil {
+			return nil
+		}
+		st.Owner, st.Phase = st.Failover.Source, st.Failover.From
+		st.Owner.Since, st.PhaseSince = j.Now().UTC(), j.Now().UTC()
+		st.Failover = nil
+		return nil
+	})
+}
+
+// raise is the ledger with a higher generation, of this site on this machine.
+func (j *Job) raise(st replica.State) replica.State {
+	st.Generation++
+	st.Owner = j.By
+	st.Owner.Since = j.Now().UTC()
+	return st
+}
+
+// owns says whether the generation of the ledger is that of this site on this machine.
+func (j *Job) owns(st replica.State) bool {
+	return st.Owner.Site == j.By.Site && st.Owner.Host == j.By.Host
 }
 
 // Commit accepts what was done: after a failover older recovery points are removed; after a failback the recovered VM is, and

@@ -16,7 +16,7 @@ import (
 
 // homeJob is the engine that brings disks home, with the recovered disks open. Its disks are closed by the function that is
 // returned.
-func (j *Job) homeJob(st replica.State, d host.Definition, disks []HomeDisk, again bool) (*home.Job, func() error, error) {
+func (j *Job) homeJob(ctx context.Context, st replica.State, d host.Definition, disks []HomeDisk, again bool) (*home.Job, func() error, error) {
 	h := &home.Job{VM: j.VM, FS: j.FS, StateDir: j.Home.StateDir, Again: again, Meter: j.Meter, Log: j.Log, Now: j.Now, Pause: j.Pause}
 	if fb := st.Failover.Failback; fb != nil {
 		h.ID = fb.ID
@@ -34,7 +34,7 @@ func (j *Job) homeJob(st replica.State, d host.Definition, disks []HomeDisk, aga
 		if from == nil {
 			return nil, nil, errors.Join(fault.New(fault.FailoverFailed, "the recovered VM has no disk of this name").Of(j.VM, to.Name), shut())
 		}
-		img, err := disk.Open(j.FS, from.Path, disk.Format(from.Format))
+		img, err := j.madeIn(Unplanned, st.Failover).open(ctx, *from)
 		if err != nil {
 			return nil, nil, errors.Join(fault.In(err, j.VM, to.Name), shut())
 		}
@@ -56,7 +56,7 @@ func diskOf(d host.Definition, name string) *host.Disk {
 // bring makes the disks at home what the recovered ones are, and returns how much was brought that the ledger does not count
 // yet: also by a run that was killed. again says that another pass follows.
 func (f *homeward) bring(ctx context.Context, st replica.State, d host.Definition, again bool) (sent int64, err error) {
-	h, shut, err := f.homeJob(st, d, f.Home.Disks, again)
+	h, shut, err := f.homeJob(ctx, st, d, f.Home.Disks, again)
 	if err != nil {
 		return 0, err
 	}
@@ -88,7 +88,7 @@ func (f *homeward) makeTargets(ctx context.Context, st replica.State) (made int6
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, thaw()) }()
-	h, shut, err := f.homeJob(st, d, f.Home.Disks, false)
+	h, shut, err := f.homeJob(ctx, st, d, f.Home.Disks, false)
 	if err != nil {
 		return 0, err
 	}
@@ -163,13 +163,13 @@ func (j *Job) Price(ctx context.Context) (p Price, err error) {
 		return p, j.in(err)
 	}
 	for _, to := range missing { // made as a whole
-		x, err := j.wholePrice(d, to)
+		x, err := j.wholePrice(ctx, st, d, to)
 		if err != nil {
 			return p, j.in(err)
 		}
 		p.Disks = append(p.Disks, x)
 	}
-	h, shut, err := j.homeJob(st, d, there, false)
+	h, shut, err := j.homeJob(ctx, st, d, there, false)
 	if err != nil {
 		return p, j.in(err)
 	}
@@ -204,12 +204,12 @@ func (j *Job) disksThere() (there, missing []HomeDisk, err error) {
 }
 
 // wholePrice is the price of a disk that is not there: all that the recovered one holds.
-func (j *Job) wholePrice(d host.Definition, to HomeDisk) (p DiskPrice, err error) {
+func (j *Job) wholePrice(ctx context.Context, st replica.State, d host.Definition, to HomeDisk) (p DiskPrice, err error) {
 	from := diskOf(d, to.Name)
 	if from == nil {
 		return p, fault.New(fault.FailoverFailed, "the recovered VM has no disk of this name").Of(j.VM, to.Name)
 	}
-	img, err := disk.Open(j.FS, from.Path, disk.Format(from.Format))
+	img, err := j.madeIn(Unplanned, st.Failover).open(ctx, *from)
 	if err != nil {
 		return p, fault.In(err, j.VM, to.Name)
 	}

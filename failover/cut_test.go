@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -29,10 +30,16 @@ type act struct {
 // TestCutEverywhere goes through the whole life of failovers. Each command is cut at its writes and syncs, in every way a
 // crash can be, and run again, as an operator would: it has to complete, with nothing lost on the way.
 func TestCutEverywhere(t *testing.T) {
+	t.Run("folder", func(t *testing.T) { liveAndCut(t, failover.InFolder) })
+	t.Run("store", func(t *testing.T) { liveAndCut(t, failover.InStore) })
+}
+
+func liveAndCut(t *testing.T, in failover.DisksIn) {
 	ctx := t.Context()
 	rng := rand.New(rand.NewPCG(7, 7))
 	g := replicatetest.NewGuest(rng)
 	w := newWorld(t, g, 2, func() { replicatetest.Scribble(rng, g) })
+	w.in = in
 	points, err := w.Points(ctx)
 	must(t, err)
 	for _, a := range life(g, points, rng) {
@@ -117,7 +124,7 @@ func life(g replicatetest.Guest, points map[hrl.Pos]replicatetest.Guest, rng *ra
 		{
 			name: "cleanup", do: func(ctx context.Context, w *world) error { return w.job().Cleanup(ctx, "went well") },
 			proof: func(ctx context.Context, w *world, st replica.State) error {
-				return errors.Join(powers(w, host.Running, host.Absent, host.Absent), phase(st, replica.Replicating, 1), gone(w, "/dr/web01-test"),
+				return errors.Join(powers(w, host.Running, host.Absent, host.Absent), phase(st, replica.Replicating, 1), gone(w, "/dr/web01-test", "test-"),
 					isTrue(st.Test == nil && st.LastTest != nil && st.LastTest.OK && st.LastTest.Notes == "went well", "the result of the test is not kept"))
 			},
 		},
@@ -138,7 +145,7 @@ func life(g replicatetest.Guest, points map[hrl.Pos]replicatetest.Guest, rng *ra
 			proof: func(ctx context.Context, w *world, st replica.State) error {
 				home, err := w.atHome()
 				return errors.Join(err, same("the source", home, atSource), powers(w, host.Running, host.Absent, host.Absent),
-					phase(st, replica.Replicating, 3), gone(w, "/dr/web01"), isTrue(st.Failover == nil, "the failover is not forgotten"))
+					phase(st, replica.Replicating, 3), gone(w, "/dr/web01", "failover-"), isTrue(st.Failover == nil, "the failover is not forgotten"))
 			},
 		},
 		{
@@ -204,7 +211,7 @@ func life(g replicatetest.Guest, points map[hrl.Pos]replicatetest.Guest, rng *ra
 			proof: func(ctx context.Context, w *world, st replica.State) error {
 				home, err := w.atHome()
 				return errors.Join(err, same("the disks at home", home, g), powers(w, host.Running, host.Absent, host.Absent),
-					phase(st, replica.Replicating, 5), gone(w, "/dr/web01"), isTrue(st.Failover == nil, "the failover is not forgotten"))
+					phase(st, replica.Replicating, 5), gone(w, "/dr/web01", "failover-"), isTrue(st.Failover == nil, "the failover is not forgotten"))
 			},
 		},
 		{
@@ -253,8 +260,14 @@ func powers(w *world, source, recovered, test host.Power) error {
 	return nil
 }
 
-// gone says that a folder is not there.
-func gone(w *world, folder string) error {
+// gone says that a folder is not there, and that nothing in the store has a name that begins so.
+func gone(w *world, folder, prefix string) error {
+	blobs, _ := w.FS.ReadDir(blobs) // none: it was never made
+	for _, e := range blobs {
+		if strings.Contains(e.Name, prefix) {
+			return fmt.Errorf("%s is still in the store", e.Name)
+		}
+	}
 	if entries, err := w.FS.ReadDir(folder); err == nil {
 		return fmt.Errorf("%s is still there: %v", folder, entries)
 	}

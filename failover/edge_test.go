@@ -2,6 +2,7 @@ package failover_test
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -208,5 +209,74 @@ func TestTwoMachines(t *testing.T) {
 	st = w.state(t)
 	if st.Owner.Host != before.Owner.Host || st.Phase != before.Phase {
 		t.Errorf("after undo the owner is %q, the phase %s", st.Owner.Host, st.Phase)
+	}
+}
+
+// halfSeized is a store whose next Seize is killed between the ledger and the rest of the store.
+type halfSeized struct {
+	replica.Store
+	kill bool
+	done uint64 // the generation of the last Seize that came to its end
+}
+
+func (s *halfSeized) Seize(ctx context.Context, vm string, take func(replica.State) (replica.State, error)) (replica.Replica, error) {
+	generation := uint64(0)
+	r, err := s.Store.Seize(ctx, vm, func(st replica.State) (replica.State, error) {
+		next, err := take(st)
+		generation = next.Generation
+		return next, err
+	})
+	if err == nil && s.kill {
+		s.kill = false
+		return nil, errors.Join(fault.New(fault.StoreUnreachable, "killed"), r.Close())
+	}
+	s.done = generation
+	return r, err
+}
+
+// TestSeizeIsCompleted: whatever raises the generation, and is killed when only the ledger knows of it, raises it in the rest of the
+// store when it is run again. Another machine that goes on does so with a generation of its own.
+func TestSeizeIsCompleted(t *testing.T) {
+	w, g := edge(t)
+	ctx := t.Context()
+	s := &halfSeized{}
+	job := func() *failover.Job {
+		j := w.job()
+		s.Store, j.Store = j.Store, s
+		return j
+	}
+	twice := func(what string, do func(*failover.Job) error) {
+		t.Helper()
+		s.kill = true
+		wantCode(t, do(job()), fault.StoreUnreachable)
+		must(t, do(job()))
+		if st := w.state(t); s.done != st.Generation {
+			t.Errorf("%s: the generation is %d, and the store was seized for %d", what, st.Generation, s.done)
+		}
+	}
+	planned := func(j *failover.Job) error { return j.Run(ctx, failover.Planned, failover.Options{}, "") }
+	twice("failover", planned)
+	twice("undo", func(j *failover.Job) error { return j.Undo(ctx) })
+	if st := w.state(t); st.Generation != 3 || st.Owner.Host == "dr1" || st.Phase != replica.Replicating {
+		t.Errorf("after the undo: generation %d of %s, %s", st.Generation, st.Owner.Host, st.Phase)
+	}
+	must(t, planned(job()))
+	must(t, job().Commit(ctx))
+	replicatetest.Scribble(rand.New(rand.NewPCG(6, 6)), g)
+	must(t, w.write("web01", g))
+	s.kill = true
+	back := func(j *failover.Job) error {
+		return j.Failback(ctx, failover.FailbackOptions{Mode: failover.DuringFailover}, failover.StepFailbackBegin)
+	}
+	wantCode(t, back(job()), fault.StoreUnreachable)
+	elsewhere := job()
+	elsewhere.By.Host = "dr2"
+	must(t, back(elsewhere))
+	if st := w.state(t); st.Generation != 6 || s.done != 6 || st.Owner.Host != "dr2" {
+		t.Errorf("another machine goes on with generation %d (seized: %d) of %s", st.Generation, s.done, st.Owner.Host)
+	}
+	must(t, back(elsewhere))
+	if st := w.state(t); st.Generation != 6 {
+		t.Errorf("begun already, and the generation is %d", st.Generation)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"sitrep/internal/disk"
@@ -178,8 +179,7 @@ func (f *homeward) do(ctx context.Context, id StepID) (bytes int64, note string,
 		}
 		return made, "", f.noted(ctx, id, func(_ *replica.State, fb *replica.Failback) { fb.Made, fb.Sent = made, made })
 	case StepSyncRunning, StepSyncStopped:
-		bytes, err = f.synchronize(ctx, st, id)
-		return bytes, "", err
+		return f.synchronize(ctx, st, id)
 	case StepStopRecovered:
 		return 0, "", f.stopRecovered(ctx, st)
 	case StepCreateHome:
@@ -242,14 +242,18 @@ func (f *homeward) checkHome(ctx context.Context, st replica.State) error {
 	return nil
 }
 
-// beginFailback raises the generation: whoever acts for the VM from now on is this site.
+// beginFailback raises the generation: whoever acts for the VM from now on is this site. That it is done is noted afterwards, so that a
+// run that was killed in the middle is completed, or, on another machine, taken over.
 func (f *homeward) beginFailback(ctx context.Context) error {
 	rep, err := f.Store.Seize(ctx, f.VM, func(st replica.State) (replica.State, error) {
 		if err := Allowed(st, DoFailback); err != nil {
 			return st, err
 		}
-		if st.Failover.Failback != nil {
+		if st.Failover.Failback != nil && f.owns(st) {
 			return st, nil
+		}
+		if st.Failover.Failback != nil {
+			return f.raise(st), nil
 		}
 		disks := map[string]string{}
 		for _, d := range f.Home.Disks {
@@ -257,19 +261,19 @@ func (f *homeward) beginFailback(ctx context.Context) error {
 		}
 		rec := *st.Failover
 		rec.Failback = &replica.Failback{
-			ID: hrl.NewID(), Mode: string(f.opts.Mode), Started: f.Now().UTC(), To: f.Home.To, Disks: disks, Done: []string{string(StepFailbackBegin)},
+			ID: hrl.NewID(), Mode: string(f.opts.Mode), Started: f.Now().UTC(), To: f.Home.To, Disks: disks,
 		}
 		st.Failover = &rec
-		st.Generation++
-		st.Owner = f.By
-		st.Owner.Since = f.Now().UTC()
 		st.Phase, st.PhaseSince = replica.FailbackStarted, f.Now().UTC()
-		return st, nil
+		return f.raise(st), nil
 	})
+	if err == nil {
+		err = rep.Close()
+	}
 	if err != nil {
 		return err
 	}
-	return rep.Close()
+	return f.noted(ctx, StepFailbackBegin, nil)
 }
 
 // stopRecovered stops the VM at the recovery site.
@@ -288,24 +292,46 @@ func (f *homeward) stopRecovered(ctx context.Context, st replica.State) error {
 }
 
 // synchronize brings home what differs, with the recovered VM held still where it runs and its host can.
-func (f *homeward) synchronize(ctx context.Context, st replica.State, id StepID) (sent int64, err error) {
+func (f *homeward) synchronize(ctx context.Context, st replica.State, id StepID) (sent int64, note string, err error) {
 	d, err := f.recovered(st)
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	running := id == StepSyncRunning
+	if !running {
+		if note, err = f.untouched(ctx, st, d); err != nil {
+			return 0, "", err
+		}
+	}
 	thaw, err := f.freezeIf(ctx, d.Name, running)
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	sent, err = f.bring(ctx, st, d, running)
 	if e := fault.Find(err); e != nil && e.Class() == fault.Resync { // said of logs of a failback it means: bring them anew
 		err = fault.Wrap(fault.FailoverFailed, err, "the disks at home are whole, old or new")
 	}
 	if err = errors.Join(err, thaw()); err != nil {
-		return sent, err
+		return sent, "", err
 	}
-	return sent, f.noted(ctx, id, func(_ *replica.State, fb *replica.Failback) { fb.Sent += sent })
+	return sent, note, f.noted(ctx, id, func(_ *replica.State, fb *replica.Failback) { fb.Sent += sent })
+}
+
+// untouched looks for disks that nothing has written to since they were made: a VM that ran wrote something. One that ran from
+// copies of its disks wrote elsewhere, and what was brought home from here would be the recovery point, with all that it wrote lost. A
+// disk that is only read is the same to look at, so some are worth a warning; all of them are none that a VM ran from.
+func (f *homeward) untouched(ctx context.Context, st replica.State, d host.Definition) (note string, err error) {
+	names, err := f.madeIn(Unplanned, st.Failover).untouched(ctx, st.Failover.DiskStamps, d.Disks)
+	switch {
+	case err != nil || len(names) == 0:
+		return "", err
+	case len(names) == len(d.Disks):
+		return "", fault.New(fault.FailoverFailed, "nothing has written to the disks in the store since they were made: when the VM ran from copies of them, bring "+
+			"these back there first; when it wrote nothing, change any metadata of a blob to say so").At(d.Disks[0].Path)
+	}
+	note = "nothing was written since the failover to " + strings.Join(names, ", ")
+	f.Log.Warn(note, "vm", f.VM)
+	return note, nil
 }
 
 // freezeIf holds the recovered VM still while it is read, if that is wanted, it runs, and its host can. It goes on whatever

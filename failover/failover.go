@@ -13,7 +13,8 @@
 //	last changes   of the stopped source, into the store: nothing is lost
 //	take over      ledger: a higher generation; from here the site that replicated is refused by the store
 //	finish         what lies on the shelf is applied, so that the newest point is as new as can be
-//	disks          a copy of the recovery point, in the format of the recovery host, every block proved on the way
+//	disks          a copy of the recovery point, in the format of the recovery host, every block proved: in a folder, or
+//	               inside the store (disks.go, promoted.go)
 //	create, start, boot check, hook
 //	complete       ledger: the VM runs at the recovery site
 //
@@ -72,9 +73,13 @@ type Job struct {
 
 	Source   Place // where the protected VM runs
 	Recovery Place // where it comes up; Name is that of the real failover, a test's has "-test" behind it
-	// Folder is where the disks of this VM lie when it is recovered, and TestFolder when it is tested.
+	// DisksIn says where the disks are made of a failover that has none yet. Those that were made are where the ledger says.
+	DisksIn DisksIn
+	// Folder is where the disks of this VM lie when it is recovered, and TestFolder when it is tested, for InFolder.
 	Folder, TestFolder string
-	Format             disk.Format // of these disks
+	Format             disk.Format // of the files there
+	// Proof is how disks that the service of the store has copied are proven, for InStore.
+	Proof replica.Proof
 	// Machine is the VM to be made, as the ledger's definition and the site file say: without disks and NICs.
 	Machine host.Definition
 

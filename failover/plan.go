@@ -3,15 +3,12 @@ package failover
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"io/fs"
-	"path/filepath"
 	"slices"
 	"time"
 
-	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/internal/host"
+	"sitrep/internal/hrl"
 	"sitrep/internal/replica"
 )
 
@@ -33,6 +30,8 @@ const (
 	StepBoot        StepID = "boot"
 	StepHook        StepID = "hook"
 	StepComplete    StepID = "complete"
+	// StepGiveBack is of an undo: the generation is raised for it.
+	StepGiveBack StepID = "give-back"
 )
 
 // Step is one step of a plan: what it is called in jobs, and what it will do.
@@ -139,7 +138,8 @@ func (j *Job) definition(ctx context.Context, st replica.State, at replica.Point
 		if !ok {
 			continue
 		}
-		made := host.Disk{Name: s.Name, Path: j.diskPath(k, s.Name), Format: string(j.Format), Size: size, OS: s.OS, SectorSize: s.SectorSize}
+		path, format := j.disksOf(j.DisksIn, k, hrl.ID{}).disk(s.Name)
+		made := host.Disk{Name: s.Name, Path: path, Format: string(format), Size: size, OS: s.OS, SectorSize: s.SectorSize}
 		if err := j.takes(made); err != nil {
 			return d, notes, err
 		}
@@ -159,17 +159,6 @@ func (j *Job) nameAt(k Kind) string {
 		return j.Recovery.Name + "-test"
 	}
 	return j.Recovery.Name
-}
-
-func (j *Job) folder(k Kind) string {
-	if k == Test {
-		return j.TestFolder
-	}
-	return j.Folder
-}
-
-func (j *Job) diskPath(k Kind, name string) string {
-	return filepath.Join(j.folder(k), name+"."+string(j.Format))
 }
 
 // steps lists what is left to do.
@@ -198,7 +187,7 @@ func (j *Job) steps(st replica.State, k Kind, o Options, p Plan) []Step {
 		out = append(out, Step{StepClear, "Change the recovery point", "remove the VM and the disks that were made of point " + rec.Point})
 		rec = nil // everything behind it is done anew
 	}
-	add(StepDisks, "Prepare the disks", "copy "+plural(len(p.VMDef.Disks), "disk")+" of point "+p.Found.ID+" to "+j.folder(k))
+	add(StepDisks, "Prepare the disks", j.disksOf(j.DisksIn, k, hrl.ID{}).plan(plural(len(p.VMDef.Disks), "disk"), p.Found.ID))
 	if j.Recovery.Host != nil {
 		add(StepCreate, "Create the replica virtual machine", "make "+p.VMDef.Name+" at "+j.Recovery.Describe())
 		add(StepStart, "Start the replica virtual machine", "start "+p.VMDef.Name)
@@ -258,30 +247,9 @@ func (j *Job) check(ctx context.Context, st replica.State, k Kind, p Plan) error
 		}
 	}
 	if *k.record(&st) != nil {
-		return nil // what lies in the folder is of this failover
+		return nil // what lies there is of this failover
 	}
-	for _, d := range p.VMDef.Disks {
-		_, err := j.FS.Stat(d.Path)
-		if err == nil {
-			return fault.New(fault.Exists, "there is a disk already, of an earlier failover perhaps: move it away").At(d.Path).Of(j.VM, d.Name)
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return fault.In(err, j.VM, d.Name)
-		}
-	}
-	return j.writable(j.folder(k))
-}
-
-// writable tries the folder of the disks, and leaves nothing in it: a source is not stopped for disks that cannot be made.
-func (j *Job) writable(folder string) error {
-	if err := j.FS.MkdirAll(folder); err != nil {
-		return fault.FromOS(err)
-	}
-	f, err := j.FS.Create(durable.TempName(filepath.Join(folder, "probe")))
-	if err != nil {
-		return fault.FromOS(err)
-	}
-	return errors.Join(f.Close(), j.removeFolder(folder))
+	return j.disksOf(j.DisksIn, k, hrl.ID{}).ready(ctx, p.VMDef.Disks)
 }
 
 // made says that a VM of this failover may be at its host: the ledger learns of it before it is created there.

@@ -113,17 +113,18 @@ type world struct {
 	*replicatetest.Rig
 	source, recovery *machines
 	hooked           []string
+	in               failover.DisksIn // where disks are made
 }
 
 // on is the same world on another filesystem, with hosts that go their own way from here.
 func (w *world) on(fs *crashfs.FS) *world {
-	return &world{Rig: w.On(fs), source: w.source.clone(), recovery: w.recovery.clone()}
+	return &world{Rig: w.On(fs), source: w.source.clone(), recovery: w.recovery.clone(), in: w.in}
 }
 
 func (w *world) job() *failover.Job {
-	store := dir.New(w.FS, "/store")
+	store := promoting{dir.New(w.FS, "/store"), w.FS}
 	j := &failover.Job{
-		VM: "web01", Store: store, FS: w.FS, By: replica.Owner{Site: "dr", Host: "dr1"}, Keep: w.Keep,
+		VM: "web01", Store: store, DisksIn: w.in, FS: w.FS, By: replica.Owner{Site: "dr", Host: "dr1"}, Keep: w.Keep,
 		Source:   failover.Place{Host: w.source, Name: "web01"},
 		Recovery: failover.Place{Host: w.recovery, Name: "web01"},
 		Folder:   "/dr/web01", TestFolder: "/dr/web01-test", Format: disk.VHD,
@@ -181,7 +182,7 @@ func (w *world) recovered(vm string) (replicatetest.Guest, error) {
 	}
 	g := replicatetest.Guest{}
 	for _, d := range v.def.Disks {
-		img, err := disk.Open(w.FS, d.Path, disk.Format(d.Format))
+		img, err := disk.Open(w.FS, file(d.Path), disk.Format(d.Format))
 		if err != nil {
 			return nil, err
 		}
@@ -198,7 +199,7 @@ func (w *world) recovered(vm string) (replicatetest.Guest, error) {
 // write is what a guest at the recovery site does.
 func (w *world) write(vm string, g replicatetest.Guest) error {
 	for _, d := range w.recovery.vms[vm].def.Disks {
-		img, err := disk.OpenRW(w.FS, d.Path, disk.Format(d.Format))
+		img, err := disk.OpenRW(w.FS, file(d.Path), disk.Format(d.Format))
 		if err != nil {
 			return err
 		}

@@ -5,14 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"path/filepath"
 	"slices"
 	"time"
 
-	"sitrep/failover/recovered"
-	"sitrep/internal/disk"
-	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/internal/host"
 	"sitrep/internal/hrl"
@@ -132,7 +127,7 @@ func (r *run) stillOurs(st replica.State, rec *replica.Failover) error {
 func (r *run) record(st replica.State) *replica.Failover {
 	return &replica.Failover{
 		ID: hrl.NewID(), Kind: string(r.kind), Started: r.Now().UTC(), By: r.By, From: st.Phase, Source: st.Owner,
-		Host: r.Recovery.Describe(), Done: []string{string(StepBegin)},
+		Host: r.Recovery.Describe(), DisksIn: string(r.DisksIn), Done: []string{string(StepBegin)},
 	}
 }
 
@@ -256,9 +251,7 @@ func (r *run) take(st replica.State) (replica.State, error) {
 		}
 	}
 	st.Failover = rec
-	st.Generation++
-	st.Owner = r.By
-	st.Owner.Since = r.Now().UTC()
+	st = r.raise(st)
 	st.Phase, st.PhaseSince = replica.FailoverStarted, r.Now().UTC()
 	return st, nil
 }
@@ -341,7 +334,8 @@ func (r *run) clear(ctx context.Context) error {
 			st.Phase, st.PhaseSince = replica.FailoverStarted, r.Now().UTC()
 		}
 		rec.ID, rec.Kind, rec.Point, rec.CutAt, rec.VM = hrl.NewID(), string(r.kind), p.ID, p.CutAt, nil // an older point loses what a planned failover did not
-		rec.Started, rec.Finished = r.Now().UTC(), time.Time{}
+		rec.Started, rec.Finished, rec.DisksIn = r.Now().UTC(), time.Time{}, string(r.DisksIn)
+		rec.DiskStamps = nil
 		rec.Done = slices.DeleteFunc(rec.Done, func(s string) bool { return behindFinish(StepID(s)) })
 	})
 }
@@ -351,12 +345,13 @@ func behindFinish(id StepID) bool {
 	return !slices.Contains([]StepID{StepBegin, StepStopSource, StepTakeOver, StepFinish}, id)
 }
 
-// disks makes the disks of the point. Each one that is done is in the ledger, so that a killed run goes on with the next.
+// disks makes the disks of the point. Each one that is done is found by a run that goes on, so that a killed one goes on with
+// the next.
 func (r *run) disks(ctx context.Context) (bytes int64, note string, err error) {
-	if err := r.FS.MkdirAll(r.folder(r.kind)); err != nil {
+	if err := r.moveDisks(ctx); err != nil {
 		return 0, "", err
 	}
-	err = r.with(ctx, func(rep replica.Replica, st replica.State) (err error) {
+	err = r.with(ctx, func(rep replica.Replica, st replica.State) error {
 		rec := *r.kind.record(&st)
 		if rec == nil {
 			return fault.New(fault.FailoverFailed, "the ledger no longer knows of this failover")
@@ -372,29 +367,40 @@ func (r *run) disks(ctx context.Context) (bytes int64, note string, err error) {
 		if err != nil {
 			return err
 		}
-		view, err := rep.Points().Open(ctx, st, point.ID)
-		if err != nil {
+		fresh := *rec
+		if bytes, err = r.madeIn(r.kind, rec).make(ctx, rep, st, &fresh, d.Disks); err != nil {
 			return err
-		}
-		defer func() { err = errors.Join(err, view.Close()) }()
-		for _, made := range d.Disks {
-			n, err := r.makeDisk(ctx, view, rec.ID, made)
-			if err != nil {
-				return fault.In(err, r.VM, made.Name)
-			}
-			bytes += n
 		}
 		data, err := json.Marshal(d)
 		if err != nil {
 			return err
 		}
-		fresh := *rec
 		fresh.VM, fresh.Done = data, append(slices.Clone(rec.Done), string(StepDisks))
 		*r.kind.record(&st) = &fresh
 		_, err = rep.Ledger().Save(ctx, st)
 		return err
 	})
 	return bytes, note, r.rotten(ctx, err)
+}
+
+// moveDisks gives up what an earlier run has begun to make where the site file made disks then. No VM was made of it yet: whoever
+// mends a failover that cannot get its disks in one place may say another.
+func (r *run) moveDisks(ctx context.Context) error {
+	st, err := r.load(ctx)
+	if err != nil {
+		return err
+	}
+	rec := *r.kind.record(&st)
+	if rec == nil || DisksIn(rec.DisksIn) == r.DisksIn {
+		return nil
+	}
+	if err := r.stillOurs(st, rec); err != nil {
+		return err
+	}
+	if err := r.removeDisks(ctx, st, r.kind, host.Definition{}); err != nil {
+		return err
+	}
+	return r.note(ctx, "", func(_ *replica.State, rec *replica.Failover) { rec.DisksIn = string(r.DisksIn) })
 }
 
 // rotten keeps in the ledger that the replica's bytes are not what its sums say, where a test has found it; a failover has left
@@ -413,18 +419,6 @@ func (r *run) rotten(ctx context.Context, err error) error {
 		return job.Mark(context.WithoutCancel(ctx), e.Code, err.Error(), r.Now().UTC())
 	})
 	return errors.Join(err, merr)
-}
-
-// makeDisk makes one disk of the point. One that an earlier run has made is left alone.
-func (r *run) makeDisk(ctx context.Context, view replica.PointView, id hrl.ID, d host.Disk) (int64, error) {
-	src, err := view.Disk(d.Name)
-	if err != nil {
-		return 0, err
-	}
-	res, err := recovered.Make(ctx, recovered.Config{
-		FS: r.FS, Source: src, Path: d.Path, Format: disk.Format(d.Format), SectorSize: d.SectorSize, ID: id, VM: r.VM, Disk: d.Name, Meter: r.Meter,
-	})
-	return res.Written, err
 }
 
 // onVM does f with what was made, as a step.
@@ -469,58 +463,5 @@ func (j *Job) removeVM(ctx context.Context, st replica.State, k Kind) error {
 			return err
 		}
 	}
-	return j.removeDisks(st, k, d)
-}
-
-// removeDisks removes the disks that a failover has made, half-made ones too, and their folder when nothing of others is
-// left in it.
-func (j *Job) removeDisks(st replica.State, k Kind, d host.Definition) error {
-	paths := map[string]bool{}
-	for _, s := range st.Disks {
-		paths[j.diskPath(k, s.Name)] = true
-	}
-	for _, made := range d.Disks { // the site file may name another folder, or format, by now
-		paths[made.Path] = true
-	}
-	folders := map[string]bool{}
-	for path := range paths {
-		folders[filepath.Dir(path)] = true
-		if _, err := j.FS.Stat(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err := recovered.Remove(j.FS, path); err != nil {
-			return err
-		}
-	}
-	for folder := range folders {
-		if err := j.removeFolder(folder); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// removeFolder removes a folder of recovered disks with what a killed run has left half made, if nothing else is in it.
-func (j *Job) removeFolder(folder string) error {
-	entries, err := j.FS.ReadDir(folder)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if e.Dir || !durable.IsTemp(e.Name) {
-			return nil
-		}
-	}
-	for _, e := range entries {
-		if err := durable.RemoveIfThere(j.FS, filepath.Join(folder, e.Name)); err != nil {
-			return err
-		}
-	}
-	if err := durable.RemoveIfThere(j.FS, folder); err != nil {
-		return err
-	}
-	return j.FS.SyncDir(filepath.Dir(folder)) // the ledger forgets it next, and it must not come back then
+	return j.removeDisks(ctx, st, k, d)
 }

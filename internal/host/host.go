@@ -84,7 +84,7 @@ type Definition struct {
 // Disk is a disk of a Definition.
 type Disk struct {
 	Name   string `json:"name"`
-	Path   string `json:"path"`   // absolute
+	Path   string `json:"path"`   // absolute; or the address, without secrets, of a page blob that holds the disk as a fixed VHD
 	Format string `json:"format"` // raw, vhd, vhdx, qcow2
 	Size   int64  `json:"size"`   // guest bytes
 	OS     bool   `json:"os,omitempty"`

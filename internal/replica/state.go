@@ -114,6 +114,10 @@ type Failover struct {
 	// SourceStopped says that the source VM was stopped by it, and so is started by undo.
 	SourceStopped bool   `json:"source_stopped,omitempty"`
 	Host          string `json:"host,omitempty"` // that runs the VM, as it describes itself
+	// DisksIn is where its disks are made: "" in a folder, "store" beside the replica (see Promoter).
+	DisksIn string `json:"disks_in,omitempty"`
+	// DiskStamps are what Promoted.Stamp was of disks that were made beside the replica, by name.
+	DiskStamps map[string]string `json:"disk_stamps,omitempty"`
 	// VM is the host.Definition of what was made there.
 	VM       json.RawMessage `json:"vm,omitempty"`
 	Finished time.Time       `json:"finished,omitzero"` // the VM was up, its boot check passed

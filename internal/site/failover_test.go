@@ -28,7 +28,7 @@ func TestFailoverSample(t *testing.T) {
 			Binary: in("bin", "qemu"), Accel: "kvm", Machine: "pc,usb=off", CPU: "host", Disk: "virtio",
 			Firmware: in("fw", "code.fd"), Args: []string{"-k", "de"},
 		}},
-		Format: RecoverQCOW2,
+		Disks: DisksInFolder, Verify: true, Format: RecoverQCOW2,
 		Networks: []*RecoveryNetwork{
 			{Name: "dr-vnet", Attach: AttachBridge, Switch: "br0", Subnets: []Subnet{
 				{"corp-lan", netip.MustParsePrefix("10.1.0.0/24"), addr("10.1.0.1"), []netip.Addr{addr("10.1.0.9"), addr("10.1.0.10")}},
@@ -86,11 +86,15 @@ func TestFailoverSample(t *testing.T) {
 // A recovery host of which nothing but its name is told is one where disks are made, and no VM.
 func TestRecoveryDefaults(t *testing.T) {
 	s := load(t, "contoso.yaml")
-	if want := (Runner{Name: "dr-kvm", Hypervisor: None, Folder: filepath.Join(s.Dir, "recovered")}); s.Recovery.Runner != want || s.Recovery.Format != RecoverVHD {
+	if want := (Runner{Name: "dr-kvm", Hypervisor: None, Folder: filepath.Join(s.Dir, "recovered")}); s.Recovery.Runner != want || s.Recovery.Format != RecoverVHD ||
+		s.Recovery.Disks != DisksInFolder || !s.Recovery.Verify {
 		t.Errorf("%+v", s.Recovery)
 	}
 	if r := load(t, "minimal.yaml").Recovery; !reflect.DeepEqual(r, Recovery{}) {
 		t.Errorf("no recovery site: %+v", r)
+	}
+	if r := load(t, "recovery-disks-in-store.yaml").Recovery; r.Disks != DisksInStore || r.Verify || r.Format != RecoverVHD {
+		t.Errorf("%+v", r)
 	}
 	if r := load(t, "recovery-script.yaml").Recovery; r.Script == nil || r.Script.Timeout != DefaultScriptTimeout || r.Script.Create == "" {
 		t.Errorf("%+v", r)

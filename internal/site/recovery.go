@@ -11,7 +11,7 @@ import (
 const Isolated = "isolated"
 
 func parseRecovery(v value, r *refs) Recovery {
-	ofHost := []string{"hypervisor", "folder", "format", "qemu", "script", "hyperv"}
+	ofHost := []string{"hypervisor", "disks", "verify", "folder", "format", "qemu", "script", "hyperv"}
 	o := v.object(append([]string{"host", "azure", "networks"}, ofHost...)...)
 	rec := Recovery{}
 	if o.has("host") && o.has("azure") {
@@ -49,7 +49,31 @@ func parseRecoveryHost(o object, rec *Recovery, r *refs) {
 		o.get("host").fail("host: the default folder of recovered VMs, %s, and that of the store must not lie in one another: give another with folder", quote(DefaultRecoveredFolder))
 	}
 	rec.Format = choice(o.get("format"), RecoverVHD, RecoverVHD, RecoverVHDX, RecoverRaw, RecoverQCOW2)
+	rec.Disks = choice(o.get("disks"), DisksInFolder, DisksInFolder, DisksInStore)
+	rec.Verify = o.get("verify").boolean(true)
+	if rec.Disks == DisksInStore {
+		checkDisksInStore(o, rec, r)
+	} else if o.has("verify") {
+		o.get("verify").fail("verify: only with \"disks: store\"; what is made in a folder is always verified")
+	}
 	parseRunner(o, &rec.Runner, recoverySide)
+}
+
+// checkDisksInStore reports what does not go with disks that are page blobs of a storage account.
+func checkDisksInStore(o object, rec *Recovery, r *refs) {
+	disks := o.get("disks")
+	if r.store != "" {
+		disks.fail("disks: a store in a directory has nothing that VMs could be made of where it is; \"store\" is for a store in Azure")
+	}
+	if rec.Hypervisor == QEMU || rec.Hypervisor == HyperV {
+		disks.fail("disks: %s needs the disks of its VMs as files; \"store\" is for hypervisor script or none", rec.Hypervisor)
+	}
+	if rec.Format != RecoverVHD {
+		o.get("format").fail("format: disks in the store are vhd, not %s", rec.Format)
+	}
+	if o.has("folder") {
+		o.get("folder").fail("folder: with \"disks: store\" nothing is made in a folder")
+	}
 }
 
 func parseRecoveryNetwork(v value, r *refs) *RecoveryNetwork {

@@ -153,11 +153,24 @@ type Recovery struct {
 	// Runner is the host that runs recovered VMs. Its Folder (default "recovered" beside the site file) is where their
 	// disks lie, in a folder for each VM.
 	Runner
-	// Format is that of the disks of recovered VMs. Default VHD.
+	// Disks says where the disks of recovered VMs are made. Default DisksInFolder.
+	Disks RecoveryDisks
+	// Verify says whether a disk that the service has copied inside the store is read once, to prove it by the block sums,
+	// before a VM is made of it. Default true. Disks that are made in a folder are always proven.
+	Verify bool
+	// Format is that of the disks of recovered VMs. Default VHD, and the only one in the store.
 	Format   RecoveryFormat
 	Azure    *AzureRecovery
 	Networks []*RecoveryNetwork
 }
+
+// RecoveryDisks is where the disks of recovered VMs are made.
+type RecoveryDisks string
+
+const (
+	DisksInFolder RecoveryDisks = "folder" // files, in Folder
+	DisksInStore  RecoveryDisks = "store"  // page blobs beside the replica: for a store in Azure, and VMs that scripts or people make
+)
 
 // RecoveryFormat is the file format of a recovered VM's disks.
 type RecoveryFormat string

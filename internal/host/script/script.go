@@ -14,6 +14,7 @@
 //	SITREP_CPUS, SITREP_MEMORY (bytes), SITREP_DISPOSABLE (1 or 0)
 //	SITREP_DISKS, SITREP_NICS           how many there are; N counts from 1
 //	SITREP_DISK_N_NAME, _PATH, _FORMAT (raw, vhd, vhdx, qcow2), _SIZE (bytes), _OS (1 or 0)
+//	                                    PATH may be the address of a page blob: see below
 //	SITREP_DISK_N_SECTOR_SIZE           of a disk whose logical sectors have other than 512 bytes
 //	SITREP_DISK_NAME                    the path once more, by the disk's name: in capitals, what is no letter or digit as _
 //	SITREP_NIC_N_SOURCE, _SOURCE_IP, _NETWORK, _SUBNET, _ATTACH, _SWITCH, _IP, _GATEWAY, _MAC, _PRIMARY, _PUBLIC_IP (1 or 0)
@@ -29,6 +30,10 @@
 // ended with 0 and has not done it is an error. What the programs have to keep to themselves: create may find the VM there (it is
 // made like the definition, or refused when it runs as another), and what is disposable must not write to the disk files.
 // freeze may find the VM frozen by an earlier run that was killed, and thaw may find it running; neither is an error.
+//
+// Where the disks are page blobs of a storage account, their addresses hold no secret: the programs have credentials of their own.
+// The blobs of a test are its own, and may be written to. A VM that is made of copies of its blobs (managed disks are such) writes elsewhere;
+// what it wrote has to be in the blobs, whole fixed VHDs again, when stop ends, and while the VM is frozen. Only sitrep deletes them.
 package script
 
 import (

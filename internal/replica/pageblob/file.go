@@ -114,6 +114,24 @@ func (m *rangeMap) extent(ctx context.Context, r block.Range) (block.Extent, err
 	return e, nil
 }
 
+// fill reads what the service has of a range, and zero where it has no pages.
+func (m *rangeMap) fill(ctx context.Context, buf []byte, off int64) error {
+	clear(buf)
+	for rest := (block.Range{Off: off, Len: int64(len(buf))}); !rest.Empty(); {
+		e, err := m.extent(ctx, rest)
+		if err != nil {
+			return err
+		}
+		if e.Kind == block.Data {
+			if err := m.from.read(ctx, buf[e.Off-off:][:e.Len], e.Off); err != nil {
+				return err
+			}
+		}
+		rest = block.Range{Off: e.End(), Len: rest.End() - e.End()}
+	}
+	return nil
+}
+
 // ask asks the service about the beginning of r, which is not known.
 func (m *rangeMap) ask(ctx context.Context, r block.Range) error {
 	if m.step == 0 {

@@ -48,6 +48,11 @@ func paddedSize(size int64) int64 { return block.RoundUp(size, mib) }
 // diskID is the UUID of a disk's VHD. It is made from what never changes, so that it stays when the blob is made anew.
 func diskID(s *replica.State, disk string) vhd.UUID {
 	sum := sha256.Sum256(fmt.Appendf(nil, "sitrep disk %s %s", s.Replica, disk))
+	return uuid(sum[:])
+}
+
+// uuid makes one of the beginning of a hash.
+func uuid(sum []byte) vhd.UUID {
 	id := vhd.UUID(sum[:16])
 	id[6] = id[6]&0x0f | 0x80 // version 8 of RFC 9562: made by a rule of one's own
 	id[8] = id[8]&0x3f | 0x80

@@ -221,7 +221,7 @@ func (p *probe) trySnapshots() {
 	p.try("differences between snapshots are told", replica.ForInformation, func() (string, error) { return "", p.differences(b) })
 	c := p.pages("copy")
 	if p.try("the service copies snapshots", replica.ForInformation, func() (string, error) { return "", p.copied(b, at, c) }) {
-		// For disks that are promoted to run from; a failover downloads.
+		// For promoted disks, which are read and written where it does not hold: see promotion.
 		p.try("a copy changes nothing of what it was made of", replica.ForInformation, func() (string, error) {
 			_, err := c.c.UploadPages(p.ctx, body(bytesOf(9)), blob.HTTPRange{Offset: probeAt, Count: probePart}, nil)
 			if err == nil {

@@ -11,7 +11,6 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
-	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 	az "github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/pageblob"
 
 	"sitrep/internal/disk/vhd"
@@ -23,34 +22,8 @@ import (
 	"sitrep/internal/replica/replicatest"
 )
 
-// unaliased mends what is wrong with copies in the emulator: they share their pages with the source, so that a write to the copy
-// shows in the recovery point. A snapshot gets pages of its own, so the copy is replaced by one of its own snapshot, which goes.
-func unaliased(t *testing.T, c *container.Client, next http.RoundTripper) roundTrip {
-	return func(r *http.Request) (*http.Response, error) {
-		resp, err := next.RoundTrip(r)
-		if err != nil || resp.StatusCode != http.StatusAccepted || header(r, "x-ms-copy-source") == "" {
-			return resp, err
-		}
-		_, name, _ := strings.Cut(r.URL.Path, "/"+c.URL()[strings.LastIndex(c.URL(), "/")+1:]+"/")
-		b := c.NewBlobClient(name)
-		props, err := b.GetProperties(t.Context(), nil)
-		if err != nil {
-			return nil, err
-		}
-		s, err := b.CreateSnapshot(t.Context(), nil)
-		if err != nil {
-			return nil, err
-		}
-		of, err := b.WithSnapshot(*s.Snapshot)
-		if err == nil {
-			_, err = b.StartCopyFromURL(t.Context(), of.URL(), &blob.StartCopyFromURLOptions{Metadata: props.Metadata})
-		}
-		if err == nil {
-			_, err = of.Delete(t.Context(), nil)
-		}
-		return resp, err
-	}
-}
+// unaliased mends the emulator's copies.
+func unaliased(t *testing.T) roundTrip { return azurite.Server(t).Unaliased(t, wire(t)).RoundTrip }
 
 // promoted is a replica with three points, of which the pages have left the first two, opened over a transport.
 func promoted(t *testing.T, name string, next roundTrip) (replica.Replica, replica.State) {
@@ -112,7 +85,7 @@ func TestPromote(t *testing.T) {
 	for _, served := range []bool{true, false} {
 		name := azuritetest.Container(t)
 		c := containerOf(t, name)
-		next := unaliased(t, c, wire(t))
+		next := unaliased(t)
 		copies := 0
 		r, s := promoted(t, name, func(r *http.Request) (*http.Response, error) {
 			if header(r, "x-ms-copy-source") != "" {
@@ -130,13 +103,13 @@ func TestPromote(t *testing.T) {
 		ctx := t.Context()
 		for _, point := range s.Points {
 			want := pointBytes(t, r, s, point.ID, "os")
-			where, err := p.Promote(ctx, s, point.ID, "os", point.ID)
+			made, err := p.Promote(ctx, s, replica.Promotion{Point: point.ID, Disk: "os", Name: point.ID})
 			if err != nil {
 				t.Fatalf("point %s: %v", point.ID, err)
 			}
 			blobName := "vm/promoted/" + point.ID + ".vhd"
-			if !strings.HasSuffix(where, blobName) {
-				t.Errorf("it is at %s", where)
+			if !strings.HasSuffix(made.Where, blobName) {
+				t.Errorf("it is at %s", made.Where)
 			}
 			copied := c.NewPageBlobClient(blobName)
 			got := download(t, copied)
@@ -154,13 +127,13 @@ func TestPromote(t *testing.T) {
 			if !bytes.Equal(pointBytes(t, r, s, point.ID, "os"), want) {
 				t.Error("a write to the copy shows in the recovery point")
 			}
-			if _, err := p.Promote(ctx, s, point.ID, "os", point.ID); err != nil { // again: the machine's writes stay
+			if _, err := p.Promote(ctx, s, replica.Promotion{Point: point.ID, Disk: "os", Name: point.ID}); err != nil { // again: the machine's writes stay
 				t.Fatal(err)
 			}
 			if !bytes.Equal(download(t, copied)[:4096], garbage) {
 				t.Error("what a machine wrote was copied over")
 			}
-			_, err = p.Promote(ctx, s, point.ID, "data.1", point.ID)
+			_, err = p.Promote(ctx, s, replica.Promotion{Point: point.ID, Disk: "data.1", Name: point.ID})
 			wantCode(t, "a name that is taken", err, fault.Exists)
 			if err := errors.Join(p.RemovePromoted(ctx, point.ID), p.RemovePromoted(ctx, point.ID)); err != nil {
 				t.Fatal(err)
@@ -169,7 +142,7 @@ func TestPromote(t *testing.T) {
 		if copies == 0 {
 			t.Error("the service was not asked")
 		}
-		_, err := p.Promote(ctx, s, "none", "os", "x")
+		_, err := p.Promote(ctx, s, replica.Promotion{Point: "none", Disk: "os", Name: "x"})
 		wantCode(t, "a point that is not there", err, fault.PointMissing)
 	}
 }
@@ -206,7 +179,7 @@ func TestPromoterOf(t *testing.T) {
 // TestPromoteWaits: a copy that takes its time is waited for; when the run ends it is aborted, and nothing is left.
 func TestPromoteWaits(t *testing.T) {
 	name := azuritetest.Container(t)
-	next := unaliased(t, containerOf(t, name), wire(t))
+	next := unaliased(t)
 	pending, aborted := 5, 0
 	var looked func()
 	r, s := promoted(t, name, func(r *http.Request) (*http.Response, error) {
@@ -225,12 +198,12 @@ func TestPromoteWaits(t *testing.T) {
 		return resp, err
 	})
 	p := r.(replica.Promoter)
-	if _, err := p.Promote(t.Context(), s, s.Points[0].ID, "os", "a"); err != nil || pending != 0 {
+	if _, err := p.Promote(t.Context(), s, replica.Promotion{Point: s.Points[0].ID, Disk: "os", Name: "a"}); err != nil || pending != 0 {
 		t.Fatalf("%v, %d looks left", err, pending)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	pending, looked = 1000, cancel
-	_, err := p.Promote(ctx, s, s.Points[0].ID, "os", "b")
+	_, err := p.Promote(ctx, s, replica.Promotion{Point: s.Points[0].ID, Disk: "os", Name: "b"})
 	if !fault.Cancelled(err) || aborted != 1 {
 		t.Errorf("%v, aborted %d times", err, aborted)
 	}
@@ -238,7 +211,7 @@ func TestPromoteWaits(t *testing.T) {
 	if _, err := containerOf(t, name).NewBlobClient("vm/promoted/b.vhd").GetProperties(t.Context(), nil); err == nil {
 		t.Error("the copy that was given up is there")
 	}
-	if _, err := p.Promote(t.Context(), s, s.Points[0].ID, "os", "b"); err != nil {
+	if _, err := p.Promote(t.Context(), s, replica.Promotion{Point: s.Points[0].ID, Disk: "os", Name: "b"}); err != nil {
 		t.Fatal(err)
 	}
 }

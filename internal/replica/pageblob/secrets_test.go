@@ -235,8 +235,10 @@ func failAll(t *testing.T, cfg pageblob.Config, opts pageblob.Options, failing *
 	_, save := r.Ledger().Save(ctx, st)
 	_, point := r.Points().Open(ctx, st, st.Points[0].ID)
 	_, stamp := p.Stamp(ctx)
-	_, promote := r.(replica.Promoter).Promote(ctx, st, st.Points[0].ID, "os", "x")
-	errs := []error{prepare, create, view, list, put, shelf, names, load, save, point, stamp, promote,
+	_, promote := r.(replica.Promoter).Promote(ctx, st, replica.Promotion{Point: st.Points[0].ID, Disk: "os", Name: "x"})
+	_, promoted := r.(replica.Promoter).OpenPromoted(ctx, "x", 512)
+	_, promotions := r.(replica.Promoter).Promoted(ctx)
+	errs := []error{prepare, create, view, list, put, shelf, names, load, save, point, stamp, promote, promoted, promotions,
 		r.Points().Preserve(ctx, st, st.Applied.Next(), nil, false), r.Points().Sweep(ctx, st),
 		p.ReadAt(ctx, make([]byte, 512), 0), p.WriteAt(ctx, make([]byte, 512), 0), p.Flush(ctx), p.Close(),
 		r.(replica.Promoter).RemovePromoted(ctx, "x"), r.Close()}

@@ -22,6 +22,7 @@
 //     "increment", which could be done twice.
 //   - The ledger is replaced only if its ETag is the one that was read. Logs on the shelf are created only if they are not
 //     there, and replaced or removed only if they are what was looked at.
+//   - Promoted disks are changed and deleted only if they are what was looked at: a machine's first write ends that.
 //   - The lock is a lease without end on an empty blob. Its id is made from Options.Holder, who a site is: a run that was
 //     killed leaves the lease, and the next run of the same site takes it again, because it has the same id. That no other
 //     run of this site is under way is for the site's own lock to say. Another site is refused, until it seizes the replica.

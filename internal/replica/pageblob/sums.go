@@ -231,17 +231,8 @@ func (t *sumTable) flush(ctx context.Context) error {
 func loadOnce(ctx context.Context, m *rangeMap, first int64, n int64) ([]sums.Sum, error) {
 	whole := sumRange(first, n)
 	buf := make([]byte, whole.Len)
-	for r := whole; !r.Empty(); {
-		e, err := m.extent(ctx, r)
-		if err != nil {
-			return nil, err
-		}
-		if e.Kind == block.Data {
-			if err := m.from.read(ctx, buf[e.Off-whole.Off:][:e.Len], e.Off); err != nil {
-				return nil, err
-			}
-		}
-		r = block.Range{Off: e.End(), Len: r.End() - e.End()}
+	if err := m.fill(ctx, buf, whole.Off); err != nil {
+		return nil, err
 	}
 	var out []sums.Sum
 	for b := range slices.Chunk(buf, sums.Size) {

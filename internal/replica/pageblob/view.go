@@ -114,22 +114,7 @@ func (d *pointDisk) remember(r block.Range, buf []byte, most int64) {
 }
 
 // fetch fills buf with what the service has; nothing proves it.
-func (d *pointDisk) fetch(buf []byte, off int64) error {
-	clear(buf)
-	for rest := (block.Range{Off: off, Len: int64(len(buf))}); !rest.Empty(); {
-		e, err := d.ranges.extent(d.ctx, rest)
-		if err != nil {
-			return err
-		}
-		if e.Kind == block.Data {
-			if err := d.pages.read(d.ctx, buf[e.Off-off:][:e.Len], e.Off); err != nil {
-				return err
-			}
-		}
-		rest = block.Range{Off: e.End(), Len: rest.End() - e.End()}
-	}
-	return nil
-}
+func (d *pointDisk) fetch(buf []byte, off int64) error { return d.ranges.fill(d.ctx, buf, off) }
 
 // fetchSums fills out with the sums of the blocks from first on.
 func (d *pointDisk) fetchSums(first int64, out []sums.Sum) error {

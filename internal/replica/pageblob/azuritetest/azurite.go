@@ -1,7 +1,7 @@
 // Package azuritetest runs the storage emulator Azurite for tests: one server for a test binary, a container for each test.
 //
 // Azurite is real enough for everything that the store relies on, but for a few things, which a test must not trip over: a
-// copy made by the server shares its pages with the source (Transport mends that), a read of a snapshot with the SAS of a
+// copy made by the server shares its pages with the source (Unaliased mends that), a read of a snapshot with the SAS of a
 // container is refused, and limits are not kept.
 package azuritetest
 
