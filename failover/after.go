@@ -44,7 +44,7 @@ func (j *Job) Cleanup(ctx context.Context, notes string) error {
 		return j.in(err)
 	}
 	list := []task{{"Delete the test virtual machine and its disks", func(ctx context.Context) (string, error) {
-		return "", j.removeVM(ctx, st, Test)
+		return "", j.takeApart(ctx, st, Test)
 	}}}
 	if j.CleanedUp != nil {
 		list = append(list, task{"Run the VM's clean-up hook", func(ctx context.Context) (string, error) {
@@ -86,13 +86,34 @@ func (j *Job) Undo(ctx context.Context) error {
 			return "", j.canStart(ctx, rec.SourceStopped)
 		}},
 		{"Delete the recovered virtual machine and its disks", func(ctx context.Context) (string, error) {
-			return "", j.removeVM(ctx, st, Unplanned)
+			return "", j.takeApart(ctx, st, Unplanned)
 		}},
 		{"Start the virtual machine at its source", func(ctx context.Context) (string, error) {
 			return j.startSource(ctx, rec.SourceStopped)
 		}},
 		{"Give the replica back", func(ctx context.Context) (string, error) { return "", j.giveBack(ctx) }},
 	})
+}
+
+// takeApart removes what a failover has made. The ledger says so first: what is left after a kill is neither gone on with nor committed.
+func (j *Job) takeApart(ctx context.Context, st replica.State, k Kind) error {
+	err := j.change(ctx, func(st *replica.State) error {
+		rec := *k.record(st)
+		if rec == nil || undone(rec) {
+			return nil
+		}
+		fresh := *rec
+		fresh.Done = append(slices.Clone(rec.Done), string(StepUndo))
+		*k.record(st) = &fresh
+		if st.Phase == replica.FailedOver && k != Test {
+			st.Phase, st.PhaseSince = replica.FailoverStarted, j.Now().UTC()
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return j.removeVM(ctx, st, k)
 }
 
 // canStart says whether the VM is there to be started at its source: what runs at the recovery site is not given up before.

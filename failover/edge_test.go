@@ -280,3 +280,47 @@ func TestSeizeIsCompleted(t *testing.T) {
 		t.Errorf("begun already, and the generation is %d", st.Generation)
 	}
 }
+
+// TestUndoGotStuck: an undo has removed the recovered VM and cannot start the source. What is left is not committed and not gone
+// on with; a failover makes it anew, and stops the source if it has come up meanwhile; or the undo is completed.
+func TestUndoGotStuck(t *testing.T) {
+	w, g := edge(t)
+	must(t, w.run(t, failover.Planned, failover.Options{}))
+	w.source.fail["start"] = fault.New(fault.HostUnreachable, "gone")
+	wantCode(t, w.job().Undo(t.Context()), fault.HostUnreachable)
+	if _, ok := w.recovery.vms["web01"]; ok || w.state(t).Phase != replica.FailoverStarted {
+		t.Fatalf("the recovered VM: %v, %s", ok, w.state(t).Phase)
+	}
+	wantCode(t, w.job().Commit(t.Context()), fault.WrongState)
+	wantCode(t, w.run(t, failover.Planned, failover.Options{}), fault.WrongState)
+
+	delete(w.source.fail, "start")
+	must(t, w.source.Start(t.Context(), "web01")) // by hand, or by an undo that was killed just then
+	must(t, w.run(t, failover.Unplanned, failover.Options{}))
+	got, err := w.recovered("web01")
+	must(t, err)
+	must(t, same("the recovered VM", got, g))
+	if w.source.vms["web01"].power != host.Off {
+		t.Fatal("the VM runs in two places")
+	}
+	must(t, w.job().Undo(t.Context()))
+	if st := w.state(t); st.Failover != nil || st.Phase != replica.Replicating || w.source.vms["web01"].power != host.Running {
+		t.Fatalf("after the undo: %s, source %v", st.Phase, w.source.vms["web01"].power)
+	}
+}
+
+// TestCleanupGotStuck: a test that failed, and whose clean-up was cut off, is begun again from its disks on.
+func TestCleanupGotStuck(t *testing.T) {
+	w, g := edge(t)
+	w.recovery.fail["start"] = fault.New(fault.HostRefused, "no memory")
+	wantCode(t, w.run(t, failover.Test, failover.Options{}), fault.HostRefused)
+	j := w.job()
+	j.CleanedUp = func(context.Context, failover.Kind, host.Definition) error { return fault.New(fault.HostRefused, "the hook fails") }
+	wantCode(t, j.Cleanup(t.Context(), ""), fault.HostRefused)
+	delete(w.recovery.fail, "start")
+	must(t, w.run(t, failover.Test, failover.Options{}))
+	got, err := w.recovered("web01-test")
+	must(t, err)
+	must(t, same("the VM of the test", got, g))
+	must(t, w.job().Cleanup(t.Context(), ""))
+}

@@ -30,6 +30,8 @@ const (
 	StepBoot        StepID = "boot"
 	StepHook        StepID = "hook"
 	StepComplete    StepID = "complete"
+	// StepUndo says that an undo, or the clean-up of a test, has begun to remove what was made.
+	StepUndo StepID = "undo"
 	// StepGiveBack is of an undo: the generation is raised for it.
 	StepGiveBack StepID = "give-back"
 )
@@ -101,6 +103,9 @@ func (j *Job) plan(ctx context.Context, st replica.State, k Kind, o Options) (p 
 	if k == Planned && o.Point != "" && p.Point != Latest {
 		return p, fault.New(fault.UsageError, "a planned failover loses nothing: it has no choice of recovery points")
 	}
+	if k == Planned && undone(rec) { // the source may have run since
+		return p, fault.New(fault.WrongState, "an undo was begun, and only it can be completed; \"failover unplanned\" makes the VM anew")
+	}
 	p.ChangesPoint = rec != nil && rec.Point != "" && rec.Point != p.Found.ID
 	if k == Unplanned && st.Phase == replica.FailedOver && !p.ChangesPoint {
 		return p, runsAlready(rec)
@@ -108,7 +113,7 @@ func (j *Job) plan(ctx context.Context, st replica.State, k Kind, o Options) (p 
 	if p.VMDef, err = Made(rec); err != nil { // what was made has the addresses that it was given
 		return p, err
 	}
-	if p.VMDef.Name == "" || p.ChangesPoint {
+	if p.VMDef.Name == "" || p.ChangesPoint || undone(rec) {
 		if p.VMDef, p.Notes, err = j.definition(ctx, st, *p.Found, k); err != nil {
 			return p, err
 		}
@@ -173,19 +178,30 @@ func (j *Job) steps(st replica.State, k Kind, o Options, p Plan) []Step {
 	}
 	out = append(out, Step{StepCheck, "Prerequisites check for " + string(k.event()), "hosts, addresses, folders"})
 	add(StepBegin, "Begin", "write into the ledger that it was begun")
-	if k != Test && !(done(StepTakeOver) && j.began(rec)) {
+	stop := Step{StepStopSource, "Shut down the virtual machine", j.stopText(k)}
+	switch {
+	case k == Test:
+	case done(StepTakeOver) && j.began(rec):
+		if undone(rec) && !o.NoShutdown { // which may have started it
+			out = append(out, stop)
+		}
+	default:
 		taken := st.Phase.Away() // by a run that was interrupted before the fence was complete, or by another machine
 		if !taken && (k == Planned || !o.NoShutdown) {
-			add(StepStopSource, "Shut down the virtual machine", j.stopText(k))
+			add(stop.ID, stop.Name, stop.Text)
 			add(StepLastChanges, "Synchronizing the latest changes", j.lastText(k))
 		}
 		out = append(out, Step{StepTakeOver, "Take over the replica", "raise the generation in the store: whoever acted for the VM is refused from then on"})
 	}
-	if !p.ChangesPoint {
-		add(StepFinish, "Start failover", "apply what lies on the shelf where that is wanted, and choose the recovery point")
-	} else {
+	switch {
+	case p.ChangesPoint:
 		out = append(out, Step{StepClear, "Change the recovery point", "remove the VM and the disks that were made of point " + rec.Point})
 		rec = nil // everything behind it is done anew
+	case undone(rec):
+		out = append(out, Step{StepClear, "Remove what is left", "remove the VM and the disks that an interrupted undo or clean-up has left"})
+		rec = nil
+	default:
+		add(StepFinish, "Start failover", "apply what lies on the shelf where that is wanted, and choose the recovery point")
 	}
 	add(StepDisks, "Prepare the disks", j.disksOf(j.DisksIn, k, hrl.ID{}).plan(plural(len(p.VMDef.Disks), "disk"), p.Found.ID))
 	if j.Recovery.Host != nil {
@@ -200,6 +216,11 @@ func (j *Job) steps(st replica.State, k Kind, o Options, p Plan) []Step {
 	}
 	add(StepComplete, "Complete", "write into the ledger where the VM runs")
 	return out
+}
+
+// undone says that an undo or a clean-up has begun to remove what a failover has made: nothing of that may be relied upon.
+func undone(rec *replica.Failover) bool {
+	return rec != nil && slices.Contains(rec.Done, string(StepUndo))
 }
 
 // began says whether a failover is this site's, on this machine. One of another machine is gone on with only after it was
