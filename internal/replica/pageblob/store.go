@@ -109,9 +109,9 @@ func (o Options) complete() Options {
 }
 
 // client is what the clients of both accounts are made with.
-func (o Options) client(g *gate) azcore.ClientOptions {
+func (o Options) client(watching ...policy.Policy) azcore.ClientOptions {
 	return azcore.ClientOptions{
-		Retry: o.Retry, Transport: o.Transport, PerRetryPolicies: []policy.Policy{g},
+		Retry: o.Retry, Transport: o.Transport, PerRetryPolicies: watching,
 		Telemetry: policy.TelemetryOptions{ApplicationID: "sitrep"},
 	}
 }
@@ -122,6 +122,7 @@ type Store struct {
 	blocks *container.Client // the same one, but for premium accounts
 	opts   Options
 	gate   *gate
+	clock  clockWatch
 }
 
 var _ replica.Store = (*Store)(nil)

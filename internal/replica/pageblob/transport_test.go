@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // roundTrip is an http.RoundTripper made of a function.
@@ -133,8 +134,11 @@ func (f *faulty) choose() string {
 	}
 	faults := []string{"busy", "busy", "reset", "lost answer", "lost answer", "truncated", "timeout", "damaged"}
 	what := faults[f.rng.IntN(len(faults))]
-	if f.rng.IntN(40) == 0 {
+	switch f.rng.IntN(40) {
+	case 0:
 		what = "denied"
+	case 1:
+		what = "clock"
 	}
 	f.seen[what]++
 	return what
@@ -150,6 +154,10 @@ func (f *faulty) RoundTrip(r *http.Request) (*http.Response, error) {
 		return answer(r, 500, "OperationTimedOut", ""), nil
 	case "denied":
 		return answer(r, 403, "", "<html>a proxy says no</html>"), nil
+	case "clock": // as the service answers what was signed at another time than its own
+		resp := answer(r, 403, "AuthenticationFailed", "Request date header too old")
+		resp.Header.Set("Date", time.Now().Add(20*time.Minute).UTC().Format(http.TimeFormat))
+		return resp, nil
 	case "reset":
 		answer(r, 500, "", "")
 		return nil, errReset

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 
 	"sitrep/internal/block"
 	"sitrep/internal/fault"
@@ -42,7 +43,12 @@ func TestClassify(t *testing.T) {
 		{response(403, ""), fault.StoreDenied},
 		{response(407, ""), fault.StoreDenied},
 		{response(409, "PublicAccessNotPermitted"), fault.StoreDenied},
-		{errors.New("DefaultAzureCredential: failed to acquire a token.\nAttempted credentials:\n sig=hunter2"), fault.StoreDenied},
+		{fmt.Errorf("wrapped: %w", noToken{tokenAsked{}.failure(errors.New("failed to acquire a token.\nAttempted credentials:\n sig=hunter2"))}), fault.StoreDenied},
+		{noToken{tokenAsked{}.failure(&azidentity.AuthenticationFailedError{})}, fault.StoreDenied},
+		{noToken{tokenAsked{status: 400}.failure(&azidentity.AuthenticationFailedError{})}, fault.StoreDenied},
+		{noToken{tokenAsked{status: 429}.failure(&azidentity.AuthenticationFailedError{})}, fault.StoreUnreachable},
+		{noToken{tokenAsked{err: &url.Error{Op: "Get", URL: "https://x?sig=hunter2", Err: errors.New("no such host")}}.
+			failure(&azidentity.AuthenticationFailedError{})}, fault.StoreUnreachable},
 		{errors.New("authenticated requests are not permitted for non-TLS protected (https) endpoints"), fault.StoreDenied},
 		{response(404, "BlobNotFound"), fault.NotFound},
 		{response(404, "ContainerNotFound"), fault.StoreNotMounted},
