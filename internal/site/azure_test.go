@@ -1,6 +1,7 @@
 package site
 
 import (
+	"cmp"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -31,13 +32,15 @@ func TestAzureSecrets(t *testing.T) {
 		{azureURL + ", key_file: ./k", AzureStore{KeyFile: filepath.Join(dir, "k")}},
 		{azureURL + `, sas_file: /etc/k, log_account_url: "https://b.blob.core.windows.net"`,
 			AzureStore{SASFile: "/etc/k", LogAccountURL: "https://b.blob.core.windows.net"}},
+		{`account_url: "https://127.0.0.1:10000/devstoreaccount1", container: abc, key_env: K`, // an emulator
+			AzureStore{AccountURL: "https://127.0.0.1:10000/devstoreaccount1", KeyEnv: "K"}},
 	} {
 		s, err := Parse(filepath.Join(dir, "site.yaml"), azureSite(c.store))
 		if err != nil {
 			t.Errorf("%s: %v", c.store, err)
 			continue
 		}
-		c.want.AccountURL, c.want.Container = "https://a.blob.core.windows.net", "abc"
+		c.want.AccountURL, c.want.Container = cmp.Or(c.want.AccountURL, "https://a.blob.core.windows.net"), "abc"
 		if *s.Store.Azure != c.want {
 			t.Errorf("%s: %+v", c.store, s.Store.Azure)
 		}
@@ -58,6 +61,8 @@ func TestAzureSecretsRefused(t *testing.T) {
 		azureURL + `, key_env: "no name"`:                                     "key_env: want the name of an environment variable",
 		azureURL + `, sas_file: "sv=2020&sig=hunter2"`:                        "sas_file: want the path of a file",
 		azureURL + ", log_account_url: x":                                     "log_account_url: want https://",
+		`account_url: "https://a.blob.core.windows.net/x", container: abc`:    "account_url: want https://",
+		`account_url: "http://a.blob.core.windows.net", container: abc`:       "account_url: want https://",
 	} {
 		_, err := Parse("site.yaml", azureSite(store))
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter2") {

@@ -79,6 +79,9 @@ func NewIdentity(t testing.TB) *Identity {
 	return i
 }
 
+// URL is where it is asked.
+func (i *Identity) URL() string { return i.server.URL }
+
 // Env is the environment in which a program takes its tokens from here.
 func (i *Identity) Env() []string {
 	return []string{"IDENTITY_ENDPOINT=" + i.server.URL, "IDENTITY_HEADER=" + Header, "AZURE_TOKEN_CREDENTIALS=ManagedIdentityCredential"}
