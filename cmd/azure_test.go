@@ -36,17 +36,38 @@ func (s *azureSite) write(name string, data []byte) {
 	}
 }
 
+func (s *azureSite) read(name string) []byte {
+	s.t.Helper()
+	data, err := os.ReadFile(filepath.Join(s.dir, name))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return data
+}
+
 // run runs a command that must exit with the code, and returns what it wrote to stdout.
 func (s *azureSite) run(code int, args ...string) string {
 	s.t.Helper()
+	got, out, errs := s.result(args...)
+	if got != code {
+		s.t.Fatalf("%v: exit code %d, want %d\n%s%s", args, got, code, out, errs)
+	}
+	return out
+}
+
+// try runs a command that may exit with any code.
+func (s *azureSite) try(args ...string) int {
+	code, _, _ := s.result(args...)
+	return code
+}
+
+func (s *azureSite) result(args ...string) (code int, stdout, stderr string) {
 	var out, errs bytes.Buffer
 	args = append([]string{"sitrep", "--site", filepath.Join(s.dir, "site.yaml"), "--verbose"}, args...)
-	if got := cmd.Run(s.t.Context(), args, strings.NewReader(""), &out, &errs); got != code {
-		s.t.Fatalf("%v: exit code %d, want %d\n%s%s", args[4:], got, code, out.String(), errs.String())
-	}
+	code = cmd.Run(s.t.Context(), args, strings.NewReader(""), &out, &errs)
 	s.all.Write(out.Bytes())
 	s.all.Write(errs.Bytes())
-	return out.String()
+	return code, out.String(), errs.String()
 }
 
 // points lists the recovery points, oldest first.
@@ -67,12 +88,17 @@ func (s *azureSite) points() []string {
 	return ids
 }
 
-// exported is the guest bytes of a point.
+// exported is the guest bytes of the disk os as of a point.
 func (s *azureSite) exported(id string, size int) []byte {
+	s.t.Helper()
+	return s.exportedDisk(id, "os", size)
+}
+
+func (s *azureSite) exportedDisk(id, disk string, size int) []byte {
 	s.t.Helper()
 	to := s.t.TempDir()
 	s.run(0, "points", "web01", "--export", id, "--to", to)
-	data, err := os.ReadFile(filepath.Join(to, "web01.os.vhd"))
+	data, err := os.ReadFile(filepath.Join(to, "web01."+disk+".vhd"))
 	if err != nil {
 		s.t.Fatal(err)
 	}

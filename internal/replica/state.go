@@ -193,6 +193,12 @@ type Resync struct {
 	Sealed map[string]bool `json:"sums_sealed,omitempty"`
 	// Cursors is how far each disk is compared and repaired, in guest bytes.
 	Cursors map[string]int64 `json:"cursors"`
+	// Healed is how far each disk was proven and healed before anything was repaired, in guest bytes, where the store preserves
+	// disks as a whole; Lost is the blocks that were not healed, because the source has changed them since; and Proven says that
+	// there are none, so the block sums are trusted again.
+	Healed map[string]int64 `json:"healed,omitempty"`
+	Lost   int64            `json:"lost_blocks,omitempty"`
+	Proven bool             `json:"proven,omitempty"`
 	// Slice is what is being repaired while the ledger says Applying.
 	Slice *Slice `json:"slice,omitempty"`
 	// Sent is the bytes that were sent so far.

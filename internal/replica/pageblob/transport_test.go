@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"sitrep/internal/replica/pageblob/azuritetest"
 )
 
 // roundTrip is an http.RoundTripper made of a function.
@@ -45,38 +47,8 @@ func answer(r *http.Request, status int, code, body string) *http.Response {
 		Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(body))}
 }
 
-// kind is what a request is, in the words of the service.
-func kind(r *http.Request) string {
-	q := r.URL.Query()
-	parts := []string{r.Method}
-	for _, k := range []string{"comp", "restype"} {
-		if v := q.Get(k); v != "" {
-			parts = append(parts, v)
-		}
-	}
-	for _, h := range []string{"x-ms-page-write", "x-ms-lease-action", "x-ms-blob-type"} {
-		if v := header(r, h); v != "" {
-			parts = append(parts, v)
-		}
-	}
-	if header(r, "x-ms-copy-source") != "" {
-		parts = append(parts, "copy")
-	}
-	if q.Get("snapshot") != "" {
-		parts = append(parts, "of a snapshot")
-	}
-	return strings.Join(parts, " ")
-}
-
 // header is a header of a request. The SDK does not write all names as net/http would.
-func header(r *http.Request, name string) string {
-	for k, v := range r.Header {
-		if strings.EqualFold(k, name) {
-			return strings.Join(v, ",")
-		}
-	}
-	return ""
-}
+func header(r *http.Request, name string) string { return azuritetest.HeaderOf(r, name) }
 
 // counter counts requests, and the bytes of their bodies, by kind.
 type counter struct {
@@ -93,8 +65,8 @@ func newCounter(t testing.TB) *counter {
 
 func (c *counter) RoundTrip(r *http.Request) (*http.Response, error) {
 	c.mu.Lock()
-	c.n[kind(r)]++
-	c.bytes[kind(r)] += max(r.ContentLength, 0)
+	c.n[azuritetest.Kind(r)]++
+	c.bytes[azuritetest.Kind(r)] += max(r.ContentLength, 0)
 	c.mu.Unlock()
 	return c.next.RoundTrip(r)
 }
