@@ -142,6 +142,7 @@ func TestLimits(t *testing.T) {
 		"a clear beyond 8 TiB":            b.clear(ctx, block.Range{Off: 512, Len: maxBlob}),
 		"a blob of more than 8 TiB":       b.create(ctx, maxBlob+512, nil),
 		"a blob of no sectors":            b.create(ctx, 100, nil),
+		"a disk of more than 8 TiB":       b.found(ctx, maxBlob+512, map[string]string{}),
 		"a resize to more than 8 TiB":     b.resize(ctx, maxBlob+512, "e"),
 		"metadata of more than 8 KiB":     b.describe(ctx, long, "e"),
 		"metadata with a dash":            b.describe(ctx, map[string]string{"a-b": "x"}, "e"),
