@@ -178,7 +178,7 @@ type Disk struct {
 	VerifyCursor int64 `json:"verify_cursor,omitempty"`
 	// VerifyStarted is when the verification in progress began.
 	VerifyStarted time.Time `json:"verify_started,omitzero"`
-	// VerifyStamp is the pages' stamp that the verification in progress is about; it begins anew when they change.
+	// VerifyStamp is the pages' stamp that the verification in progress is about; it begins anew when something else changes them.
 	VerifyStamp string `json:"verify_stamp,omitempty"`
 }
 
