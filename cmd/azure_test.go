@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"sitrep/cmd"
 	"sitrep/internal/replica/pageblob/azuritetest"
@@ -187,4 +188,60 @@ func TestAzureApplyElsewhere(t *testing.T) {
 		t.Errorf("what was applied is another disk; points %q", ids)
 	}
 	s.run(0, "delta", "web01", "--now")
+}
+
+// TestAzureVerifyBudget: verifications with a budget that is over at once walk on from where the last one ended, over both disks
+// and over deltas in between, and status says of each disk how old its oldest proof is.
+func TestAzureVerifyBudget(t *testing.T) {
+	f := newFronted(t, "")
+	f.os = randomBytes(1, 70<<20) // more than is verified between two looks at the budget
+	f.disks()
+	f.run(0, "protect", "web01")
+	type diskStatus struct {
+		Name string
+		At   *time.Time `json:"last_verified_at"`
+	}
+	verified := func() (at []*time.Time) {
+		t.Helper()
+		var got struct {
+			VMs []struct{ Disks []diskStatus }
+		}
+		if err := json.Unmarshal([]byte(f.run(0, "status", "web01", "--json")), &got); err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range got.VMs[0].Disks {
+			at = append(at, d.At)
+		}
+		return at
+	}
+	var first time.Time
+	for i, want := range []struct {
+		downloaded int64 // MiB: of the disk os, then of both
+		os, data   bool  // are proven
+	}{{64, false, false}, {6, true, false}, {4, true, true}, {64, true, true}} { // the disk data is a transfer, with holes
+		costs, out := f.counted(0, "verify", "web01", "--budget", "1ns")
+		if n := ofDisks(costs); n != want.downloaded<<20 {
+			t.Errorf("run %d has downloaded %d bytes, want %d MiB\n%s", i, n, want.downloaded, azuritetest.Table(costs))
+		}
+		if !strings.Contains(out, "the next verify goes on here") {
+			t.Errorf("run %d: %s", i, out)
+		}
+		at := verified()
+		if (at[0] != nil) != want.os || (at[1] != nil) != want.data {
+			t.Errorf("run %d: the disks are proven at %v", i, at)
+		}
+		if i == 1 && at[0] != nil {
+			first = *at[0]
+		}
+		if i == 3 && at[0] != nil && !at[0].Equal(first) {
+			t.Errorf("the proof of a disk that is half done again is of %s, was of %s", at[0], first)
+		}
+		f.os[i] ^= 1
+		f.data[i] ^= 1
+		f.disks()
+		f.run(0, "delta", "web01", "--now")
+	}
+	if text := f.run(0, "status", "web01", "--verbose"); strings.Contains(text, "never") {
+		t.Errorf("status says %s", text)
+	}
 }

@@ -18,9 +18,12 @@ import (
 	"sitrep/internal/track"
 )
 
-// verifyWindow is how many transfers' bytes each task verifies between two looks at the budget: 64 MiB in all, unless the
-// caller chose another pace.
-const verifyWindow = 16
+// verifyWindow is how many transfers of each task are verified between two looks at the budget, verifyMost how many bytes at the
+// most: with large transfers over a slow line, a budget would be over long before.
+const (
+	verifyWindow = 16
+	verifyMost   = 64 << 20
+)
 
 // Verified is what Verify found on one disk.
 type Verified struct {
@@ -242,14 +245,15 @@ type checker struct {
 	differs block.Set
 }
 
-// window checks about verifyWindow transfers of each task from an offset on, and returns the range that it covered; what is known
-// to be zero and has no sums costs nothing and does not count.
+// window checks about as much as is checked between two looks at the budget, from an offset on, and returns the range that it
+// covered; what is known to be zero and has no sums costs nothing and does not count.
 func (c *checker) window(ctx context.Context, from int64) (block.Range, error) {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(c.pace.Tasks)
+	most := min(verifyWindow*c.pace.Unit*int64(c.pace.Tasks), verifyMost)
 	at, sum := from, int64(0)
 	var err error
-	for at < c.sums.Size() && sum < verifyWindow*c.pace.Unit*int64(c.pace.Tasks) && gctx.Err() == nil {
+	for at < c.sums.Size() && sum < most && gctx.Err() == nil {
 		var r block.Range
 		if r, err = c.sums.Next(gctx, at, c.pace.Unit); err != nil || r.Empty() {
 			if err == nil {
