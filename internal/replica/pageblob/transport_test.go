@@ -7,7 +7,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -55,33 +54,47 @@ type counter struct {
 	next http.RoundTripper
 
 	mu    sync.Mutex
-	n     map[string]int
-	bytes map[string]int64
+	costs map[string]azuritetest.Cost
 }
 
 func newCounter(t testing.TB) *counter {
-	return &counter{next: wire(t), n: map[string]int{}, bytes: map[string]int64{}}
+	return &counter{next: wire(t), costs: map[string]azuritetest.Cost{}}
 }
 
 func (c *counter) RoundTrip(r *http.Request) (*http.Response, error) {
+	kind := azuritetest.KindOf(r)
+	c.add(kind, azuritetest.Cost{Requests: 1, Sent: max(r.ContentLength, 0)})
+	resp, err := c.next.RoundTrip(r)
+	if err == nil {
+		resp.Body = countedBody{resp.Body, func(n int) { c.add(kind, azuritetest.Cost{Received: int64(n)}) }}
+	}
+	return resp, err
+}
+
+func (c *counter) add(kind string, more azuritetest.Cost) {
 	c.mu.Lock()
-	c.n[azuritetest.Kind(r)]++
-	c.bytes[azuritetest.Kind(r)] += max(r.ContentLength, 0)
-	c.mu.Unlock()
-	return c.next.RoundTrip(r)
+	defer c.mu.Unlock()
+	c.costs[kind] = c.costs[kind].Plus(more)
+}
+
+type countedBody struct {
+	io.ReadCloser
+	count func(int)
+}
+
+func (b countedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.count(n)
+	return n, err
 }
 
 // take returns what was counted since the last take, as lines.
 func (c *counter) take() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var lines []string
-	for k, n := range c.n {
-		lines = append(lines, fmt.Sprintf("%d x %s", n, k))
-	}
-	slices.Sort(lines)
-	c.n, c.bytes = map[string]int{}, map[string]int64{}
-	return strings.Join(lines, "\n")
+	costs := c.costs
+	c.costs = map[string]azuritetest.Cost{}
+	return azuritetest.Table(costs)
 }
 
 // faulty makes a share of the requests fail, in every way that a network knows.

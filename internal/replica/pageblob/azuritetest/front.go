@@ -33,6 +33,11 @@ type Cost struct {
 	Sent, Received int64 // bytes of bodies
 }
 
+// Plus is both together.
+func (c Cost) Plus(more Cost) Cost {
+	return Cost{c.Requests + more.Requests, c.Sent + more.Sent, c.Received + more.Received}
+}
+
 // NewFront starts a front of a server that speaks http.
 func NewFront(t testing.TB, s *Server) *Front {
 	t.Helper()
@@ -67,7 +72,7 @@ func (f *Front) serve(w http.ResponseWriter, r *http.Request) {
 	if do := f.before.Load(); do != nil && (*do)(w, r) {
 		return
 	}
-	kind := Kind(r) + " " + blobOf(r)
+	kind := KindOf(r)
 	f.add(kind, Cost{1, max(r.ContentLength, 0), 0})
 	f.proxy.ServeHTTP(metered{w, func(n int) { f.add(kind, Cost{0, 0, int64(n)}) }}, r)
 }
@@ -76,8 +81,7 @@ func (f *Front) serve(w http.ResponseWriter, r *http.Request) {
 func (f *Front) add(kind string, more Cost) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	c := f.costs[kind]
-	f.costs[kind] = Cost{c.Requests + more.Requests, c.Sent + more.Sent, c.Received + more.Received}
+	f.costs[kind] = f.costs[kind].Plus(more)
 }
 
 // metered is an answer whose body is counted.
@@ -93,20 +97,21 @@ func (m metered) Write(p []byte) (int, error) {
 
 func (m metered) Unwrap() http.ResponseWriter { return m.ResponseWriter }
 
-// blobOf is the blob of a request without account, container and VM, or "container". Shelves are as good as one blob.
+// blobOf is the blob of a request without account, container and VM, with a space before it; "" of a container. Shelves are as
+// good as one blob.
 func blobOf(r *http.Request) string {
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/") // ACCOUNT/CONTAINER/VM/...
 	if len(parts) < 3 {
-		return "container"
+		return ""
 	}
 	name := strings.Join(parts[min(3, len(parts)-1):], "/")
 	if dir, file := path.Split(name); dir != "" {
-		return dir + "*" + path.Ext(file)
+		return " " + dir + "*" + path.Ext(file)
 	}
-	return name
+	return " " + name
 }
 
-// Take returns what was asked for since the last call, by kind: what Kind says, and the blob ("PUT page update os.vhd").
+// Take returns what was asked for since the last call, by what KindOf says.
 func (f *Front) Take() map[string]Cost {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -137,6 +142,9 @@ func Kind(r *http.Request) string {
 	}
 	return strings.Join(parts, " ")
 }
+
+// KindOf is Kind with the blob: "PUT page update os.vhd".
+func KindOf(r *http.Request) string { return Kind(r) + blobOf(r) }
 
 // HeaderOf is a header of a request. The SDK does not write all names as net/http would.
 func HeaderOf(r *http.Request, name string) string {
