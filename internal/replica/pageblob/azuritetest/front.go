@@ -156,8 +156,9 @@ func HeaderOf(r *http.Request, name string) string {
 	return ""
 }
 
-// Table writes costs as lines that do not depend on how long a time or a name of the day is: bytes of pages and logs are exact, and
-// all others, of ledgers and lists, are rounded up to 4, 16, 64, ... KiB.
+// Table writes costs as lines that are the same on every machine and every day: the bytes of pages and sums are exact, those of
+// logs, which are compressed, are rounded up to 4, 16, 64, ... KiB, and those of ledgers and lists, in which names and times are, are
+// left out: some KiB for each request.
 func Table(costs map[string]Cost) string {
 	var lines []string
 	for kind, c := range costs {
@@ -166,8 +167,8 @@ func Table(costs map[string]Cost) string {
 			what string
 			n    int64
 		}{{"sent", c.Sent}, {"received", c.Received}} {
-			if b.n > 0 {
-				line += ", " + size(kind, b.n) + " " + b.what
+			if text := size(kind, b.n); text != "" {
+				line += ", " + text + " " + b.what
 			}
 		}
 		lines = append(lines, line)
@@ -177,9 +178,13 @@ func Table(costs map[string]Cost) string {
 }
 
 func size(kind string, n int64) string {
-	if strings.Contains(kind, "page update") || strings.HasPrefix(kind, "GET") && !strings.Contains(kind, "list") &&
-		(strings.HasSuffix(kind, ".vhd") || strings.HasSuffix(kind, ".sums")) {
+	switch {
+	case n == 0, strings.Contains(kind, "list"):
+		return ""
+	case strings.HasSuffix(kind, ".vhd"), strings.HasSuffix(kind, ".sums"):
 		return fmt.Sprint(n)
+	case !strings.HasSuffix(kind, ".hrl"):
+		return ""
 	}
 	most := int64(4)
 	for n > most<<10 {
