@@ -16,25 +16,32 @@ import (
 // environment leads to, as on a machine in Azure.
 type tokenRig struct {
 	*rig
-	identity *azuritetest.Identity
-	said     strings.Builder // all that was written to stdout or stderr
-	disk     []byte
-	tokens   []string
+	server    *azuritetest.Server
+	cert      string // of the server, a PEM file
+	container string
+	identity  *azuritetest.Identity
+	said      strings.Builder // all that was written to stdout or stderr
+	disk      []byte
+	tokens    []string
 }
 
-func newTokenRig(t *testing.T) *tokenRig {
+func newTokenRig(t *testing.T, accounts ...string) *tokenRig {
 	cert, key := azuritetest.Certificate(t)
-	server := azuritetest.Start(t, azuritetest.Setup{Cert: cert, Key: key})
-	r := &tokenRig{rig: &rig{T: t, dir: t.TempDir()}, identity: azuritetest.NewIdentity(t), disk: make([]byte, 3<<20)}
+	server := azuritetest.Start(t, azuritetest.Setup{Cert: cert, Key: key, Accounts: accounts})
+	r := &tokenRig{server: server, cert: cert, container: azuritetest.Container(t), rig: &rig{T: t, dir: t.TempDir()}, identity: azuritetest.NewIdentity(t), disk: make([]byte, 3<<20)}
 	for _, v := range append(r.identity.Env(), "SSL_CERT_FILE="+cert) {
 		name, value, _ := strings.Cut(v, "=")
 		t.Setenv(name, value)
 	}
+	store := fmt.Sprintf(`account_url: "%s", container: %s`, server.URL, r.container)
+	if len(accounts) > 1 {
+		store += fmt.Sprintf(`, log_account_url: "%s"`, server.AccountURL(accounts[1]))
+	}
 	check(t, os.WriteFile(r.path("site.yaml"), fmt.Appendf(nil, `vault: tokens
-store: {azure: {account_url: "%s", container: %s}}
+store: {azure: {%s}}
 policies: [{name: gold, block_size: 64KiB}]
 vmm: {clouds: [{name: c, policy: gold, hosts: [{name: h, hypervisor: none, vms: [{name: web01, generation: 1, os: linux, cpus: 1, memory: 1GiB, disks: [{name: os, path: os.raw}]}]}]}]}
-`, server.URL, azuritetest.Container(t)), 0o600))
+`, store), 0o600))
 	r.write(1<<20, 300<<10)
 	r.give(azuritetest.Token(azuritetest.Audience, time.Now(), time.Hour), 200)
 	return r
