@@ -102,17 +102,25 @@ func (b *source) readSome(ctx context.Context, n, off int64, f func(io.Reader) e
 	if hasCode(err, bloberror.ConditionNotMet) {
 		return fault.New(fault.ReplicaChanged, "the pages were written to while they were read").AtOff(b.where(), off)
 	}
+	if isOutside(err) {
+		return b.shorter(off)
+	}
 	if err != nil {
 		return b.fail(err)
 	}
 	body := resp.NewRetryReader(ctx, &blob.RetryReaderOptions{MaxRetries: bodyTries})
 	if err := errors.Join(f(body), body.Close()); err != nil {
 		if errors.Is(err, io.EOF) { // the service has less than was asked for
-			return fault.New(fault.ReplicaChanged, "the blob has become shorter").AtOff(b.where(), off)
+			return b.shorter(off)
 		}
 		return b.fail(err)
 	}
 	return nil
+}
+
+// shorter is the error of a range that was in the blob when it was opened: something else has cut it.
+func (b *source) shorter(off int64) error {
+	return fault.New(fault.ReplicaChanged, "the blob has become shorter").AtOff(b.where(), off)
 }
 
 // ranges calls f with the runs of r that the service has pages for.
@@ -300,6 +308,8 @@ func (b *pageBlob) refused(ctx context.Context, err error) error {
 		return b.fenced(ctx)
 	case isMissing(err):
 		return fault.New(fault.ReplicaMissing, "the blob is missing").At(b.where())
+	case isOutside(err):
+		return fault.New(fault.ReplicaChanged, "the blob has become shorter").At(b.where())
 	}
 	return b.fail(err)
 }

@@ -43,6 +43,12 @@ func hasCode(err error, codes ...bloberror.Code) bool { return bloberror.HasCode
 // isMissing says whether the service, and not something in between, says that there is no such blob.
 func isMissing(err error) bool { return hasCode(err, bloberror.BlobNotFound) }
 
+// isOutside says whether the service answered that a range is not in the blob. It has several codes for that.
+func isOutside(err error) bool {
+	re, ok := errors.AsType[*azcore.ResponseError](err)
+	return ok && re.StatusCode == http.StatusRequestedRangeNotSatisfiable
+}
+
 // unanswered says whether it is not known if the service has done what it was asked to do.
 func unanswered(err error) bool {
 	var re *azcore.ResponseError

@@ -175,7 +175,7 @@ func TestUnusedOperations(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, word := range []string{"PageRangesDiff", "SequenceNumberActionTypeIncrement", "StartCopyIncremental", "UploadPagesFromURL",
-			".CopyFromURL", "ComputeCRC64", "StructuredMessage", "SetTier", "Undelete"} {
+			".CopyFromURL", "ComputeCRC64", "StructuredMessage", "SetTier", "Undelete", "DownloadBuffer", "DownloadFile"} {
 			if bytes.Contains(data, []byte(word)) {
 				t.Errorf("%s uses %s", name, word)
 			}
