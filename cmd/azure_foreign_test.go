@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -20,11 +21,10 @@ import (
 // fronted is an azureSite of a VM with two disks whose requests are counted.
 type fronted struct {
 	*azureSite
-	front  *azuritetest.Front
-	blobs  *container.Client // behind the program's back
-	os     []byte
-	data   []byte
-	policy string
+	front *azuritetest.Front
+	blobs *container.Client // behind the program's back
+	os    []byte
+	data  []byte
 }
 
 func newFronted(t *testing.T, policy string) *fronted {
@@ -150,9 +150,12 @@ func TestAzureForeignWrite(t *testing.T) {
 	copy(f.os[2<<20:], randomBytes(4, 64<<10))
 	f.disks()
 	before := f.blobsNow()
+	var mu sync.Mutex
 	var asked []string // of the disk that was written to
 	f.front.Before(func(_ http.ResponseWriter, r *http.Request) bool {
 		if name, ok := strings.CutPrefix(r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:], "data."); ok {
+			mu.Lock()
+			defer mu.Unlock()
 			asked = append(asked, azuritetest.Kind(r)+" "+name)
 		}
 		return false

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,11 +35,11 @@ func TestTokens(t *testing.T) {
 	tr := http.DefaultTransport.(*http.Transport).Clone()
 	tr.TLSClientConfig = &tls.Config{RootCAs: roots}
 	t.Cleanup(tr.CloseIdleConnections)
-	sent := 0
+	var sent atomic.Int64
 	name := azuritetest.Container(t)
 	enter := func(cfg pageblob.Config) *pageblob.Store {
 		opts := quick()
-		opts.Transport = over(func(r *http.Request) (*http.Response, error) { sent++; return tr.RoundTrip(r) })
+		opts.Transport = over(func(r *http.Request) (*http.Response, error) { sent.Add(1); return tr.RoundTrip(r) })
 		cfg.Container = name
 		s, err := pageblob.Open(cfg, opts)
 		if err != nil {
@@ -59,8 +60,8 @@ func TestTokens(t *testing.T) {
 		token  string
 		status int
 		want   fault.Code
-		asked  int // requests for a token: of a refusal one, of what may pass by itself as many as are tried
-		sent   int // requests to the service
+		asked  int   // requests for a token: of a refusal one, of what may pass by itself as many as are tried
+		sent   int64 // requests to the service
 		say    string
 	}{
 		{"expired", azuritetest.Token(azuritetest.Audience, now.Add(-2*time.Hour), time.Hour), 200, fault.StoreDenied, 1, 1, "HTTP 403, AuthenticationFailed"},
@@ -73,7 +74,7 @@ func TestTokens(t *testing.T) {
 	} {
 		identity.Give(c.token, c.status, time.Minute)
 		identity.Asked()
-		sent = 0
+		sent.Store(0)
 		s := entered()
 		_, err := s.Prepare(ctx, hrl.ID{})
 		if err == nil {
@@ -82,8 +83,8 @@ func TestTokens(t *testing.T) {
 		if e := fault.Find(err); (e == nil) != (c.want == "") || e != nil && e.Code != c.want {
 			t.Errorf("a token that is %s: %v", c.what, err)
 		}
-		if n := identity.Asked(); n != c.asked || sent != c.sent {
-			t.Errorf("a token that is %s: asked for %d times, want %d; %d requests to the service, want %d", c.what, n, c.asked, sent, c.sent)
+		if n := identity.Asked(); n != c.asked || sent.Load() != c.sent {
+			t.Errorf("a token that is %s: asked for %d times, want %d; %d requests to the service, want %d", c.what, n, c.asked, sent.Load(), c.sent)
 		}
 		text := fmt.Sprintf("%v %+v", err, err)
 		if err != nil && (!strings.Contains(text, c.say) || !strings.Contains(text, name)) {
