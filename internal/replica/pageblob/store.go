@@ -19,7 +19,8 @@
 //   - The sequence number of every page blob is the generation of the replica. Every write of pages and sums is conditional
 //     on it (if-sequence-number-eq), so a writer that was left behind by a failover is refused by the service, in the middle
 //     of whatever it did. Seize saves the ledger first, and then raises the number of every blob, by "update" and never by
-//     "increment", which could be done twice.
+//     "increment", which could be done twice. To make a blob there is no condition on its number: it is made where there is
+//     none, and replaced only as the one that was looked at, which a blob is no more whose number was raised.
 //   - The ledger is replaced only if its ETag is the one that was read. Logs on the shelf are created only if they are not
 //     there, and replaced or removed only if they are what was looked at.
 //   - The lock is a lease without end on an empty blob. Its id is made from Options.Holder, who a site is: a run that was
