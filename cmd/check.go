@@ -238,6 +238,12 @@ func (w *world) limits(vm *site.VM, facts []diskFacts) (out []finding) {
 				"the change logs of this disk can grow to %s, and %s has %s free", size(need), folder, size(free))
 		}
 	}
+	for _, f := range facts {
+		if rec := w.site.Recovery; f.sector > 512 && rec.Name != "" && rec.Format == site.RecoverVHD {
+			warn(f.disk.Name, "recovery-sectors", "Set recovery.format to vhdx (Hyper-V), raw or qcow2 (QEMU).",
+				"its logical sectors have %d bytes, and it is to be recovered as a VHD, which has none but of 512: a failover is refused", f.sector)
+		}
+	}
 	need := total(facts, func(f diskFacts) int64 { return f.data })
 	if w.site.Store.Azure == nil {
 		free, err := freeSpace(existingFolder(w.site.Store.Directory))

@@ -4,12 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
+	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/internal/health"
+	"sitrep/internal/hrl"
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
 	"sitrep/internal/state"
@@ -99,9 +106,9 @@ func (w *world) delta(ctx context.Context, vm *site.VM, o *deltaObject) error {
 			return s.delta(ctx, o)
 		})
 		if err != nil && !o.captured && ctx.Err() == nil && fault.FromOS(err).Class() == fault.Recoverable {
-			return w.captureMeanwhile(ctx, vm, o, j, err)
+			err = w.captureMeanwhile(ctx, vm, o, j, err)
 		}
-		return err
+		return w.storeFull(vm, err)
 	})
 	if nerr := w.noteCycle(vm, began, o.Sent, err); nerr != nil {
 		w.log.Warn("the statistics cannot be kept", "vm", vm.Name, "error", nerr)
@@ -142,7 +149,59 @@ func (s *session) marking(ctx context.Context, err error) error {
 	return errors.Join(err, s.markLocally(s.vm, err))
 }
 
-// captureMeanwhile writes the change logs although the store is out of reach, because of cause: capturing never waits for
+// storeFull adds to the error of a volume of the store that is full how much there is and how much is needed.
+func (w *world) storeFull(vm *site.VM, err error) error {
+	if err == nil || fault.FromOS(err).Code != fault.NoSpace || !w.inStore(failedPath(err)) {
+		return err
+	}
+	free := "has no room"
+	if n, ok := durable.Free(w.fs, w.site.Store.Directory); ok {
+		free = "has " + size(n) + " free"
+	}
+	mem, _, merr := w.memory.VM(vm.Name)
+	waiting := total(slices.Collect(maps.Values(w.besides(vm, mem.Replica, hrl.Pos{Seq: mem.Applied}))), func(n int64) int64 { return n })
+	if merr != nil || waiting == 0 {
+		return fmt.Errorf("%w; the volume of the store %s; what was captured is kept beside the disks", err, free)
+	}
+	// The log, what it overwrites, and what is new in the pages.
+	return fmt.Errorf("%w; the volume of the store %s, and the change logs that wait (%s, kept beside the disks) need up to %s there", err, free,
+		size(waiting), size(3*waiting))
+}
+
+// failedPath is the file at which something failed, "" when that is not known.
+func failedPath(err error) string {
+	var p *fs.PathError
+	var l *os.LinkError
+	switch {
+	case errors.As(err, &p):
+		return p.Path
+	case errors.As(err, &l):
+		return l.New
+	}
+	return fault.FromOS(err).Path
+}
+
+// inStore says whether a file is one of a store that is a folder.
+func (w *world) inStore(path string) bool {
+	if w.site.Store.Azure != nil || path == "" {
+		return false
+	}
+	rel, err := filepath.Rel(w.site.Store.Directory, path)
+	return err == nil && filepath.IsLocal(rel)
+}
+
+// notShipped says why what is captured stays beside the disks.
+func notShipped(cause error) string {
+	switch fault.FromOS(cause).Code {
+	case fault.NoSpace:
+		return "the store takes nothing, its volume is full"
+	case fault.StoreNotMounted, fault.StoreUnreachable:
+		return "the store is out of reach"
+	}
+	return "nothing can be shipped now"
+}
+
+// captureMeanwhile writes the change logs although the store takes none, because of cause: capturing never waits for
 // shipping. The outcome is cause, unless there is something graver.
 func (w *world) captureMeanwhile(ctx context.Context, vm *site.VM, o *deltaObject, j *state.Job, cause error) error {
 	mem, known, err := w.memory.VM(vm.Name)
@@ -155,14 +214,14 @@ func (w *world) captureMeanwhile(ctx context.Context, vm *site.VM, o *deltaObjec
 	})
 	switch {
 	case err == nil:
-		w.say("%s: the store is out of reach; captured beside the disks: %s changed, position %d", vm.Name, size(changedBytes(o.Disks)), o.To)
+		w.say("%s: %s; captured beside the disks: %s changed, position %d", vm.Name, notShipped(cause), size(changedBytes(o.Disks)), o.To)
 		return cause
 	case fault.FromOS(err).Code == fault.FromOS(cause).Code: // it was no error of the store
 		return cause
 	case fault.FromOS(err).Class() == fault.Recoverable && !fault.Cancelled(err):
 		return fmt.Errorf("%w (and nothing was captured: %w)", cause, err)
 	}
-	w.log.Warn("the store is out of reach", "vm", vm.Name, "error", cause)
+	w.log.Warn(notShipped(cause), "vm", vm.Name, "error", cause)
 	return err
 }
 
@@ -228,8 +287,12 @@ func (o *deltaObject) summary() string {
 	if o.Unchanged && o.Shipped == 0 && o.Applied == 0 {
 		return fmt.Sprintf("nothing changed, %s read", size(scannedBytes(o.Disks)))
 	}
-	return fmt.Sprintf("%s changed, %s sent, %s applied, position %d, %s",
-		size(changedBytes(o.Disks)), size(o.Sent), plural(o.Applied, "cut"), o.To, plural(o.Points, "recovery point"))
+	changed := size(changedBytes(o.Disks)) + " changed"
+	if o.Unchanged {
+		changed = "nothing changed since the last capture"
+	}
+	return fmt.Sprintf("%s, %s sent, %s applied, position %d, %s",
+		changed, size(o.Sent), plural(o.Applied, "cut"), o.To, plural(o.Points, "recovery point"))
 }
 
 // captureOnly writes the change logs beside the disks, and needs the store only to learn the phase, if it is there.

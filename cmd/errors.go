@@ -144,12 +144,10 @@ func (p *program) advice(c fault.Code, vm string) string {
 
 // adviceOf is the table's advice, with the command that the error itself knows where it knows one.
 func (p *program) adviceOf(c fault.Code, e *fault.Error, vm string) string {
-	text := p.advice(c, cmpOr(e.VM, vm))
 	if e.Next == "" || c != e.Code {
-		return text
+		return p.advice(c, cmpOr(e.VM, vm))
 	}
-	mend, _, _ := strings.Cut(text, "Then run: ")
-	return strings.TrimSpace(strings.TrimSpace(mend) + " Then run: " + p.commands(e.Next))
+	return p.fill(c.Lookup().Leading(e.Next).Advice, cmpOr(e.VM, vm))
 }
 
 // nextOf is the command that leads on.

@@ -284,6 +284,9 @@ func (p *program) afterCommand(name, usage, job string, do func(*failover.Job, c
 			if err != nil {
 				return err
 			}
+			if !w.opts.dryRun {
+				defer w.settlePlans(context.WithoutCancel(ctx))
+			}
 			return w.each(ctx, vms, func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				f := &failoverObject{}
 				return f, w.after(ctx, vm, e, job, said, f, func(j *failover.Job) error { return do(j, ctx, c) })

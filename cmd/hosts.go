@@ -202,6 +202,7 @@ type quiescer struct {
 	due     bool         // of an application-consistent point
 
 	held   bool // by the hypervisor
+	froze  bool // it was held by the hypervisor, once
 	hooked bool // by the hooks
 }
 
@@ -246,6 +247,7 @@ func (q *quiescer) Freeze(ctx context.Context) (app bool, err error) {
 		}
 		return false, fault.In(err, q.vm.Name, "")
 	}
+	q.froze = q.froze || q.held
 	return app, nil
 }
 

@@ -72,13 +72,24 @@ func (p *program) jobs(_ context.Context, c *cli.Context) error {
 		rows = append(rows, []string{j.ID, cmpOr(j.VM, "-"), j.Name, string(j.State), j.Started.Local().Format("2006-01-02 15:04:05"),
 			o.took(), size(j.Bytes)})
 	}
-	return w.show(table(rows))
+	return w.show(table(rows) + w.waitingText(list))
+}
+
+// waitingText says for what jobs wait, and what is run then.
+func (w *world) waitingText(list []state.Record) string {
+	var b strings.Builder
+	for _, j := range list {
+		if j.State == state.Waiting && j.Error != nil {
+			fmt.Fprintf(&b, "%s: %s; when it is done: %s\n", j.ID, j.Error.Message, w.commands(j.Error.Command))
+		}
+	}
+	return b.String()
 }
 
 // jobStates are the states that jobs can be looked for in.
 func jobStates() []string {
 	var names []string
-	for _, s := range []state.JobState{state.InProgress, state.Succeeded, state.Failed, state.Cancelled, state.Interrupted} {
+	for _, s := range []state.JobState{state.InProgress, state.Waiting, state.Succeeded, state.Failed, state.Cancelled, state.Interrupted} {
 		names = append(names, string(s))
 	}
 	return names
@@ -167,7 +178,11 @@ func (w *world) jobText(o jobObject) string {
 		b.WriteString("\n" + table(rows))
 	}
 	if e := o.Error; e != nil {
-		fmt.Fprintf(&b, "\nerror (%s): %s\n  cause: %s\n  next:  %s\n", e.Code, e.Message, e.Cause, w.commands(e.Advice))
+		word := "error"
+		if o.State == state.Waiting {
+			word = "waits"
+		}
+		fmt.Fprintf(&b, "\n"+word+" (%s): %s\n  cause: %s\n  next:  %s\n", e.Code, e.Message, e.Cause, w.commands(e.Advice))
 	}
 	return b.String()
 }

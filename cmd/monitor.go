@@ -32,8 +32,11 @@ func (w *world) plugin(list []*statusObject, named bool) error {
 			continue
 		}
 		why := "it is not protected"
-		if len(o.HealthReasons) > 0 {
+		switch {
+		case len(o.HealthReasons) > 0:
 			why = o.HealthReasons[0]
+		case o.Error != nil:
+			why = o.Error.Message
 		}
 		text := o.VM + ": " + strings.Join(strings.Fields(why), " ")
 		if code > worst { // the gravest comes first
@@ -57,7 +60,7 @@ func (w *world) plugin(list []*statusObject, named bool) error {
 
 func checkCodeOf(o *statusObject, named bool) int {
 	switch {
-	case o.Health == healthCritical:
+	case o.Health == healthCritical, o.Error != nil: // what cannot be looked at is not well
 		return checkCritical
 	case o.Health == healthWarning, !o.isProtected() && named:
 		return checkWarning

@@ -26,6 +26,7 @@ type result struct {
 	Jobs    []jobObject    `json:"jobs,omitzero"`
 	Log     any            `json:"log,omitempty"`
 	Plan    *planObject    `json:"plan,omitempty"`
+	Plans   []planStatus   `json:"plans,omitempty"` // that are under way
 	Store   string         `json:"store,omitempty"`
 	Checks  []probeObject  `json:"checks,omitzero"`
 }

@@ -30,6 +30,10 @@ import (
 type planObject struct {
 	failover.PlanRecord
 	Outline []string `json:"outline,omitempty"` // what is left, of a dry run
+	// RTO is the time from the plan's begin until the last VM was up, waiting for people included, and RPO the largest of its VMs;
+	// seconds, when all of them are up. What a failback loses is nothing.
+	RTO *float64 `json:"rto_seconds,omitempty"`
+	RPO *float64 `json:"rpo_seconds,omitempty"`
 }
 
 // failback is the type of a plan that brings VMs home; the others are the kinds of failover.
@@ -284,18 +288,23 @@ func (w *world) runPlan(ctx context.Context, plan *site.Plan, rec failover.PlanR
 		return err
 	}
 	w.res.Job, run.Step = job.ID(), job.Step
+	if err := w.memory.Settle(rec.Job, state.Succeeded, "job "+job.ID()+" went on"); err != nil {
+		w.log.Warn("the job that waited cannot be kept in order", "job", rec.Job, "error", err)
+	}
+	run.Record.Job = job.ID()
 	if done != "" {
 		err = run.Confirm(done)
 	}
 	if err == nil {
 		err = run.Run(ctx)
 	}
+	w.planTimes(ctx, run, members, o)
 	err = job.End(err)
 	o.PlanRecord = run.Record
 	for _, m := range members {
 		w.res.VMs = append(w.res.VMs, m.obj)
 	}
-	w.sayPlan(plan, run.Record, err)
+	w.sayPlan(plan, o, err)
 	return w.reported(err)
 }
 
@@ -313,13 +322,14 @@ func (w *world) reported(err error) error {
 	return f
 }
 
-func (w *world) sayPlan(plan *site.Plan, rec failover.PlanRecord, err error) {
+func (w *world) sayPlan(plan *site.Plan, o *planObject, err error) {
+	rec := o.PlanRecord
 	switch {
 	case rec.Waiting != "": // the error says so
 	case err != nil:
 		w.say("plan %s: not complete; when what failed is mended: %s", plan.Name, w.commands("sitrep failover continue --plan "+plan.Name))
 	default:
-		w.say("plan %s: %s is complete, in %s", plan.Name, rec.Type, span(rec.Ended.Sub(rec.Started)))
+		w.say("plan %s: %s is complete, in %s%s", plan.Name, rec.Type, span(rec.Ended.Sub(rec.Started)), o.times())
 	}
 }
 
@@ -350,7 +360,7 @@ func (w *world) planRun(ctx context.Context, plan *site.Plan, rec failover.PlanR
 		kind, direction = "", "recovery-to-primary"
 	}
 	run := &failover.PlanRun{
-		Plan: failover.RecoveryPlan{Name: plan.Name}, Record: rec, Direction: direction, Members: map[string]failover.Member{},
+		Plan: failover.RecoveryPlan{Name: plan.Name}, Record: rec, Direction: direction, Homeward: kind == "", Members: map[string]failover.Member{},
 		GoesOn: kind == failover.Unplanned, StopsSources: kind == failover.Planned || kind == failover.Unplanned && !rec.NoShutdown,
 		Save: func(r failover.PlanRecord) error { return w.savePlan(r) }, Now: w.now, RunScript: w.planScript, Ask: w.asker(),
 	}
@@ -385,7 +395,7 @@ func (w *world) planRun(ctx context.Context, plan *site.Plan, rec failover.PlanR
 func actionsOf(list []site.Action) []failover.Action {
 	var out []failover.Action
 	for _, a := range list {
-		out = append(out, failover.Action{Script: a.Script, Timeout: a.Timeout, Manual: a.Manual})
+		out = append(out, failover.Action{Script: a.Script, Timeout: a.Timeout, Manual: a.Manual, On: failover.On(a.On)})
 	}
 	return out
 }

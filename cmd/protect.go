@@ -135,10 +135,14 @@ func (w *world) mayProtect(ctx context.Context, vm *site.VM, o *seedObject) (dis
 		return nil, false, err
 	}
 	for _, f := range facts {
-		disks = append(disks, replica.Disk{
+		d := replica.Disk{
 			Name: f.disk.Name, OS: f.disk.OS, Source: f.disk.Path, Format: string(f.format), Size: f.size,
 			BlockSize: vm.Policy().BlockSize,
-		})
+		}
+		if f.sector != 512 {
+			d.SectorSize = f.sector
+		}
+		disks = append(disks, d)
 	}
 	return disks, false, nil
 }
@@ -168,7 +172,18 @@ func (w *world) existing(ctx context.Context, vm *site.VM) (*replica.State, erro
 	case fault.Is(err, fault.NotProtected), fault.Is(err, fault.StoreNotMounted) && w.newStore():
 		return nil, nil
 	}
-	return nil, err
+	return nil, w.elseDelta(vm, err)
+}
+
+// elseDelta names the command that leads on from an error of the store: of a VM that is protected already it is no
+// second protect, which would be refused.
+func (w *world) elseDelta(vm *site.VM, err error) error {
+	mem, known, merr := w.memory.VM(vm.Name)
+	e := fault.Find(err)
+	if merr == nil && known && mem.Phase != "" && mem.Phase != replica.Seeding && e != nil && e.Class() == fault.Recoverable && e.Next == "" {
+		e.Next = "sitrep delta " + vm.Name + " --now"
+	}
+	return err
 }
 
 // newStore says that this site has never used a store at this place.

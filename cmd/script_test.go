@@ -20,6 +20,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"sitrep/cmd"
+	"sitrep/internal/disk"
 	"sitrep/internal/durable"
 )
 
@@ -39,7 +40,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code": code, "json": jsonField, "disk": makeDisk, "poke": poke, "tree": tree, "sametree": sameTree,
-			"hold": hold, "empty": empty, "same": same,
+			"hold": hold, "empty": empty, "same": same, "vhdx": makeVHDX, "sectors": sectors,
 		},
 	})
 }
@@ -122,6 +123,26 @@ func makeDisk(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(f.Close())
 	for rest := args[2:]; len(rest) >= 3; rest = rest[3:] {
 		poke(ts, neg, append([]string{args[0]}, rest[:3]...))
+	}
+}
+
+// vhdx FILE SIZE SECTOR makes a dynamic VHDX; size in KiB, the logical sector in bytes.
+func makeVHDX(ts *testscript.TestScript, _ bool, args []string) {
+	sector, err := strconv.Atoi(args[2])
+	ts.Check(err)
+	w, err := disk.Create(durable.OS(), ts.MkAbs(args[0]), disk.Spec{Format: disk.VHDX, Kind: disk.Dynamic, Size: kib(ts, args[1]), SectorSize: sector})
+	ts.Check(err)
+	_, err = w.WriteAt(randomBytes(uint64(sector), 64<<10), 0)
+	ts.Check(errors.Join(err, w.Flush(), w.Close()))
+}
+
+// sectors FILE SECTOR fails unless the logical sectors of a disk have so many bytes.
+func sectors(ts *testscript.TestScript, _ bool, args []string) {
+	d, err := disk.Open(durable.OS(), ts.MkAbs(args[0]), disk.Auto)
+	ts.Check(err)
+	defer d.Close()
+	if got := strconv.Itoa(d.SectorSize()); got != args[1] {
+		ts.Fatalf("%s has sectors of %s bytes, want %s", args[0], got, args[1])
 	}
 }
 

@@ -93,6 +93,10 @@ type statusDiskObject struct {
 func (p *program) statusCommand() *cli.Command {
 	return &cli.Command{
 		Name: "status", Usage: "state, health, age of the replica, pending logs, points, next action", ArgsUsage: "[VM...]",
+		Description: "Exit codes: 0 when the ledger of every VM could be read, however the VMs are; else what kept it from that: 1 when it may go\n" +
+			"away by itself (the store is out of reach), 4 when it does not (a replica is missing, the ledger is damaged), 2 when the site\n" +
+			"file or the command line is wrong. With --check: 0 OK, 1 WARNING (a VM's health is Warning, or a VM that was named is not\n" +
+			"protected, or none is), 2 CRITICAL (a VM's health is Critical, or the site file or the command line is wrong).",
 		Flags: vmFlags(
 			&cli.BoolFlag{Name: "check", Usage: "one line and exit code 0, 1 or 2, for a monitoring plugin"},
 			&cli.StringFlag{Name: "prometheus", Usage: "write metrics into `FILE`, for the textfile collector; - is stdout"},
@@ -129,6 +133,7 @@ func (p *program) status(ctx context.Context, c *cli.Context) error {
 	for _, o := range list {
 		w.res.VMs = append(w.res.VMs, o)
 	}
+	w.res.Plans = w.plansUnderWay(ctx, vms)
 	if file != "" {
 		err = w.writeMetrics(file, list)
 	}
@@ -138,7 +143,7 @@ func (p *program) status(ctx context.Context, c *cli.Context) error {
 	case c.Bool("check"):
 		return w.plugin(list, c.NArg() > 0)
 	case file == "":
-		err = w.show(w.statusText(list, c.NArg() > 0))
+		err = w.show(w.statusText(list, c.NArg() > 0) + w.planText(w.res.Plans))
 	}
 	for _, e := range errs {
 		w.printError(w.stderr, e, "")

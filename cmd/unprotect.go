@@ -16,10 +16,17 @@ import (
 func (p *program) unprotectCommand() *cli.Command {
 	return &cli.Command{
 		Name: "unprotect", Usage: "disable protection: removes the replica, its recovery points and change logs", ArgsUsage: "VM...",
-		Flags: vmFlags(&cli.BoolFlag{Name: "keep-replica", Usage: "leave the replica in the store, for reading"}),
+		Flags: vmFlags(&cli.BoolFlag{Name: "keep-replica", Usage: "leave the replica in the store, for reading"},
+			&cli.BoolFlag{Name: "store-lost", Usage: "the store is lost for good: forget it, and set the change logs aside"}),
 		Action: p.vmCommand("unprotect", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				h := &vmHead{}
+				if c.Bool("store-lost") {
+					if c.Bool("keep-replica") {
+						return h, fault.New(fault.UsageError, "--keep-replica and --store-lost exclude each other")
+					}
+					return h, w.unprotectLost(ctx, vm, h)
+				}
 				kept := kept(c.Bool("keep-replica"))
 				if w.opts.dryRun {
 					return h, w.planUnprotect(ctx, vm, h, kept)
@@ -77,11 +84,14 @@ func (w *world) endRelationship(ctx context.Context, vm *site.VM, j *state.Job, 
 			}
 			return s.engine.Retire(ctx, "protection was disabled and the replica kept")
 		})
-		if fault.Is(err, fault.ReplicaMissing) && !bool(k) {
+		if fault.Is(err, fault.ReplicaMissing) && !bool(k) && !w.inAnother(mem) {
 			id = mem.Replica
 			return 0, "the replica was gone already", nil
 		}
 		if err != nil || bool(k) {
+			if !w.inAnother(mem) { // else it says so already
+				err = orLost(err, vm)
+			}
 			return 0, k.String(), err
 		}
 		return 0, k.String(), w.store.Remove(ctx, vm.Name)

@@ -3,14 +3,17 @@ package cmd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"sitrep/internal/fault"
+	"sitrep/internal/host"
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
 	"sitrep/internal/state"
+	"sitrep/internal/track"
 	"sitrep/replicate"
 )
 
@@ -104,14 +107,47 @@ func (s *session) verify(ctx context.Context, v verifyOptions, o *verifyObject) 
 	return err
 }
 
-// compare reads the source, with a tracker of its own: the one that deltas rely on is left alone.
+// compare reads the source, held still as it is for a delta, with a tracker of its own: the one that deltas rely on is left
+// alone.
 func (s *session) compare(ctx context.Context) (found []replicate.Verified, err error) {
 	folder := s.memory.Path("compare", s.vm.Name)
 	if err := s.withSource(s.engine, s.vm, disksOf(s.state), folder); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.engine.Tracker.Forget()) }()
-	return s.engine.CompareSource(ctx)
+	q, err := s.quiesce(s.vm, s.now()) // no recovery point is made that applications would have to flush for
+	if err != nil {
+		return nil, err
+	}
+	if q != nil {
+		s.engine.Tracker = track.Quiesced(s.engine.Tracker, q)
+	}
+	found, err = s.engine.CompareSource(ctx)
+	if e := fault.Find(err); e != nil && e.Code == fault.Difference {
+		e.Msg += s.maybeNewer(ctx, q)
+	}
+	return found, err
+}
+
+// maybeNewer says what else than a replica that is wrong can have made the source differ from it. Of a VM that is off, and was
+// when the replica was made, it is nothing; but nobody knows when it was switched off.
+func (s *session) maybeNewer(ctx context.Context, q *quiescer) string {
+	text := fmt.Sprintf("; the replica is of %s, and what the VM has written since then differs too: a delta brings it, then compare again",
+		stamp(s.state.AsOf))
+	if q != nil && q.froze || s.isOff(ctx) {
+		return text
+	}
+	return text + "; nothing held the VM still meanwhile, so that differences may be writes in flight"
+}
+
+// isOff says that the VM is known to be off.
+func (s *session) isOff(ctx context.Context) bool {
+	h, err := s.sourceHost(s.vm.Host, s.vm)
+	if err != nil || h == nil {
+		return false
+	}
+	power, err := h.State(ctx, s.vm.Name)
+	return err == nil && power == host.Off
 }
 
 func (o *verifyObject) unfinished() string {

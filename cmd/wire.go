@@ -63,7 +63,10 @@ func (p *program) azureStore(s *site.Site) (replica.Store, error) {
 		AccountURL: a.AccountURL, LogAccountURL: a.LogAccountURL, Container: a.Container,
 		ConnectionStringEnv: a.ConnectionStringEnv, KeyEnv: a.KeyEnv, SASEnv: a.SASEnv,
 		ConnectionStringFile: a.ConnectionStringFile, KeyFile: a.KeyFile, SASFile: a.SASFile,
-	}, pageblob.Options{Holder: host + ":" + p.stateDir(s.Dir), Log: p.log})
+	}, pageblob.Options{
+		Holder: host + ":" + p.stateDir(s.Dir), Log: p.log, Concurrency: a.Concurrency,
+		BytesPerSecond: paced(a.BlobRate), RequestsPerSecond: int64(a.BlobRequests),
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -71,6 +74,14 @@ func (p *program) azureStore(s *site.Site) (replica.Store, error) {
 		debug.SetGCPercent(pageblob.GCPercent)
 	}
 	return store, nil
+}
+
+// paced is a rate for pageblob.Options, where 0 is the default and less is none.
+func paced(rate int64) int64 {
+	if rate == 0 {
+		return -1
+	}
+	return rate
 }
 
 // haveStore fails when the store cannot be entered: what needs none works all the same.
@@ -143,8 +154,11 @@ func (w *world) missing(vm *site.VM, err error) error {
 	case merr != nil:
 		return merr
 	case known && w.elsewhere() != "":
-		return fault.New(fault.ReplicaMissing, "the VM's replica is in the store %s, and the site file now names another one",
-			w.elsewhere()).At(w.store.Describe()).Of(vm.Name, "")
+		return orLost(fault.New(fault.ReplicaMissing, "the VM's replica is in the store %s, and the site file now names another one",
+			w.elsewhere()).At(w.store.Describe()).Of(vm.Name, ""), vm)
+	case fault.Is(err, fault.NotProtected) && known && w.inAnother(mem):
+		return orLost(fault.New(fault.ReplicaMissing, "the VM's replica is in another store, which this site used before (id %s)",
+			mem.Store).At(w.store.Describe()).Of(vm.Name, ""), vm)
 	case fault.Is(err, fault.NotProtected) && known:
 		return fault.New(fault.ReplicaMissing, "the VM is protected since %s, but the store has no replica of it",
 			mem.Protected.UTC().Format("2006-01-02T15:04:05Z")).At(w.store.Describe()).Of(vm.Name, "")
@@ -161,6 +175,12 @@ func (w *world) elsewhere() string {
 		return ""
 	}
 	return known.Where
+}
+
+// inAnother says that a VM was protected in another store than the one that this site uses now, or is to use.
+func (w *world) inAnother(mem state.VM) bool {
+	known, ok, err := w.memory.Store()
+	return err == nil && ok && !mem.Store.IsZero() && (known.ID != mem.Store || known.Where != w.store.Describe())
 }
 
 // storeExists says whether there is anything where the store should be: a folder that is there and is empty may be the

@@ -53,44 +53,49 @@ func diskOf(d host.Definition, name string) *host.Disk {
 	return nil
 }
 
-// bring makes the disks at home what the recovered ones are. again says that another pass follows.
+// bring makes the disks at home what the recovered ones are, and returns how much was brought that the ledger does not count
+// yet: also by a run that was killed. again says that another pass follows.
 func (f *homeward) bring(ctx context.Context, st replica.State, d host.Definition, again bool) (sent int64, err error) {
 	h, shut, err := f.homeJob(st, d, f.Home.Disks, again)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, shut()) }()
-	results, err := h.Bring(ctx)
-	for _, r := range results {
-		sent += r.Data
+	if _, err := h.Bring(ctx); err != nil {
+		return 0, err
 	}
-	return sent, err
+	brought, err := h.Brought()
+	return max(0, brought-(st.Failover.Failback.Sent-st.Failover.Failback.Made)), err
 }
 
-// makeTargets makes the disks at home that are not there, in the format that they had. A format whose maps are written late
+// makeTargets makes the disks at home that are not there, in the format that they had, and returns the bytes of data in those that
+// this failback has made. A format whose maps are written late
 // is read while the VM is held still.
-func (f *homeward) makeTargets(ctx context.Context, st replica.State) (err error) {
+func (f *homeward) makeTargets(ctx context.Context, st replica.State) (made int64, err error) {
 	_, missing, err := f.disksThere()
-	if err != nil || len(missing) == 0 {
-		return err
+	if err != nil {
+		return 0, err
+	}
+	if len(missing) == 0 {
+		return f.homeDisks(st).CreateTargets(ctx) // counts what a run that was killed has made
 	}
 	d, err := f.recovered(st)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	thaw, err := f.freezeIf(ctx, d.Name, f.Format == disk.QCOW2 || f.Format == disk.VHDX)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer func() { err = errors.Join(err, thaw()) }()
 	h, shut, err := f.homeJob(st, d, f.Home.Disks, false)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer func() { err = errors.Join(err, shut()) }()
 	for i := range h.Disks {
 		if s := st.Disk(h.Disks[i].Name); s != nil {
-			h.Disks[i].Format = disk.Format(s.Format)
+			h.Disks[i].Format, h.Disks[i].SectorSize = disk.Format(s.Format), s.SectorSize
 		}
 	}
 	return h.CreateTargets(ctx)

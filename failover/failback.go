@@ -172,7 +172,11 @@ func (f *homeward) do(ctx context.Context, id StepID) (bytes int64, note string,
 	case StepFailbackBegin:
 		return 0, "", f.beginFailback(ctx)
 	case StepTargets:
-		return 0, "", errors.Join(f.makeTargets(ctx, st), f.noted(ctx, id, nil))
+		made, err := f.makeTargets(ctx, st)
+		if err != nil {
+			return made, "", err
+		}
+		return made, "", f.noted(ctx, id, func(_ *replica.State, fb *replica.Failback) { fb.Made, fb.Sent = made, made })
 	case StepSyncRunning, StepSyncStopped:
 		bytes, err = f.synchronize(ctx, st, id)
 		return bytes, "", err
@@ -335,7 +339,7 @@ func (f *homeward) homeDefinition(st replica.State) host.Definition {
 	for _, h := range f.Home.Disks {
 		disk := host.Disk{Name: h.Name, Path: h.Path, Format: h.Format, OS: h.OS}
 		if s := st.Disk(h.Name); s != nil {
-			disk.Size, disk.Format = s.Size, s.Format
+			disk.Size, disk.Format, disk.SectorSize = s.Size, s.Format, s.SectorSize
 		}
 		if h.OS {
 			d.Disks = append([]host.Disk{disk}, d.Disks...)
@@ -429,7 +433,7 @@ func (j *Job) knowsHome(fb replica.Failback) error {
 	for _, d := range j.Home.Disks {
 		if at := fb.Disks[d.Name]; at != d.Path {
 			return fault.New(fault.PrerequisiteFail, "the VM was brought home to %s, and the site file names %s: put the VM under host %s there, with the paths "+
-				"of its disks, before the failback is committed", at, d.Path, fb.To).Of(j.VM, d.Name)
+				"of its disks (and \"vms: []\" under a host that has none any more), before the failback is committed", at, d.Path, fb.To).Of(j.VM, d.Name)
 		}
 	}
 	return nil

@@ -139,7 +139,10 @@ func (j *Job) definition(ctx context.Context, st replica.State, at replica.Point
 		if !ok {
 			continue
 		}
-		made := host.Disk{Name: s.Name, Path: j.diskPath(k, s.Name), Format: string(j.Format), Size: size, OS: s.OS}
+		made := host.Disk{Name: s.Name, Path: j.diskPath(k, s.Name), Format: string(j.Format), Size: size, OS: s.OS, SectorSize: s.SectorSize}
+		if err := j.takes(made); err != nil {
+			return d, notes, err
+		}
 		if s.OS {
 			d.Disks = append(d.Disks, made) // the first one boots
 		} else {

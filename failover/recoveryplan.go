@@ -30,7 +30,17 @@ type Action struct {
 	Script  string        // path of a program; "" = it is manual
 	Timeout time.Duration // of the script
 	Manual  string
+	On      On
 }
+
+// On says in which direction of a plan an action is done; "" is both.
+type On string
+
+// The directions. OnFailover is test failovers too.
+const (
+	OnFailover On = "failover"
+	OnFailback On = "failback"
+)
 
 func (a Action) text() string {
 	if a.Script != "" {
@@ -58,7 +68,7 @@ type Member interface {
 type PlanContext struct {
 	Plan      string         `json:"plan"`
 	Type      string         `json:"type"`      // test, planned, unplanned, failback
-	Direction string         `json:"direction"` // primary-to-recovery, recovery-to-primary
+	Direction string         `json:"direction"` // primary-to-recovery (also of a test), recovery-to-primary
 	Group     int            `json:"group"`     // from 1
 	Step      string         `json:"step"`      // pre or post
 	VMs       map[string]any `json:"vms"`       // by name
@@ -72,6 +82,8 @@ type PlanRecord struct {
 	Network string    `json:"network,omitempty"`
 	Started time.Time `json:"started"`
 	Ended   time.Time `json:"ended,omitzero"`
+	// Job is the ID of the job that ran, or runs, it last.
+	Job string `json:"job,omitempty"`
 	// Options of the command that continue repeats.
 	NoShutdown bool   `json:"no_shutdown,omitempty"`
 	Mode       string `json:"mode,omitempty"`
@@ -95,7 +107,9 @@ type PlanRun struct {
 	Plan      RecoveryPlan
 	Record    PlanRecord
 	Direction string
-	Members   map[string]Member
+	// Homeward says that it is a failback.
+	Homeward bool
+	Members  map[string]Member
 	// GoesOn says that a failure does not stop the plan (unplanned): it is reported at the end.
 	GoesOn bool
 	// StopsSources says that the VMs are shut down first, the last group first (not for a test).
@@ -164,6 +178,9 @@ func (p *PlanRun) steps() []planStep {
 func (p *PlanRun) actions(group int, when string, list []Action) []planStep {
 	var out []planStep
 	for i, a := range list {
+		if a.On != "" && (a.On == OnFailback) != p.Homeward {
+			continue // the others keep their numbers, which are those of the plan as it is written
+		}
 		out = append(out, planStep{ActionID(group, when, i+1), a.text(), p.action(group, when, i+1, a)})
 	}
 	return out

@@ -422,7 +422,7 @@ func (r *run) makeDisk(ctx context.Context, view replica.PointView, id hrl.ID, d
 		return 0, err
 	}
 	res, err := recovered.Make(ctx, recovered.Config{
-		FS: r.FS, Source: src, Path: d.Path, Format: disk.Format(d.Format), ID: id, VM: r.VM, Disk: d.Name, Meter: r.Meter,
+		FS: r.FS, Source: src, Path: d.Path, Format: disk.Format(d.Format), SectorSize: d.SectorSize, ID: id, VM: r.VM, Disk: d.Name, Meter: r.Meter,
 	})
 	return res.Written, err
 }

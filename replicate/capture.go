@@ -80,7 +80,7 @@ func (j *Job) captureDisk(ctx context.Context, d track.CutDisk, logs *cutLogs, l
 	if err != nil {
 		return r, err
 	}
-	stats, err := d.Scan(ctx, j.scanOptions(task), func(ch track.Change) error {
+	stats, err := d.Scan(ctx, j.scanOptions(task), func(_ context.Context, ch track.Change) error {
 		tally.add(ch)
 		if tally.data.Load() > room {
 			return j.overLimit(d, limit)

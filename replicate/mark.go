@@ -2,7 +2,9 @@ package replicate
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"sitrep/internal/durable"
@@ -56,6 +58,42 @@ func (j *Job) DropLogs() (freed int64, err error) {
 		}
 	}
 	return freed, nil
+}
+
+// SetLogsAside moves the change logs beside the disks that belong to this relationship into a folder of that name there, for a
+// replica that is out of reach for good, as far as anybody knows: moved back they lead on from it. It returns the folders that have
+// some, sorted, and the bytes moved. It is durable on return; cut off, it goes on when it is called again.
+func (j *Job) SetLogsAside(name string) (folders []string, moved int64, err error) {
+	for disk, dir := range j.LogDir {
+		logs, err := j.localLogs(disk)
+		if err != nil {
+			return folders, moved, fault.In(err, j.VM, disk)
+		}
+		if len(logs) == 0 {
+			continue
+		}
+		n, err := j.setAside(logs, dir, filepath.Join(dir, name))
+		moved += n
+		if err != nil {
+			return folders, moved, fault.In(err, j.VM, disk)
+		}
+		folders = append(folders, filepath.Join(dir, name))
+	}
+	slices.Sort(folders)
+	return slices.Compact(folders), moved, nil
+}
+
+func (j *Job) setAside(logs []localLog, from, to string) (moved int64, err error) {
+	if err := j.FS.MkdirAll(to); err != nil {
+		return 0, err
+	}
+	for _, l := range logs {
+		if err := j.FS.Rename(l.path, filepath.Join(to, filepath.Base(l.path))); err != nil {
+			return moved, err
+		}
+		moved += l.size
+	}
+	return moved, errors.Join(j.FS.SyncDir(to), j.FS.SyncDir(from))
 }
 
 // dropLog removes one log, unless it is somebody else's, or one that only a newer version can judge.

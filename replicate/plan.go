@@ -54,7 +54,7 @@ func (j *Job) countDisk(ctx context.Context, d track.CutDisk) (DiskResult, error
 	task := "read " + d.Name()
 	j.Meter.Begin(task, d.Size(), 0)
 	defer j.Meter.End(task)
-	stats, err := d.Scan(ctx, j.scanOptions(task), func(ch track.Change) error {
+	stats, err := d.Scan(ctx, j.scanOptions(task), func(_ context.Context, ch track.Change) error {
 		tally.add(ch)
 		return nil
 	})

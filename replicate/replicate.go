@@ -23,6 +23,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"math"
 	"time"
 
 	"sitrep/internal/durable"
@@ -63,8 +64,17 @@ type Pace struct {
 	Unit  int64
 	Tasks int
 	// Checkpoint is after how many bytes an initial copy makes durable what it has done, besides every few seconds: for a store
-	// where sending is what costs, and being durable costs nothing more. 0 is no such limit.
+	// where sending is what costs, and being durable costs nothing more. No more than twice as much is sent again after an
+	// interruption, however fast the store is. 0 is no such limit.
 	Checkpoint int64
+}
+
+// lead is how many bytes a copy may be ahead of its last checkpoint.
+func (p Pace) lead() int64 {
+	if p.Checkpoint > math.MaxInt64/2 {
+		return math.MaxInt64
+	}
+	return 2 * p.Checkpoint
 }
 
 // DiskResult is what one verb did to one disk, in bytes.

@@ -83,10 +83,11 @@ type seeding struct {
 	front  frontier
 	result DiskResult
 
-	enough chan struct{} // told, without waiting, when Pace.Checkpoint bytes were written
+	enough chan struct{} // told, without waiting, when a checkpoint is due
+	lead   *lead
 
 	mu      sync.Mutex // guards result and unsaved, and serializes checkpoints
-	unsaved int64      // bytes written since the last was told
+	unsaved int64      // bytes written since a checkpoint was last due for their number
 }
 
 func (s *seeding) disk() *replica.Disk { return &s.state.Disks[s.index] }
@@ -167,14 +168,19 @@ func (s *seeding) copy(ctx context.Context) error {
 	defer cancel(nil)
 	stop := make(chan struct{})
 	s.enough = make(chan struct{}, 1)
+	s.lead = newLead(s.job.pace().lead(), s.due)
 	var saver sync.WaitGroup
 	saver.Go(func() { s.saveNowAndThen(ctx, stop, cancel) })
 
 	o := s.job.scanOptions(task)
 	o.From, o.Unit = d.Seeded, max(o.Unit, seedUnit)
 	count := o.Done
-	o.Done = func(r block.Range) { s.front.done(r); count(r) }
-	stats, err := s.cut.Scan(ctx, o, func(ch track.Change) error { return s.put(ctx, ch) })
+	o.Done = func(r block.Range) {
+		s.front.done(r)
+		s.lead.advanced()
+		count(r)
+	}
+	stats, err := s.cut.Scan(ctx, o, s.put)
 	close(stop)
 	saver.Wait()
 	if cause := context.Cause(ctx); cause != nil && err != nil {
@@ -196,6 +202,9 @@ func (s *seeding) put(ctx context.Context, ch track.Change) error {
 	if ch.Zero {
 		return nil
 	}
+	if err := s.lead.enter(ctx, ch.Range); err != nil {
+		return err
+	}
 	if err := s.pages.WriteAt(ctx, ch.Data, ch.Off); err != nil {
 		return err
 	}
@@ -208,12 +217,17 @@ func (s *seeding) put(ctx context.Context, ch track.Change) error {
 	s.result.Blocks += int64(len(ch.Sums))
 	if s.unsaved += ch.Len; s.unsaved >= s.job.pace().Checkpoint {
 		s.unsaved = 0
-		select {
-		case s.enough <- struct{}{}:
-		default: // one is due already
-		}
+		s.due()
 	}
 	return nil
+}
+
+// due asks for a checkpoint.
+func (s *seeding) due() {
+	select {
+	case s.enough <- struct{}{}:
+	default: // one is due already
+	}
 }
 
 func (s *seeding) saveNowAndThen(ctx context.Context, stop <-chan struct{}, fail context.CancelCauseFunc) {
@@ -244,7 +258,11 @@ func (s *seeding) save(ctx context.Context) error {
 	if err := s.pages.Flush(ctx); err != nil {
 		return err
 	}
-	return s.record(ctx, at, nil, "")
+	if err := s.record(ctx, at, nil, ""); err != nil {
+		return err
+	}
+	s.lead.recorded(at)
+	return nil
 }
 
 func (s *seeding) finish(ctx context.Context) error {

@@ -342,7 +342,7 @@ func (j *Job) compareDisk(ctx context.Context, d track.CutDisk) (Verified, error
 	defer j.Meter.End(task)
 	var mu sync.Mutex
 	var differs block.Set
-	stats, err := d.Scan(ctx, j.scanOptions(task), func(ch track.Change) error {
+	stats, err := d.Scan(ctx, j.scanOptions(task), func(_ context.Context, ch track.Change) error {
 		mu.Lock()
 		defer mu.Unlock()
 		differs.Add(ch.Range)

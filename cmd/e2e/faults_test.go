@@ -307,6 +307,28 @@ func TestReplicaRotten(t *testing.T) {
 	r.resynced(m, o)
 }
 
+// TestRottenOverwritten changes a byte of the replica, as a disk that rots does, in a block that the guest overwrites. The delta
+// finds it before anything is overwritten.
+func TestRottenOverwritten(t *testing.T) {
+	t.Parallel()
+	rnd := random(t)
+	r, m := rich(t, rnd)
+	info, err := os.Stat(r.replica(m, "os"))
+	check(t, err)
+	edit(t, r.replica(m, "os"), 9*mib, flip)
+	check(t, os.Chtimes(r.replica(m, "os"), time.Time{}, info.ModTime()))
+	rotten := read(t, r.replica(m, "os"))
+	m.disks["os"].put(t, []change{{off: 9 * mib, n: 512, data: noise(rnd, 512)}})
+	o := r.refused(5, "replica-corrupt", []string{"web01", "os", r.replica(m, "os"), fmt.Sprint(9 * mib)}, "delta", "web01", "--now")
+	if !bytes.Equal(read(t, r.replica(m, "os")), rotten) {
+		t.Error("pages were written to")
+	}
+	r.ok(r.advised(o)...)
+	r.ok("delta", "web01", "--now")
+	r.same(m)
+	r.proven(m)
+}
+
 // TestExportRotten exports a recovery point, a block of which was changed in the replica: that fails, and leaves nothing that
 // could be taken for the disk.
 func TestExportRotten(t *testing.T) {

@@ -49,7 +49,17 @@ func (j *Job) apply(ctx context.Context, rec *record, results []Result) (err err
 		}
 		results[i].Applied = time.Since(began)
 	}
-	return j.leave(ctx, rec)
+	return j.leave(ctx, rec, dataOf(logs))
+}
+
+// dataOf is the bytes of data in the logs of all disks.
+func dataOf(logs []*openLog) (n int64) {
+	for _, l := range logs {
+		if l != nil {
+			n += l.Info().DataBytes
+		}
+	}
+	return n
 }
 
 // openLog opens and verifies a log; nil when nothing of the disk differs.
@@ -228,9 +238,11 @@ func readProved(log *openLog, rec hrl.Record, p []byte) error {
 	return nil
 }
 
-// leave records that the originals are whole, with what is known of them for the next pass, and removes what was needed.
-func (j *Job) leave(ctx context.Context, rec *record) error {
+// leave records that the originals are whole, with what is known of them for the next pass and how much was written, and
+// removes what was needed.
+func (j *Job) leave(ctx context.Context, rec *record, written int64) error {
 	next := *rec
+	next.Brought += written
 	next.Phase, next.At, next.Disks = idle, rec.To, slices.Clone(rec.Disks)
 	for i := range next.Disks {
 		d := &next.Disks[i]

@@ -170,6 +170,7 @@ func (j *Job) capture(ctx context.Context) (rec *record, _ []Result, err error) 
 			rec.Phase = applying
 		}
 		from.Seq = max(from.Seq, was.To.Seq)
+		rec.Brought = was.Brought
 	}
 	rec.At, rec.To = from, from.Next()
 	if err := j.folders(); err != nil {

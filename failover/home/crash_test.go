@@ -24,6 +24,7 @@ type vm struct {
 	files    [2][]byte // the originals before, to the byte
 	again    bool
 	at       string // position of the record before; "" when there is none
+	brought  int64  // what all runs together bring home
 }
 
 var names = [2]string{"os", "data"}
@@ -69,6 +70,11 @@ func rig(t *testing.T, r *rand.Rand, s shape, grow, again bool) (*vm, *crashfs.F
 		v.files[i] = must(durable.ReadFile(fs, v.target(i), 1<<30))(t)
 	}
 	_, v.at = record(t, fs)
+	uncut := fs.AfterCrash(crashfs.KeepAll, 0)
+	must(v.job(uncut, true).Bring(t.Context()))(t)
+	if v.brought = must(v.job(uncut, true).Brought())(t); v.brought <= must(v.job(fs, true).Brought())(t) {
+		t.Fatalf("nothing was brought: %d bytes", v.brought)
+	}
 	return v, fs.AfterCrash(crashfs.KeepAll, 0)
 }
 
@@ -154,6 +160,9 @@ func (v *vm) judge(t *testing.T, fs *crashfs.FS, r *rand.Rand) error {
 	}
 	if is := v.state(t, fs); is != "new" {
 		return fmt.Errorf("brought home it is %s", is)
+	}
+	if n := must(v.job(fs, true).Brought())(t); n != v.brought {
+		return fmt.Errorf("all runs together have brought %d bytes, and say %d", v.brought, n)
 	}
 	for _, e := range must(fs.ReadDir("/vms/web"))(t) {
 		if strings.HasSuffix(e.Name, ".hrl") || durable.IsTemp(e.Name) && !strings.Contains(e.Name, "os.sitrep") && !strings.Contains(e.Name, "data.sitrep") {

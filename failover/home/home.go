@@ -22,8 +22,6 @@ package home
 
 import (
 	"context"
-	"errors"
-	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -158,23 +156,38 @@ func (j *Job) Resume(ctx context.Context) (done bool, err error) {
 	return true, nil
 }
 
+// Brought is the bytes of data that the passes of this failback have written into the originals so far, whatever runs they
+// were part of.
+func (j *Job) Brought() (int64, error) {
+	rec, err := j.load()
+	if err != nil || rec == nil {
+		return 0, fault.In(err, j.VM, "")
+	}
+	return rec.Brought, nil
+}
+
 // CreateTargets makes the originals that are not there (at another place than the VM came from) in their original format,
 // with the content of the recovered disks. Each is there, whole, or not at all. Bring then brings what has changed since.
-func (j *Job) CreateTargets(ctx context.Context) error {
+// made is the bytes of data in those that this failback has made, those of an earlier call included.
+func (j *Job) CreateTargets(ctx context.Context) (made int64, err error) {
 	for i := range j.Disks {
 		d := &j.Disks[i]
-		if _, err := j.FS.Stat(d.Target); err == nil {
-			continue
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return fault.In(err, j.VM, d.Name)
-		}
-		_, err := recovered.Make(ctx, recovered.Config{FS: j.FS, Source: d.Source, Path: d.Target, Format: d.Format, Kind: d.Kind,
-			SectorSize: d.SectorSize, ID: j.ID, VM: j.VM, Disk: d.Name, Meter: j.Meter, Tasks: j.Tasks})
+		n, there, err := recovered.Made(j.FS, d.Target, j.ID)
 		if err != nil {
-			return err
+			return made, fault.In(err, j.VM, d.Name)
 		}
+		if !there {
+			var r recovered.Result
+			r, err = recovered.Make(ctx, recovered.Config{FS: j.FS, Source: d.Source, Path: d.Target, Format: d.Format, Kind: d.Kind,
+				SectorSize: d.SectorSize, ID: j.ID, VM: j.VM, Disk: d.Name, Meter: j.Meter, Tasks: j.Tasks})
+			n = r.Written
+		}
+		if err != nil {
+			return made, err
+		}
+		made += n
 	}
-	return nil
+	return made, nil
 }
 
 // Forget removes everything that this failback has left beside the disks and in the state folder. While an original is

@@ -32,13 +32,15 @@ const (
 
 // record is the only truth about a failback. It lies beside the first disk.
 type record struct {
-	Version int          `json:"version"`
-	VM      string       `json:"vm"`
-	ID      hrl.ID       `json:"id"`
-	Phase   phase        `json:"phase"`
-	At      hrl.Pos      `json:"at"` // of the originals, when idle
-	To      hrl.Pos      `json:"to"` // of the logs
-	CutAt   time.Time    `json:"cut_at"`
+	Version int       `json:"version"`
+	VM      string    `json:"vm"`
+	ID      hrl.ID    `json:"id"`
+	Phase   phase     `json:"phase"`
+	At      hrl.Pos   `json:"at"` // of the originals, when idle
+	To      hrl.Pos   `json:"to"` // of the logs
+	CutAt   time.Time `json:"cut_at"`
+	// Brought is the bytes of data that finished passes have written into the originals.
+	Brought int64        `json:"brought,omitempty"`
 	Disks   []diskRecord `json:"disks"`
 }
 

@@ -55,7 +55,7 @@ type Config struct {
 type Result struct {
 	Size    int64 // guest bytes
 	Read    int64 // bytes of the source
-	Written int64 // guest bytes that were not zero
+	Written int64 // guest bytes that were not zero, by the call that made the disk
 	Found   bool  // an earlier call had made the disk: nothing was done
 	Took    time.Duration
 }
@@ -67,6 +67,8 @@ type record struct {
 	Disk   string      `json:"disk"`
 	Format disk.Format `json:"format"`
 	Size   int64       `json:"size"`
+	// Written is guest bytes that were not zero: how much was copied, for whoever finds the disk.
+	Written int64 `json:"written,omitempty"`
 }
 
 const maxRecord = 64 << 10 // bytes
@@ -81,7 +83,7 @@ func Make(ctx context.Context, c Config) (r Result, err error) {
 	began := time.Now()
 	defer func() { err = fault.In(err, c.VM, c.Disk) }()
 	r.Size = c.Source.Size()
-	if r.Found, err = c.found(); r.Found || err != nil {
+	if r.Written, r.Found, err = c.found(); r.Found || err != nil {
 		return r, err
 	}
 	if err := c.prepare(); err != nil {
@@ -95,24 +97,45 @@ func Make(ctx context.Context, c Config) (r Result, err error) {
 	return r, nil
 }
 
-// found says whether an earlier call has made the disk.
-func (c *Config) found() (bool, error) {
-	_, err := c.FS.Stat(c.Path)
+// found says whether an earlier call has made the disk, and how much it wrote into it.
+func (c *Config) found() (written int64, found bool, err error) {
+	was, there, err := recordOf(c.FS, c.Path)
+	if err != nil || !there {
+		return 0, false, err
+	}
+	written, was.Written = was.Written, 0
+	if was != c.record() {
+		return 0, false, fault.New(fault.Exists, "a file by the name of the recovered disk is there, and it was not made for this failover").At(c.Path)
+	}
+	return written, true, c.FS.SyncDir(filepath.Dir(c.Path)) // the rename may not have been durable yet
+}
+
+// recordOf reads what lies beside a disk; a record that cannot be understood is the zero one. there is about the disk.
+func recordOf(fsys durable.FS, path string) (was record, there bool, err error) {
+	_, err = fsys.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return was, false, nil
 	}
 	if err != nil {
-		return false, err
+		return was, false, err
 	}
-	have, err := durable.ReadFile(c.FS, RecordPath(c.Path), maxRecord)
+	have, err := durable.ReadFile(fsys, RecordPath(path), maxRecord)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return false, err
+		return was, false, err
 	}
-	var was record
-	if json.Unmarshal(have, &was) != nil || was != c.record() {
-		return false, fault.New(fault.Exists, "a file by the name of the recovered disk is there, and it was not made for this failover").At(c.Path)
+	if json.Unmarshal(have, &was) != nil {
+		was = record{}
 	}
-	return true, c.FS.SyncDir(filepath.Dir(c.Path)) // the rename may not have been durable yet
+	return was, true, nil
+}
+
+// Made says whether a disk is there, and how much Make wrote into it if it made it for id: 0 for a disk of somebody else.
+func Made(fsys durable.FS, path string, id hrl.ID) (written int64, there bool, err error) {
+	was, there, err := recordOf(fsys, path)
+	if was.ID != id {
+		was.Written = 0
+	}
+	return was.Written, there, err
 }
 
 func (c *Config) record() record {
@@ -179,7 +202,9 @@ func (m *maker) make(ctx context.Context) error {
 	if err = errors.Join(err, m.out.close()); err != nil {
 		return err
 	}
-	data, err := json.MarshalIndent(m.record(), "", "  ")
+	rec := m.record()
+	rec.Written = m.written.Load()
+	data, err := json.MarshalIndent(rec, "", "  ")
 	if err != nil {
 		return err
 	}

@@ -166,7 +166,7 @@ func TestFormats(t *testing.T) {
 				if names := must(os.ReadDir(filepath.Dir(path)))(t); len(names) != 2 {
 					t.Errorf("left behind: %v", names)
 				}
-				if again := must(recovered.Make(t.Context(), c))(t); !again.Found {
+				if again := must(recovered.Make(t.Context(), c))(t); !again.Found || again.Written != res.Written {
 					t.Errorf("again: %+v", again)
 				}
 			})

@@ -87,6 +87,14 @@ type Entry struct {
 	Advice string
 	// Command is the exact command that leads on when what Advice says was done, "" when there is none.
 	Command string
+	mend    string
+}
+
+// Leading is the entry with another command, for an error that knows better than the table which one leads on.
+func (e Entry) Leading(command string) Entry {
+	e.Command = command
+	e.Advice = row{mend: e.mend, command: command}.advice()
+	return e
 }
 
 // Fill puts the VM's name and the command that failed (a subcommand of sitrep, "" when not known) into an advice or a
@@ -117,7 +125,7 @@ func (c Code) Lookup() Entry {
 	if !ok {
 		r = table()[IO]
 	}
-	return Entry{Class: r.class, Cause: r.cause, Advice: r.advice(), Command: r.command}
+	return Entry{Class: r.class, Cause: r.cause, Advice: r.advice(), Command: r.command, mend: r.mend}
 }
 
 // Class says what happens after an error of this code.

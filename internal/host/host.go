@@ -88,6 +88,14 @@ type Disk struct {
 	Format string `json:"format"` // raw, vhd, vhdx, qcow2
 	Size   int64  `json:"size"`   // guest bytes
 	OS     bool   `json:"os,omitempty"`
+	// SectorSize is the bytes of a logical sector: 0 is 512. A VHDX says so itself; of a raw disk or a qcow2 only the host can.
+	SectorSize int `json:"sector_size,omitempty"`
+}
+
+// Picky is a Host that cannot run a VM on every disk.
+type Picky interface {
+	// Takes refuses a disk that Create could make no use of. The disk need not be there yet.
+	Takes(d Disk) error
 }
 
 // Attach is how a NIC is connected at the host.

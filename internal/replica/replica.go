@@ -127,7 +127,8 @@ type Points interface {
 	// Preserve is called before the pages move from s.Applied to the position to, with the ranges of each disk that will
 	// be overwritten (whole blocks). When it returns, everything that s.Points lists stays readable whatever happens to these
 	// ranges. It is called again after a crash, possibly when some pages were already overwritten (redo is then true): it
-	// must then keep what the first call preserved.
+	// must then keep what the first call preserved. A block that is not what its sum says may be refused with
+	// fault.ReplicaCorrupt, unless Phase is FailoverStarted or Resync is set: then nothing was preserved and nothing may be overwritten.
 	Preserve(ctx context.Context, s State, to hrl.Pos, overwritten map[string]*block.Set, redo bool) error
 	// Preserved says what the step from s.Applied to the position to has preserved: the ranges of each disk, or, when all is
 	// true, everything. Whatever else is overwritten before the next Preserve is lost to the points.

@@ -129,7 +129,9 @@ type Failback struct {
 	// Disks are the paths of the disks at home, by name: the source's own, or those of the alternate location.
 	Disks map[string]string `json:"disks"`
 	Done  []string          `json:"done,omitempty"`
-	Sent  int64             `json:"bytes_sent,omitempty"`
+	// Sent is what was brought home so far, in bytes, by all runs; Made is the part of it in disks that were made anew.
+	Sent int64 `json:"bytes_sent,omitempty"`
+	Made int64 `json:"bytes_made,omitempty"`
 	// Stopped is when the recovered VM was stopped: the downtime begins.
 	Stopped  time.Time `json:"stopped,omitzero"`
 	Finished time.Time `json:"finished,omitzero"`
@@ -160,12 +162,14 @@ type Span struct {
 
 // Disk is one disk of the replica.
 type Disk struct {
-	Name      string `json:"name"`
-	OS        bool   `json:"os,omitempty"`
-	Source    string `json:"source"`        // path at the protected site
-	Format    string `json:"source_format"` // raw, vhd, vhdx: what failback creates
-	Size      int64  `json:"size"`          // guest bytes at Applied
-	BlockSize int64  `json:"block_size"`    // bytes of a block of the sums; fixed when protection is enabled
+	Name   string `json:"name"`
+	OS     bool   `json:"os,omitempty"`
+	Source string `json:"source"`        // path at the protected site
+	Format string `json:"source_format"` // raw, vhd, vhdx: what failback creates
+	Size   int64  `json:"size"`          // guest bytes at Applied
+	// SectorSize is the bytes of a logical sector as the guest sees the disk; 0 is 512.
+	SectorSize int   `json:"sector_size,omitempty"`
+	BlockSize  int64 `json:"block_size"` // bytes of a block of the sums; fixed when protection is enabled
 	// Seeded is how far the initial copy is known to be durable, in guest bytes; Size when it is complete.
 	Seeded int64 `json:"seeded"`
 	// Stamp describes the pages as they were left at Applied; something else wrote to them if it differs.

@@ -34,11 +34,16 @@ func TestAzureSecrets(t *testing.T) {
 			AzureStore{SASFile: "/etc/k", LogAccountURL: "https://b.blob.core.windows.net"}},
 		{`account_url: "https://127.0.0.1:10000/devstoreaccount1", container: abc, key_env: K`, // an emulator
 			AzureStore{AccountURL: "https://127.0.0.1:10000/devstoreaccount1", KeyEnv: "K"}},
+		{azureURL + `, blob_rate: "off", blob_requests: 7500, concurrency: 64`, AzureStore{BlobRequests: 7500, Concurrency: 64}},
+		{azureURL + `, blob_rate: 2Gbit`, AzureStore{BlobRate: 250e6, BlobRequests: 500, Concurrency: 16}},
 	} {
 		s, err := Parse(filepath.Join(dir, "site.yaml"), azureSite(c.store))
 		if err != nil {
 			t.Errorf("%s: %v", c.store, err)
 			continue
+		}
+		if c.want.BlobRequests == 0 {
+			c.want.BlobRate, c.want.BlobRequests, c.want.Concurrency = 60<<20, 500, 16
 		}
 		c.want.AccountURL, c.want.Container = cmp.Or(c.want.AccountURL, "https://a.blob.core.windows.net"), "abc"
 		if *s.Store.Azure != c.want {
@@ -60,6 +65,10 @@ func TestAzureSecretsRefused(t *testing.T) {
 		azureURL + ", connection_string_file: c":                              "give either account_url or connection_string_env",
 		azureURL + `, key_env: "no name"`:                                     "key_env: want the name of an environment variable",
 		azureURL + `, sas_file: "sv=2020&sig=hunter2"`:                        "sas_file: want the path of a file",
+		azureURL + ", blob_rate: 60":                                          `blob_rate: want a rate such as "480Mbit" or "60MiB", or "off", got`,
+		azureURL + ", blob_rate: 1PiB":                                        `blob_rate: want a rate`,
+		azureURL + ", blob_requests: 0":                                       `blob_requests: want a whole number from 1 to 100000`,
+		azureURL + ", concurrency: 65":                                        `concurrency: want a whole number from 1 to 64`,
 		azureURL + ", log_account_url: x":                                     "log_account_url: want https://",
 		`account_url: "https://a.blob.core.windows.net/x", container: abc`:    "account_url: want https://",
 		`account_url: "http://a.blob.core.windows.net", container: abc`:       "account_url: want https://",

@@ -49,11 +49,14 @@ func parseHost(v value, c *Cloud, r *refs) *Host {
 	}}
 	parseRunner(o, &h.Runner, protectedSide)
 	r.hosts.declare(o.get("name"), h.Name, struct{}{})
-	vms := o.need
-	if h.Folder != "" {
-		vms = o.get // a failback makes VMs there
+	vms := o.get("vms")
+	if !o.has("vms") && h.Folder == "" && o.v.n != nil { // with a folder a failback makes VMs there
+		o.v.d.add(o.v.n.Line, o.v.n.Column, join(o.v.path, "vms"), "missing key 'vms': \"vms: []\" is for a host that has none (any more)")
 	}
-	for _, mv := range vms("vms").list() {
+	if vms.emptyList() {
+		return h
+	}
+	for _, mv := range vms.list() {
 		h.VMs = append(h.VMs, parseVM(mv, c, h, r))
 	}
 	return h

@@ -88,7 +88,8 @@ var (
 // parseAzureStore never repeats a value: any of them could be a secret in the wrong place.
 func parseAzureStore(v value) *AzureStore {
 	o := v.object("account_url", "container", "log_account_url",
-		"connection_string_env", "key_env", "sas_env", "connection_string_file", "key_file", "sas_file")
+		"connection_string_env", "key_env", "sas_env", "connection_string_file", "key_file", "sas_file",
+		"blob_rate", "blob_requests", "concurrency")
 	a := &AzureStore{}
 	if o.v.n == nil {
 		return a
@@ -100,6 +101,9 @@ func parseAzureStore(v value) *AzureStore {
 	a.KeyEnv, a.SASEnv = envName(o.get("key_env")), envName(o.get("sas_env"))
 	a.ConnectionStringFile = secretFile(o.get("connection_string_file"))
 	a.KeyFile, a.SASFile = secretFile(o.get("key_file")), secretFile(o.get("sas_file"))
+	a.BlobRate = o.get("blob_rate").rate(DefaultBlobRate)
+	a.BlobRequests = o.get("blob_requests").integer(DefaultBlobRequests, 1, 100_000)
+	a.Concurrency = o.get("concurrency").integer(DefaultConcurrency, 1, 64)
 	if s, ok := o.need("container").hiddenText(); ok {
 		a.Container = s
 		if len(s) < 3 || len(s) > 63 || !containerText.MatchString(s) {
@@ -238,6 +242,20 @@ func (v value) blockSize() int64 {
 	n := v.size(DefaultBlockSize, MinBlockSize, MaxBlockSize)
 	if n&(n-1) != 0 {
 		v.want("a power of two")
+	}
+	return n
+}
+
+// rate reads bytes per second; 0 is no limit.
+func (v value) rate(def int64) int64 {
+	what := `a rate such as "480Mbit" or "60MiB", or "off"`
+	s, ok := v.scalar(what, "!!str")
+	if !ok {
+		return def
+	}
+	n, ok := parseRate(s)
+	if !ok {
+		v.want(what)
 	}
 	return n
 }

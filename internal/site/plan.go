@@ -41,10 +41,13 @@ func parseGroup(v value, r *refs, seen map[*VM]int) Group {
 	return g
 }
 
+// both is the word for OnBoth.
+const both On = "both"
+
 func parseActions(v value) []Action {
 	var out []Action
 	for _, av := range v.list() {
-		o := av.object("script", "timeout", "manual")
+		o := av.object("script", "timeout", "manual", "on")
 		if o.v.n == nil {
 			continue
 		}
@@ -54,7 +57,10 @@ func parseActions(v value) []Action {
 		if o.has("timeout") && !o.has("script") {
 			o.get("timeout").fail("timeout: only a script has one")
 		}
-		a := Action{Script: o.get("script").program()}
+		a := Action{Script: o.get("script").program(), On: choice(o.get("on"), both, both, OnFailover, OnFailback)}
+		if a.On == both {
+			a.On = OnBoth
+		}
 		a.Manual, _ = o.get("manual").text()
 		if o.has("script") {
 			a.Timeout = o.get("timeout").limit(DefaultScriptTimeout)

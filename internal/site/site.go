@@ -85,7 +85,22 @@ type AzureStore struct {
 
 	ConnectionStringEnv, KeyEnv, SASEnv    string // names of environment variables
 	ConnectionStringFile, KeyFile, SASFile string // absolute paths
+
+	// BlobRate is how many bytes a second are sent to one blob, 0 for no limit, and BlobRequests how many requests, 1 to 100,000.
+	// The defaults are what a standard account takes of a page blob; a premium one takes more, by its tier.
+	BlobRate     int64
+	BlobRequests int
+	// Concurrency is the most requests that are under way at once, 1 to 64. It begins at half of that, and is lowered while the
+	// service says that it is busy.
+	Concurrency int
 }
+
+// The defaults of an AzureStore.
+const (
+	DefaultBlobRate     = 60 << 20
+	DefaultBlobRequests = 500
+	DefaultConcurrency  = 16
+)
 
 // Policy is a set of rules for the VMs of the clouds that name it.
 type Policy struct {
@@ -360,7 +375,18 @@ type Action struct {
 	Script  string        // absolute path of a program
 	Timeout time.Duration // of Script; default 10 min
 	Manual  string        // what a person has to do
+	On      On
 }
+
+// On says in which direction of a recovery plan an action is done.
+type On string
+
+// The directions. OnFailover is test failovers too.
+const (
+	OnBoth     On = "" // "both" in the file, and the default
+	OnFailover On = "failover"
+	OnFailback On = "failback"
+)
 
 // Load reads and checks the site file. What is wrong in it comes back as *Errors, all of it; every error is, or wraps,
 // a fault.Error, of code SiteInvalid unless reading itself failed.

@@ -162,6 +162,11 @@ func (o object) need(key string) value {
 	return o.get(key)
 }
 
+// emptyList says that the value is written as [].
+func (v value) emptyList() bool {
+	return v.n != nil && v.n.Kind == yaml.SequenceNode && len(v.n.Content) == 0
+}
+
 // list reads a list; when it is there it has at least one element.
 func (v value) list() []value {
 	if v.n == nil {

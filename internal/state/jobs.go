@@ -25,6 +25,7 @@ const (
 	InProgress  JobState = "InProgress"
 	Succeeded   JobState = "Succeeded"
 	Failed      JobState = "Failed"
+	Waiting     JobState = "Waiting"     // for a person: Error says for what, and what to run then; its process has ended
 	Cancelled   JobState = "Cancelled"   // by a signal; what was acknowledged is kept
 	Interrupted JobState = "Interrupted" // its process died
 )
@@ -71,6 +72,9 @@ type Failure struct {
 func FailureOf(err error, vm, verb string, at time.Time) *Failure {
 	e := fault.FromOS(err)
 	entry := e.Code.Lookup()
+	if e.Next != "" {
+		entry = entry.Leading(e.Next)
+	}
 	return &Failure{
 		Code: e.Code, Message: err.Error(), Cause: entry.Cause, Path: e.Path, Disk: e.Disk,
 		Advice: fault.Fill(entry.Advice, vm, verb), Command: fault.Fill(entry.Command, vm, verb), At: at.UTC(),
@@ -163,6 +167,8 @@ func stateOf(err error) JobState {
 		return Succeeded
 	case fault.Cancelled(err):
 		return Cancelled
+	case fault.Is(err, fault.ManualAction):
+		return Waiting
 	}
 	return Failed
 }
@@ -181,6 +187,25 @@ func (j *Job) End(err error) error {
 		return err // the record is second to what happened
 	}
 	return errors.Join(rerr, cerr)
+}
+
+// Settle ends the waiting of a job with a state and, for people, a remark at the step that waited. A job that does not wait, or is
+// not known any more, is left as it is. It is durable on return.
+func (d *Dir) Settle(id string, as JobState, note string) error {
+	rec, ok, err := d.job(id)
+	if err != nil || !ok || rec.State != Waiting {
+		return err
+	}
+	rec.State = as
+	if as == Succeeded {
+		rec.Error = nil
+	}
+	for i := range rec.Steps {
+		if s := &rec.Steps[i]; s.State == Waiting {
+			s.State, s.Note = as, note
+		}
+	}
+	return d.save(d.jobFile(id), rec)
 }
 
 // flush writes the record. It is durable on return.

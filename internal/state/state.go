@@ -24,6 +24,8 @@ import (
 	"maps"
 	"path/filepath"
 	"reflect"
+	"slices"
+	"strings"
 	"time"
 
 	"sitrep/internal/durable"
@@ -73,6 +75,44 @@ func (d *Dir) RememberStore(id hrl.ID, where string) error {
 		return err
 	}
 	return d.save(d.Path("store.json"), Store{ID: id, Where: where, Seen: d.now().UTC()})
+}
+
+// ForgetStore forgets which store this site uses: the next one that is found, or made, is taken for it. It is durable on return.
+func (d *Dir) ForgetStore() error {
+	err := durable.RemoveIfThere(d.fs, d.Path("store.json"))
+	if err == nil {
+		err = d.fs.SyncDir(d.Path())
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fault.FromOS(err)
+	}
+	return nil
+}
+
+// VMsIn returns the names of the VMs that are remembered as protected in a store, sorted.
+func (d *Dir) VMsIn(store hrl.ID) (names []string, err error) {
+	list, err := d.fs.ReadDir(d.Path("vms"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fault.FromOS(err)
+	}
+	for _, e := range list {
+		name, isRecord := strings.CutSuffix(e.Name, ".json")
+		if !isRecord || durable.IsTemp(e.Name) {
+			continue
+		}
+		vm, ok, err := d.VM(name)
+		if err != nil {
+			return nil, err
+		}
+		if ok && vm.VM == name && vm.Store == store {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
 }
 
 // Probe is what is remembered of the last probe of a store.

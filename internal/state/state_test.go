@@ -161,6 +161,7 @@ func TestJobStates(t *testing.T) {
 		Succeeded: nil,
 		Failed:    errors.New("any"),
 		Cancelled: fault.Wrap(fault.IO, context.Canceled, "reading"),
+		Waiting:   fault.New(fault.ManualAction, "plan p waits").Then("sitrep failover continue --plan p"),
 	}
 	for want, cause := range tests {
 		d, _ := testDir(t)
@@ -169,6 +170,11 @@ func TestJobStates(t *testing.T) {
 		_ = j.End(cause)
 		if r := must(d.Job(j.ID()))(t); r.State != want || r.Steps[0].State != want {
 			t.Errorf("%v: job %s, step %s", cause, r.State, r.Steps[0].State)
+		}
+		check(t, d.Settle(j.ID(), Succeeded, "done")) // of a job that waits only
+		r := must(d.Job(j.ID()))(t)
+		if waited := want == Waiting; waited != (r.Steps[0].Note == "done") || waited && (r.State != Succeeded || r.Error != nil) {
+			t.Errorf("settled: %+v", r)
 		}
 	}
 }

@@ -83,8 +83,9 @@ type CutDisk interface {
 	// Image is the view itself, for reading what changed or not. It is right until the cut is closed.
 	Image() disk.Image
 	// Scan reads the disk from an offset (a multiple of the block size) to its end, once, and calls emit for the blocks
-	// that differ from From. Calls come from several goroutines, in no order; the first error ends the scan.
-	Scan(ctx context.Context, o Options, emit func(Change) error) (Stats, error)
+	// that differ from From. Calls come from several goroutines, in no order; the first error ends the scan, and with it the
+	// context that emit is given: who waits for another call may wait for that.
+	Scan(ctx context.Context, o Options, emit func(context.Context, Change) error) (Stats, error)
 }
 
 // Options of a scan.

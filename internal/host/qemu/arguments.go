@@ -60,9 +60,25 @@ func (h *Host) checkDefinition(d host.Definition) error {
 	return nil
 }
 
-func (h *Host) checkDisk(vm string, d host.Disk) error {
-	if driver(d.Format) == "" {
+// Takes refuses a disk that QEMU cannot show to a guest; see host.Picky.
+func (h *Host) Takes(d host.Disk) error {
+	switch {
+	case driver(d.Format) == "":
 		return fault.New(fault.HostRefused, "the format %q is unknown", d.Format).At(d.Path)
+	case d.SectorSize <= 512:
+		return nil
+	case d.Format == "vhdx":
+		return fault.New(fault.PrerequisiteFail, "its logical sectors have %d bytes, and QEMU reads no such VHDX: recover it as raw or qcow2", d.SectorSize).At(d.Path)
+	case h.c.DiskBus == "sata":
+		return fault.New(fault.PrerequisiteFail, "its logical sectors have %d bytes, and a sata disk of QEMU has none but of 512: use disk: virtio or scsi",
+			d.SectorSize).At(d.Path)
+	}
+	return nil
+}
+
+func (h *Host) checkDisk(vm string, d host.Disk) error {
+	if err := h.Takes(d); err != nil {
+		return err
 	}
 	if !filepath.IsAbs(d.Path) {
 		return fault.New(fault.HostRefused, "the path is not absolute").At(d.Path)
@@ -95,6 +111,14 @@ func checkNIC(i int, n host.NIC) error {
 		}
 	}
 	return nil
+}
+
+// sectors tells QEMU of sectors that are not those it would take for granted.
+func sectors(d host.Disk) string {
+	if d.SectorSize <= 512 {
+		return ""
+	}
+	return fmt.Sprintf(",logical_block_size=%[1]d,physical_block_size=%[1]d", d.SectorSize)
 }
 
 // driver is QEMU's name of a disk format, "" for one that is unknown.
@@ -249,7 +273,7 @@ func (h *Host) disks(d host.Definition) ([]string, error) {
 			device, bus = "scsi-hd", ",bus=disks.0"
 		}
 		args = append(args, "-blockdev", opt,
-			"-device", fmt.Sprintf("%s%s,drive=disk%d,serial=%s,bootindex=%d", device, bus, i, serial(i, disk.Name), i))
+			"-device", fmt.Sprintf("%s%s,drive=disk%d,serial=%s,bootindex=%d%s", device, bus, i, serial(i, disk.Name), i, sectors(disk)))
 	}
 	return args, nil
 }

@@ -254,6 +254,23 @@ func TestDataDisk(t *testing.T) {
 	found(t, read, map[string][]byte{"data:rows": []byte("1,2,3")})
 }
 
+// TestSectors: QEMU takes what it is told of a disk's sectors, whatever the disk is attached to.
+func TestSectors(t *testing.T) {
+	guesttest.Build(t) // skips where there is no QEMU
+	for _, bus := range []string{"", "virtio", "scsi"} {
+		path := filepath.Join(t.TempDir(), "4k")
+		ok(t, os.WriteFile(path, make([]byte, 8<<20), 0o600))
+		h := newHost(t, qemu.Config{DiskBus: bus})
+		d := define("vm", "raw", path)
+		d.Disks[0].SectorSize = 4096
+		up(t, h, d)
+		if power, err := h.State(t.Context(), "vm"); err != nil || power != host.Running {
+			t.Errorf("%q: it is %s, %v", bus, power, err)
+		}
+		ok(t, h.Delete(t.Context(), "vm"))
+	}
+}
+
 // TestUEFI: a VM of generation 2 boots, with UEFI variables of its own, which Delete removes.
 func TestUEFI(t *testing.T) {
 	if !long() {
@@ -309,6 +326,15 @@ func TestRefused(t *testing.T) {
 		change(&d)
 		if err := h.Create(ctx, d); !fault.Is(err, fault.HostRefused) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+	sata := newHost(t, qemu.Config{DiskBus: "sata"})
+	for _, x := range []struct {
+		h      *qemu.Host
+		format string
+	}{{h, "vhdx"}, {sata, "raw"}} {
+		if err := x.h.Takes(host.Disk{Path: path, Format: x.format, SectorSize: 4096}); !fault.Is(err, fault.PrerequisiteFail) {
+			t.Errorf("sectors of 4096 bytes, %s: %v", x.format, err)
 		}
 	}
 	d := define("vm", "qcow2", path) // a raw file that is said to be a qcow2

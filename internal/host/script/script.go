@@ -14,6 +14,7 @@
 //	SITREP_CPUS, SITREP_MEMORY (bytes), SITREP_DISPOSABLE (1 or 0)
 //	SITREP_DISKS, SITREP_NICS           how many there are; N counts from 1
 //	SITREP_DISK_N_NAME, _PATH, _FORMAT (raw, vhd, vhdx, qcow2), _SIZE (bytes), _OS (1 or 0)
+//	SITREP_DISK_N_SECTOR_SIZE           of a disk whose logical sectors have other than 512 bytes
 //	SITREP_DISK_NAME                    the path once more, by the disk's name: in capitals, what is no letter or digit as _
 //	SITREP_NIC_N_SOURCE, _SOURCE_IP, _NETWORK, _SUBNET, _ATTACH, _SWITCH, _IP, _GATEWAY, _MAC, _PRIMARY, _PUBLIC_IP (1 or 0)
 //
@@ -251,6 +252,9 @@ func define(env map[string]string, d *host.Definition) {
 		p := fmt.Sprintf("SITREP_DISK_%d_", i+1)
 		env[p+"NAME"], env[p+"PATH"], env[p+"FORMAT"] = disk.Name, disk.Path, disk.Format
 		env[p+"SIZE"], env[p+"OS"] = strconv.FormatInt(disk.Size, 10), flag(disk.OS)
+		if disk.SectorSize != 0 {
+			env[p+"SECTOR_SIZE"] = strconv.Itoa(disk.SectorSize)
+		}
 	}
 	for i, n := range d.NICs {
 		p := fmt.Sprintf("SITREP_NIC_%d_", i+1)

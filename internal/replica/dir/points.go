@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"sitrep/internal/block"
 	"sitrep/internal/durable"
@@ -235,87 +234,6 @@ func syncFile(fsys durable.FS, path string) error {
 		return err
 	}
 	return errors.Join(f.Sync(), f.Close())
-}
-
-// saveOld writes the undo log of one disk into folder.
-func (t *step) saveOld(ctx context.Context, d *replica.Disk, folder string) error {
-	f, err := t.r.fs.Open(t.r.pagesPath(d.Name))
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	w, err := hrl.Create(t.r.fs, filepath.Join(folder, d.Name+undoSuffix), t.identity(d))
-	if err != nil {
-		return err
-	}
-	err = t.copyOld(ctx, w, f, t.blocks(d), d.BlockSize)
-	if err == nil {
-		_, err = w.Seal()
-	}
-	if err != nil {
-		return errors.Join(err, w.Abort())
-	}
-	return nil
-}
-
-func (t *step) identity(d *replica.Disk) hrl.Identity {
-	id := hrl.Identity{
-		Replica: t.s.Replica, VM: t.s.VM, Disk: d.Name, Kind: hrl.Undo, From: t.to, To: t.s.Applied,
-		SizeBefore: d.Size, Size: d.Size, BlockSize: d.BlockSize, CutAt: t.s.AsOf,
-	}
-	for _, seg := range t.s.Pending {
-		if n, ok := seg.Sizes[d.Name]; ok && seg.To == t.to {
-			id.SizeBefore = n
-		}
-	}
-	for _, p := range t.s.Points {
-		if p.At == t.s.Applied {
-			id.CutAt, id.AppConsistent = p.CutAt, p.AppConsistent
-		}
-	}
-	if id.CutAt.Year() < 1970 {
-		id.CutAt = time.Unix(0, 0).UTC() // not known
-	}
-	return id
-}
-
-// copyOld puts the blocks of pages into the log. Holes are recorded without being read.
-func (t *step) copyOld(ctx context.Context, w *hrl.Writer, pages durable.File, blocks *block.Set, blockSize int64) error {
-	var data block.Set
-	for r := range blocks.All() {
-		for !r.Empty() {
-			e, err := pages.Extent(r.Off, r.Len)
-			if err != nil {
-				return err
-			}
-			n, zero := wholeBlocks(e, r, blockSize)
-			part := block.Range{Off: r.Off, Len: n}
-			if !zero {
-				data.Add(part)
-			} else if err := w.Zero(part); err != nil {
-				return err
-			}
-			r.Off, r.Len = part.End(), r.Len-n
-		}
-	}
-	_, err := t.r.eachPiece(ctx, &data, func(buf []byte, off int64) error {
-		if err := readPages(pages, buf, off); err != nil {
-			return err
-		}
-		return w.Append(off, buf, nil)
-	})
-	return err
-}
-
-// wholeBlocks rounds the extent e, with which r begins, to whole blocks: a block that is partly data is data.
-func wholeBlocks(e block.Extent, r block.Range, blockSize int64) (n int64, zero bool) {
-	if e.Len >= r.Len {
-		return r.Len, e.Kind == block.Zero
-	}
-	if n = e.Len - e.Len%blockSize; n > 0 && e.Kind == block.Zero {
-		return n, true
-	}
-	return min(block.RoundUp(max(e.Len, 1), blockSize), r.Len), false
 }
 
 // Sweep removes the steps that no point needs; see replica.Points. It removes none when a step that is needed is missing.

@@ -9,7 +9,8 @@
 //	STORE/VM/DISK.sums           block sums
 //	STORE/VM/shelf/NAME.hrl      change logs that have arrived
 //	STORE/VM/points/POSITION/    what is needed to see the disks as they were at that position: for each disk an undo
-//	                             log that leads back to it, or a reflink clone of its pages and of their sums
+//	                             log that leads back to it (and DISK.rotten.json, of what is rotten in it), or a reflink clone of
+//	                             its pages and of their sums
 //
 // Names become visible in one step, by rename; what is half made has a name of durable.TempName and is removed by the
 // next run that holds the VM's lock.
@@ -47,7 +48,10 @@
 // through from pages, or from a clone, is compared with its sum. That holds while a step is being applied too: the blocks that
 // it overwrites are hidden by the undo log of the step, and the sums of the others do not change. During a resynchronization
 // that takes the sums for unproven a block may be refused until it is compared. The sums themselves are proved by the
-// ledger's seal only by verify. A clone without sums, made by an earlier version, is refused as unproven.
+// ledger's seal only by verify. What goes into an undo log is proved by the sums of the pages before: a delta that is about to
+// overwrite a rotten block is refused with fault.ReplicaCorrupt, as nothing is lost yet that a resynchronization cannot bring;
+// where pages are overwritten all the same (by that resynchronization, by a failover) the block is listed beside the log, and no
+// point shows it. A clone without sums, made by an earlier version, is refused as unproven.
 package dir
 
 import (

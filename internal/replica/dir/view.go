@@ -69,7 +69,11 @@ func (p *points) openDisk(ctx context.Context, s *replica.State, at hrl.Pos, d *
 		if err != nil {
 			return err
 		}
-		if err := d.add(ctx, l); err != nil {
+		rotten, err := p.rottenOf(at, d.name)
+		if err == nil {
+			err = d.add(ctx, l, rotten)
+		}
+		if err != nil {
 			return errors.Join(err, l.file.Close())
 		}
 		at = l.Info().Identity.From // a higher number than before (package hrl), so this ends
@@ -90,6 +94,7 @@ type pointDisk struct {
 	vm, name string
 	size     int64
 	layers   []durable.File // undo logs; an earlier one hides the later ones
+	rotten   []*block.Set   // of each layer, what it holds and was not what its sum said; nil: nothing
 	runs     [][]piece      // of each layer, sorted; the index is their merger
 	index    []piece        // sorted, disjoint
 	base     durable.File
@@ -98,8 +103,8 @@ type pointDisk struct {
 	mu       sync.Mutex // for base.Extent
 }
 
-// add verifies a log and takes its records. A log without any is not kept open: a chain may be long.
-func (d *pointDisk) add(ctx context.Context, l *undoLog) error {
+// add verifies a log and takes its records, some of which may be known to be rotten. A log without any is not kept open: a chain may be long.
+func (d *pointDisk) add(ctx context.Context, l *undoLog, rotten *block.Set) error {
 	if err := l.Verify(ctx); err != nil {
 		return damaged(err)
 	}
@@ -118,7 +123,7 @@ func (d *pointDisk) add(ctx context.Context, l *undoLog) error {
 	if len(run) == 0 {
 		return l.file.Close()
 	}
-	d.layers = append(d.layers, l.file)
+	d.layers, d.rotten = append(d.layers, l.file), append(d.rotten, rotten)
 	slices.SortFunc(run, func(a, b piece) int { return cmp.Compare(a.Off, b.Off) })
 	d.runs = append(d.runs, run)
 	return nil
@@ -277,11 +282,22 @@ func (d *pointDisk) readPiece(p []byte, off int64) (int, error) {
 	switch {
 	case !ok:
 		return len(p), d.proven.ReadAt(p, off)
+	case d.isRotten(pc.layer, block.Range{Off: off, Len: int64(len(p))}):
+		return 0, fault.New(fault.ReplicaCorrupt, "the recovery point is lost here: what it holds was rotten before it was preserved").
+			AtOff(d.layers[pc.layer].Name(), off)
 	case pc.at < 0:
 		clear(p)
 		return len(p), nil
 	}
 	return len(p), readPages(d.layers[pc.layer], p, pc.at)
+}
+
+func (d *pointDisk) isRotten(layer int, r block.Range) bool {
+	if d.rotten[layer] == nil {
+		return false
+	}
+	_, hit := d.rotten[layer].Next(r)
+	return hit
 }
 
 // Extent tells data from zeros; see replica.PointDisk.
@@ -296,7 +312,7 @@ func (d *pointDisk) Extent(off, n int64) (block.Extent, error) {
 	n = min(n, next-off)
 	if ok {
 		kind := block.Data
-		if pc.at < 0 {
+		if pc.at < 0 && !d.isRotten(pc.layer, block.Range{Off: off, Len: n}) { // for ReadAt to refuse it
 			kind = block.Zero
 		}
 		return block.Extent{Range: block.Range{Off: off, Len: n}, Kind: kind}, nil

@@ -265,7 +265,7 @@ func (b *pageBlob) put(ctx context.Context, p []byte, off int64) error {
 	sum := checksum(p)
 	for try := 1; ; try++ {
 		err := b.gated(ctx, int64(len(p)), func() error {
-			_, err := b.pages.UploadPages(ctx, streaming.NopCloser(bytes.NewReader(p)),
+			_, err := b.pages.UploadPages(withPayload(ctx, p), streaming.NopCloser(bytes.NewReader(p)),
 				blob.HTTPRange{Offset: off, Count: int64(len(p))},
 				&az.UploadPagesOptions{TransactionalValidation: sum, SequenceNumberAccessConditions: b.ifSequence()})
 			return err

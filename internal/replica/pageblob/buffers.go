@@ -20,8 +20,8 @@ import (
 // What is in a window when it is sent becomes requests by the rule of plan.
 const (
 	window     = maxPut
-	maxWindows = 18 // that hold memory: 72 MiB for all disks of a replica
-	maxIdle    = 8  // that wait for more to be written
+	maxWindows = 8 // that hold memory: 32 MiB for all disks of a replica
+	maxIdle    = 4 // that wait for more to be written
 	// gapMost is the longest gap between two ranges that is sent with them. It is less than the usual block of 64 KiB, so
 	// nothing is sent for a block of zeros; and at a request's worth of 120 KiB it pays.
 	gapMost = 32 << 10
@@ -30,20 +30,21 @@ const (
 	readPays = 2
 )
 
-// CopyUnit is how much of a disk an initial copy should write at once: a window, so that none waits for a second writer.
-// CopyTasks is how many writers fill windows as fast as they are sent; what they hold is lost when the copy is interrupted.
+// CopyUnit is how much of a disk an initial copy should write at once: a window, which is sent from where it lies. CopyTasks is how
+// many do so: as many as Checkpoint lets be under way, and two that read meanwhile.
 const (
 	CopyUnit  = window
-	CopyTasks = 4
+	CopyTasks = 2*Checkpoint/window + 2
 )
 
 // GCPercent is what suits a process that copies to this store, for debug.SetGCPercent: nearly all of its memory is a few large
 // buffers that live as long as it does, which are not looked into and would let as much again become garbage.
 const GCPercent = 25
 
-// Checkpoint is after how many bytes of a large copy it is worth to Flush and to note how far it has come: what was sent since is
-// sent again after an interruption, and a Flush costs little more than that windows which are not full are sent as they are.
-const Checkpoint = 32 << 20
+// Checkpoint is after how many bytes of a large copy it is worth to Flush and to note how far it has come: that costs three requests
+// beside the four that send so much. Twice as much is sent again at the most after an interruption, and is under way at the most,
+// which is half a second at what the service takes of one blob.
+const Checkpoint = 16 << 20
 
 // buffers collects what is written to the disks of one replica.
 type buffers struct {
@@ -93,25 +94,44 @@ func each(r block.Range, f func(n int64, part block.Range) error) error {
 	return nil
 }
 
-// write takes p over.
+// write takes p over. Nothing can be gained by keeping what fills a window: it is sent from where it lies, and the caller waits.
 func (b *buffers) write(ctx context.Context, f *pageFile, p []byte, off int64) error {
+	return each(block.Range{Off: off, Len: int64(len(p))}, func(n int64, part block.Range) error {
+		data := p[part.Off-off:][:part.Len]
+		if part.Len == window {
+			return b.writeWhole(ctx, f, data, part)
+		}
+		return b.writePart(ctx, windowKey{f, n}, data, part)
+	})
+}
+
+// writeWhole sends what fills a window. It is in place of whatever was to be written there. That it failed is known to the
+// caller, who has been promised nothing.
+func (b *buffers) writeWhole(ctx context.Context, f *pageFile, p []byte, at block.Range) error {
+	if err := b.drop(ctx, f, at); err != nil {
+		return err
+	}
+	f.noteData(at)
+	return f.put(ctx, p, at.Off)
+}
+
+// writePart takes over a part of a window.
+func (b *buffers) writePart(ctx context.Context, key windowKey, p []byte, part block.Range) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return each(block.Range{Off: off, Len: int64(len(p))}, func(n int64, part block.Range) error {
-		w, err := b.window(ctx, windowKey{f, n})
-		if err != nil {
-			return err
-		}
-		if w.buf == nil {
-			w.buf = b.memory()
-		}
-		copy(w.buf[part.Off-w.off():], p[part.Off-off:][:part.Len])
-		w.zero.Remove(part)
-		w.data.Add(part)
-		f.noteData(part)
-		b.written(w)
-		return nil
-	})
+	w, err := b.window(ctx, key)
+	if err != nil {
+		return err
+	}
+	if w.buf == nil {
+		w.buf = b.memory()
+	}
+	copy(w.buf[part.Off-w.off():], p)
+	w.zero.Remove(part)
+	w.data.Add(part)
+	key.f.noteData(part)
+	b.written(w)
+	return nil
 }
 
 // zero takes over that a range is to read as zero. Whole windows are cleared at once: one request does for any number of them.

@@ -103,6 +103,9 @@ func (o Options) complete() Options {
 	if o.CopyPoll <= 0 {
 		o.CopyPoll = time.Second
 	}
+	if o.Transport == nil {
+		o.Transport = newWire(o.Concurrency)
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}

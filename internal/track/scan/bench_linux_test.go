@@ -100,7 +100,7 @@ func benchScan(b *testing.B, cold bool, unit int64, tasks int) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	_, err = c.Disks()[0].Scan(ctx, track.Options{}, func(ch track.Change) error {
+	_, err = c.Disks()[0].Scan(ctx, track.Options{}, func(ctx context.Context, ch track.Change) error {
 		base.mu.Lock()
 		defer base.mu.Unlock()
 		for i, s := range ch.Sums {
@@ -128,7 +128,7 @@ func benchScan(b *testing.B, cold bool, unit int64, tasks int) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		st, err := c.Disks()[0].Scan(ctx, track.Options{Unit: unit, Tasks: tasks}, func(track.Change) error {
+		st, err := c.Disks()[0].Scan(ctx, track.Options{Unit: unit, Tasks: tasks}, func(context.Context, track.Change) error {
 			return fmt.Errorf("nothing has changed")
 		})
 		if err != nil || st.Scanned != benchBytes {

@@ -39,7 +39,7 @@ func TestPowerCut(t *testing.T) {
 	tr, at := open(fs), hrl.Pos{}.Next()
 	cut, err := tr.Cut(ctx, hrl.Pos{})
 	ok(err)
-	_, err = cut.Disks()[0].Scan(ctx, track.Options{}, func(track.Change) error { return nil })
+	_, err = cut.Disks()[0].Scan(ctx, track.Options{}, func(context.Context, track.Change) error { return nil })
 	ok(err)
 	ok(tr.Rebase(ctx, at, map[string]track.Base{"os": &collected{size: 64 << 10}}))
 	ok(cut.Confirm(ctx))

@@ -130,7 +130,7 @@ func changes(c track.Cut, from map[string][]byte) (map[string][]byte, error) {
 			data = append(data, make([]byte, n)...)
 		}
 		out[d.Name()] = data
-		_, err := d.Scan(context.Background(), track.Options{Unit: 4 * smallBlock}, func(ch track.Change) error {
+		_, err := d.Scan(context.Background(), track.Options{Unit: 4 * smallBlock}, func(ctx context.Context, ch track.Change) error {
 			mu.Lock()
 			defer mu.Unlock()
 			clear(data[ch.Off:ch.End()])

@@ -23,7 +23,7 @@ const defaultUnit = 1 << 20
 func defaultTasks() int { return min(max(4, 2*runtime.NumCPU()), 16) }
 
 // Scan reads the disk from o.From to its end, once, and emits the blocks that differ.
-func (d *cutDisk) Scan(ctx context.Context, o track.Options, emit func(track.Change) error) (track.Stats, error) {
+func (d *cutDisk) Scan(ctx context.Context, o track.Options, emit func(context.Context, track.Change) error) (track.Stats, error) {
 	if d.cut.ended {
 		return track.Stats{}, fmt.Errorf("the cut has ended")
 	}
@@ -89,7 +89,7 @@ func (d *cutDisk) finish(s *scan, o track.Options) error {
 type scan struct {
 	walk
 	blockSize int64
-	emit      func(track.Change) error
+	emit      func(context.Context, track.Change) error
 	done      func(block.Range)
 	redo      *redoWriter // nil when there is no position to advance
 
@@ -99,7 +99,7 @@ type scan struct {
 	moved sums.Seal // of the changes: the old sums taken out, the new ones put in
 }
 
-func (d *cutDisk) newScan(o track.Options, emit func(track.Change) error) *scan {
+func (d *cutDisk) newScan(o track.Options, emit func(context.Context, track.Change) error) *scan {
 	s := &scan{blockSize: d.d.BlockSize, emit: emit, done: o.Done}
 	s.walk = walk{img: d.view, size: d.Size(), blockSize: d.d.BlockSize, at: o.From, unit: defaultUnit}
 	if o.Unit > 0 {
@@ -289,7 +289,7 @@ func (w *worker) compare(ctx context.Context, u unit) error {
 	if err := w.load(ctx, u); err != nil {
 		return err
 	}
-	return w.emitChanges(u, old, now)
+	return w.emitChanges(ctx, u, old, now)
 }
 
 // oldAhead is how many old sums are read at once, at the least.
@@ -356,7 +356,7 @@ func (w *worker) loadRun(u unit, run block.Range) error {
 }
 
 // emitChanges compares the sums of the unit, and emits the blocks that differ: adjacent ones together, zeros apart.
-func (w *worker) emitChanges(u unit, old, now []sums.Sum) error {
+func (w *worker) emitChanges(ctx context.Context, u unit, old, now []sums.Sum) error {
 	w.entries = w.entries[:0]
 	first := u.Off / w.blockSize
 	for i := 0; i < len(now); {
@@ -372,7 +372,7 @@ func (w *worker) emitChanges(u unit, old, now []sums.Sum) error {
 			w.moved.Remove(b, old[end])
 			w.moved.Add(b, now[end])
 		}
-		if err := w.emitRun(u, now, i, end); err != nil {
+		if err := w.emitRun(ctx, u, now, i, end); err != nil {
 			return err
 		}
 		i = end
@@ -383,7 +383,7 @@ func (w *worker) emitChanges(u unit, old, now []sums.Sum) error {
 	return w.redo.add(w.entries)
 }
 
-func (w *worker) emitRun(u unit, now []sums.Sum, i, end int) error {
+func (w *worker) emitRun(ctx context.Context, u unit, now []sums.Sum, i, end int) error {
 	off := int64(i) * w.blockSize
 	n := min(int64(end)*w.blockSize, u.Len) - off
 	c := track.Change{Range: block.Range{Off: u.Off + off, Len: n}, Zero: now[i].IsZero()}
@@ -397,5 +397,5 @@ func (w *worker) emitRun(u unit, now []sums.Sum, i, end int) error {
 		}
 	}
 	w.stats.Changed += n
-	return w.emit(c)
+	return w.emit(ctx, c)
 }

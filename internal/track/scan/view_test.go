@@ -83,7 +83,7 @@ func mustCut(t *testing.T, tr *scan.Tracker, at hrl.Pos) track.Cut {
 	return c
 }
 
-func ignore(track.Change) error { return nil }
+func ignore(context.Context, track.Change) error { return nil }
 
 // TestReadsOnce: every allocated byte is read once, holes are not, and an untouched disk is not read at all.
 func TestReadsOnce(t *testing.T) {
@@ -150,7 +150,7 @@ func TestModified(t *testing.T) {
 			tr, at := rawTracker(t, noClones{durable.OS()}, filepath.Join(dir, "state"), path, base[:len(base)/2])
 			c := mustCut(t, tr, at)
 			var once sync.Once
-			_, err := c.Disks()[0].Scan(context.Background(), track.Options{Tasks: 1, Unit: 4 * smallBlock}, func(track.Change) error {
+			_, err := c.Disks()[0].Scan(context.Background(), track.Options{Tasks: 1, Unit: 4 * smallBlock}, func(context.Context, track.Change) error {
 				var err error
 				once.Do(func() { err = modify(path, how) })
 				return err

@@ -224,7 +224,7 @@ func (c *copyOf) scan(t *testing.T, d track.CutDisk, from int64, rng *rand.Rand)
 		defer c.mu.Unlock()
 		overlap(t, "done", &done, r)
 	}
-	st, err := d.Scan(context.Background(), o, func(ch track.Change) error {
+	st, err := d.Scan(context.Background(), o, func(ctx context.Context, ch track.Change) error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		overlap(t, "changed", &changed, ch.Range)

@@ -227,7 +227,7 @@ func testInterrupted(t *testing.T, r *rig) {
 	r.Change()
 	c := r.Cut()
 	ctx, cancel := context.WithCancel(context.Background())
-	_, err := c.Disks()[0].Scan(ctx, track.Options{Unit: r.guests[0].d.BlockSize, Tasks: 2}, func(track.Change) error {
+	_, err := c.Disks()[0].Scan(ctx, track.Options{Unit: r.guests[0].d.BlockSize, Tasks: 2}, func(context.Context, track.Change) error {
 		cancel()
 		return nil
 	})
@@ -235,7 +235,7 @@ func testInterrupted(t *testing.T, r *rig) {
 		t.Fatalf("interrupted: %v", err)
 	}
 	own := errors.New("enough")
-	_, err = c.Disks()[0].Scan(context.Background(), track.Options{}, func(track.Change) error { return own })
+	_, err = c.Disks()[0].Scan(context.Background(), track.Options{}, func(context.Context, track.Change) error { return own })
 	if !errors.Is(err, own) {
 		t.Fatalf("emit failed: %v", err)
 	}

@@ -1,0 +1,103 @@
+package cmd
+
+import (
+	"strings"
+	"syscall"
+	"testing"
+
+	"sitrep/internal/durable/crashfs"
+)
+
+// mount takes the store away, or brings it back.
+func (m *rig) mount(there bool) {
+	m.t.Helper()
+	if there {
+		if err := m.fs.Remove("/store"); err != nil {
+			m.t.Fatal(err)
+		}
+		m.rename("/srv/store", "/store")
+		return
+	}
+	m.rename("/store", "/srv/store")
+	if err := m.fs.MkdirAll("/store"); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// TestProtectWhileStoreAway: a second protect would be refused; of a VM whose initial copy is not complete it goes on.
+func TestProtectWhileStoreAway(t *testing.T) {
+	for _, x := range []struct{ first, next string }{
+		{"protect web01", "delta web01 --now"},
+		{"protect --later web01", "protect web01"},
+	} {
+		t.Run(x.first, func(t *testing.T) {
+			m := newRig(t, "auto_resync: false")
+			m.must(0, strings.Fields(x.first)...)
+			m.mount(false)
+			_, stderr := m.must(1, "protect", "web01")
+			next := command(stderr)
+			if strings.Join(next, " ") != x.next {
+				t.Fatalf("the next step is %q, want %q:\n%s", next, x.next, stderr)
+			}
+			m.mount(true)
+			m.must(0, next...)
+			m.same()
+		})
+	}
+}
+
+// TestStoreFull: whatever run meets it, an operator reads that the volume is full, how much is needed, and that nothing is lost.
+func TestStoreFull(t *testing.T) {
+	m := newRig(t, "auto_resync: false")
+	m.must(0, "protect", "web01")
+	for i := range 3 {
+		m.write("os", int64(i)<<15, 8192, 70+byte(i))
+		m.fs.SetCapacity(m.fs.Allocated() + 48<<10)
+		m.fs.FailOn(func(op crashfs.Op) error {
+			if strings.HasPrefix(op.Name, "/store/web01/") && op.Kind == crashfs.Write {
+				return syscall.ENOSPC
+			}
+			return nil
+		})
+		stdout, stderr := m.must(1, "delta", "web01", "--now")
+		m.fs.FailOn(nil)
+		all := stdout + stderr
+		for _, want := range []string{"volume of the store has", "free", "kept beside the disks", "need up to", "Free space", "delta web01 --now"} {
+			if !strings.Contains(all, want) {
+				t.Errorf("run %d: no %q in\n%s", i, want, all)
+			}
+		}
+		if strings.Contains(all, "out of reach") {
+			t.Errorf("run %d: the store is there:\n%s", i, all)
+		}
+		if m.fs.SetCapacity(0); testing.Verbose() {
+			t.Log(all)
+		}
+	}
+	m.must(0, "delta", "web01", "--now")
+	m.same()
+}
+
+// TestCheckCannotLook: a VM that cannot be looked at is not said to be well.
+func TestCheckCannotLook(t *testing.T) {
+	for _, x := range []struct {
+		under string
+		code  int // of status
+	}{{"/.sitrep/vms/", 4}, {"/store/web01/os.", 4}, {"/store/web01/ledger.json", 4}} {
+		t.Run(x.under, func(t *testing.T) {
+			m := newRig(t, "auto_resync: false")
+			m.must(0, "protect", "web01")
+			m.fs.FailOn(func(op crashfs.Op) error {
+				if strings.HasPrefix(op.Name, x.under) {
+					return syscall.EACCES
+				}
+				return nil
+			})
+			stdout, _ := m.must(2, "status", "--check")
+			if !strings.HasPrefix(stdout, "CRITICAL - web01: ") || !strings.Contains(stdout, x.under) {
+				t.Errorf("%s", stdout)
+			}
+			m.must(x.code, "status")
+		})
+	}
+}
