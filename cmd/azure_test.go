@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"sitrep/cmd"
 	"sitrep/internal/replica/pageblob/azuritetest"
@@ -36,17 +37,38 @@ func (s *azureSite) write(name string, data []byte) {
 	}
 }
 
+func (s *azureSite) read(name string) []byte {
+	s.t.Helper()
+	data, err := os.ReadFile(filepath.Join(s.dir, name))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return data
+}
+
 // run runs a command that must exit with the code, and returns what it wrote to stdout.
 func (s *azureSite) run(code int, args ...string) string {
 	s.t.Helper()
+	got, out, errs := s.result(args...)
+	if got != code {
+		s.t.Fatalf("%v: exit code %d, want %d\n%s%s", args, got, code, out, errs)
+	}
+	return out
+}
+
+// try runs a command that may exit with any code.
+func (s *azureSite) try(args ...string) int {
+	code, _, _ := s.result(args...)
+	return code
+}
+
+func (s *azureSite) result(args ...string) (code int, stdout, stderr string) {
 	var out, errs bytes.Buffer
 	args = append([]string{"sitrep", "--site", filepath.Join(s.dir, "site.yaml"), "--verbose"}, args...)
-	if got := cmd.Run(s.t.Context(), args, strings.NewReader(""), &out, &errs); got != code {
-		s.t.Fatalf("%v: exit code %d, want %d\n%s%s", args[4:], got, code, out.String(), errs.String())
-	}
+	code = cmd.Run(s.t.Context(), args, strings.NewReader(""), &out, &errs)
 	s.all.Write(out.Bytes())
 	s.all.Write(errs.Bytes())
-	return out.String()
+	return code, out.String(), errs.String()
 }
 
 // points lists the recovery points, oldest first.
@@ -67,12 +89,17 @@ func (s *azureSite) points() []string {
 	return ids
 }
 
-// exported is the guest bytes of a point.
+// exported is the guest bytes of the disk os as of a point.
 func (s *azureSite) exported(id string, size int) []byte {
+	s.t.Helper()
+	return s.exportedDisk(id, "os", size)
+}
+
+func (s *azureSite) exportedDisk(id, disk string, size int) []byte {
 	s.t.Helper()
 	to := s.t.TempDir()
 	s.run(0, "points", "web01", "--export", id, "--to", to)
-	data, err := os.ReadFile(filepath.Join(to, "web01.os.vhd"))
+	data, err := os.ReadFile(filepath.Join(to, "web01."+disk+".vhd"))
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -161,4 +188,60 @@ func TestAzureApplyElsewhere(t *testing.T) {
 		t.Errorf("what was applied is another disk; points %q", ids)
 	}
 	s.run(0, "delta", "web01", "--now")
+}
+
+// TestAzureVerifyBudget: verifications with a budget that is over at once walk on from where the last one ended, over both disks
+// and over deltas in between, and status says of each disk how old its oldest proof is.
+func TestAzureVerifyBudget(t *testing.T) {
+	f := newFronted(t, "")
+	f.os = randomBytes(1, 70<<20) // more than is verified between two looks at the budget
+	f.disks()
+	f.run(0, "protect", "web01")
+	type diskStatus struct {
+		Name string
+		At   *time.Time `json:"last_verified_at"`
+	}
+	verified := func() (at []*time.Time) {
+		t.Helper()
+		var got struct {
+			VMs []struct{ Disks []diskStatus }
+		}
+		if err := json.Unmarshal([]byte(f.run(0, "status", "web01", "--json")), &got); err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range got.VMs[0].Disks {
+			at = append(at, d.At)
+		}
+		return at
+	}
+	var first time.Time
+	for i, want := range []struct {
+		downloaded int64 // MiB: of the disk os, then of both
+		os, data   bool  // are proven
+	}{{64, false, false}, {6, true, false}, {4, true, true}, {64, true, true}} { // the disk data is a transfer, with holes
+		costs, out := f.counted(0, "verify", "web01", "--budget", "1ns")
+		if n := ofDisks(costs); n != want.downloaded<<20 {
+			t.Errorf("run %d has downloaded %d bytes, want %d MiB\n%s", i, n, want.downloaded, azuritetest.Table(costs))
+		}
+		if !strings.Contains(out, "the next verify goes on here") {
+			t.Errorf("run %d: %s", i, out)
+		}
+		at := verified()
+		if (at[0] != nil) != want.os || (at[1] != nil) != want.data {
+			t.Errorf("run %d: the disks are proven at %v", i, at)
+		}
+		if i == 1 && at[0] != nil {
+			first = *at[0]
+		}
+		if i == 3 && at[0] != nil && !at[0].Equal(first) {
+			t.Errorf("the proof of a disk that is half done again is of %s, was of %s", at[0], first)
+		}
+		f.os[i] ^= 1
+		f.data[i] ^= 1
+		f.disks()
+		f.run(0, "delta", "web01", "--now")
+	}
+	if text := f.run(0, "status", "web01", "--verbose"); strings.Contains(text, "never") {
+		t.Errorf("status says %s", text)
+	}
 }

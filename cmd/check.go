@@ -78,7 +78,7 @@ func (w *world) check(ctx context.Context, vm *site.VM, what question, o *checkO
 		findings = lenient(findings)
 	}
 	findings = append(findings, support.CheckRecovery(w.recovery(vm))...)
-	o.Findings = append(append([]finding{}, findings...), storeFindings...)
+	o.Findings = append(append(append([]finding{}, findings...), storeFindings...), w.clockFinding(vm)...)
 	if err := w.show(checkText(vm, o)); err != nil {
 		return err
 	}
@@ -286,6 +286,23 @@ func (w *world) examineStore(ctx context.Context, vm *site.VM) (*replica.State, 
 	e := fault.FromOS(err)
 	return nil, []finding{{VM: vm.Name, Rule: string(e.Code), Severity: support.Error,
 		Message: "the store cannot be used: " + message(err), Advice: w.advice(e.Code, vm.Name)}}
+}
+
+// clockFinding is a warning that the store will refuse this machine's requests before long.
+func (w *world) clockFinding(vm *site.VM) []finding {
+	if w.store == nil {
+		return nil
+	}
+	c, ok := replica.ClockedOf(w.store)
+	if !ok {
+		return nil
+	}
+	_, remark, ok := c.Clock()
+	if !ok || remark == "" {
+		return nil
+	}
+	return []finding{{VM: vm.Name, Rule: string(fault.StoreClock), Severity: support.Warning, Message: remark,
+		Advice: w.advice(fault.StoreClock, "")}}
 }
 
 // refusal is the error that findings make; nil when none of them is an error.

@@ -1,8 +1,10 @@
 package replicate
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,9 +18,12 @@ import (
 	"sitrep/internal/track"
 )
 
-// verifyWindow is how many transfers' bytes each task verifies between two looks at the budget: 64 MiB in all, unless the
-// caller chose another pace.
-const verifyWindow = 16
+// verifyWindow is how many transfers of each task are verified between two looks at the budget, verifyMost how many bytes at the
+// most: with large transfers over a slow line, a budget would be over long before.
+const (
+	verifyWindow = 16
+	verifyMost   = 64 << 20
+)
 
 // Verified is what Verify found on one disk.
 type Verified struct {
@@ -55,11 +60,12 @@ func (j *Job) Verify(ctx context.Context, budget time.Duration) ([]Verified, err
 	if budget > 0 {
 		v.deadline = j.Now().Add(budget)
 	}
-	for i := range v.state.Disks {
+	for _, i := range v.order() {
 		if err := v.disk(ctx, i); err != nil {
 			return v.found, errors.Join(fault.In(err, j.VM, v.state.Disks[i].Name), v.save(ctx))
 		}
 	}
+	slices.SortFunc(v.found, func(a, b Verified) int { return v.index(a.Name) - v.index(b.Name) })
 	if err := v.save(ctx); err != nil {
 		return v.found, err
 	}
@@ -71,13 +77,44 @@ type verification struct {
 	job      *Job
 	state    replica.State
 	deadline time.Time
+	began    bool // something was read: a run with the smallest budget gets on
 	found    []Verified
 }
 
-func (v *verification) over() bool { return !v.deadline.IsZero() && !v.job.Now().Before(v.deadline) }
+// order is the disks as they are verified: the one that an earlier run has begun comes first, and then the one whose proof is the
+// oldest. With budgets that are over before all are done, none waits for ever.
+func (v *verification) order() []int {
+	begun := func(d *replica.Disk) int {
+		if d.VerifyCursor > 0 {
+			return 0
+		}
+		return 1
+	}
+	var out []int
+	for i := range v.state.Disks {
+		out = append(out, i)
+	}
+	slices.SortStableFunc(out, func(a, b int) int {
+		x, y := &v.state.Disks[a], &v.state.Disks[b]
+		return cmp.Or(begun(x)-begun(y), x.VerifiedAt.Compare(y.VerifiedAt))
+	})
+	return out
+}
+
+func (v *verification) index(disk string) int {
+	return slices.IndexFunc(v.state.Disks, func(d replica.Disk) bool { return d.Name == disk })
+}
+
+func (v *verification) over() bool {
+	return v.began && !v.deadline.IsZero() && !v.job.Now().Before(v.deadline)
+}
 
 func (v *verification) disk(ctx context.Context, i int) error {
 	d := &v.state.Disks[i]
+	if v.over() {
+		v.found = append(v.found, Verified{Name: d.Name, Cursor: d.VerifyCursor})
+		return nil
+	}
 	pages, err := v.job.Replica.Disk(ctx, *d)
 	if err != nil {
 		return err
@@ -87,12 +124,14 @@ func (v *verification) disk(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
-	if d.VerifyCursor == 0 || stamp != d.VerifyStamp {
-		d.VerifyCursor, d.VerifyStarted, d.VerifyStamp = 0, v.job.Now(), stamp
+	// What was proven stays so while nobody but sitrep writes: a VM that changes all the time would never be verified otherwise.
+	if d.VerifyCursor == 0 || stamp != d.VerifyStamp && stamp != d.Stamp {
+		d.VerifyCursor, d.VerifyStarted = 0, v.job.Now()
 		if err := sealHolds(ctx, pages, *d); err != nil {
 			return err
 		}
 	}
+	d.VerifyStamp = stamp
 	task := "verify " + d.Name
 	v.job.Meter.Begin(task, d.Size, d.VerifyCursor)
 	defer v.job.Meter.End(task)
@@ -101,6 +140,7 @@ func (v *verification) disk(ctx context.Context, i int) error {
 	at := d.VerifyCursor
 	for at < d.Size && !v.over() && err == nil {
 		var w block.Range
+		v.began = true
 		if w, err = check.window(ctx, at); err == nil {
 			v.job.Meter.Add(task, w.Len)
 			at = w.End()
@@ -205,14 +245,15 @@ type checker struct {
 	differs block.Set
 }
 
-// window checks about verifyWindow transfers of each task from an offset on, and returns the range that it covered; what is known
-// to be zero and has no sums costs nothing and does not count.
+// window checks about as much as is checked between two looks at the budget, from an offset on, and returns the range that it
+// covered; what is known to be zero and has no sums costs nothing and does not count.
 func (c *checker) window(ctx context.Context, from int64) (block.Range, error) {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(c.pace.Tasks)
+	most := min(verifyWindow*c.pace.Unit*int64(c.pace.Tasks), verifyMost)
 	at, sum := from, int64(0)
 	var err error
-	for at < c.sums.Size() && sum < verifyWindow*c.pace.Unit*int64(c.pace.Tasks) && gctx.Err() == nil {
+	for at < c.sums.Size() && sum < most && gctx.Err() == nil {
 		var r block.Range
 		if r, err = c.sums.Next(gctx, at, c.pace.Unit); err != nil || r.Empty() {
 			if err == nil {

@@ -102,3 +102,64 @@ func TestVerifyWhilePaused(t *testing.T) {
 		t.Errorf("after the pause: %s, %s (%v)", phase, st.ReasonCode, err)
 	}
 }
+
+// TestVerifyBudget verifies with a budget that is over at once, again and again, while the VM goes on changing: every run gets on by
+// a window, every disk is proven in turn, and again after that. What something else writes makes it begin anew.
+func TestVerifyBudget(t *testing.T) {
+	ctx := context.Background()
+	r, g := protectedRig(t)
+	verify := func() (read, cursor int64) {
+		t.Helper()
+		j, done, err := r.Job(ctx, false)
+		must(t, err)
+		j.Pace = replicate.Pace{Unit: replicatetest.BlockSize, Tasks: 1}
+		j.Now = func() time.Time { r.Now = r.Now.Add(time.Second); return r.Now }
+		found, err := j.Verify(ctx, 1)
+		must(t, err)
+		must(t, done())
+		if len(found) != 2 || found[0].Name != "os" || found[1].Name != "data" {
+			t.Fatalf("found %+v", found)
+		}
+		return found[0].Read + found[1].Read, found[0].Cursor
+	}
+	proven := map[string]time.Time{}
+	for round, runs := 0, 0; round < 2; runs++ {
+		if runs == 200 {
+			t.Fatalf("after %d runs the disks are proven at %v", runs, proven)
+		}
+		read, _ := verify()
+		if read == 0 || read > 17*replicatetest.BlockSize {
+			t.Fatalf("run %d has read %d bytes", runs, read)
+		}
+		st, err := r.State(ctx)
+		must(t, err)
+		newer := true
+		for _, d := range st.Disks {
+			newer = newer && d.VerifiedAt.After(proven[d.Name])
+		}
+		if newer {
+			for _, d := range st.Disks {
+				proven[d.Name] = d.VerifiedAt
+			}
+			round++
+		}
+		g["os"][0]++ // in a block that is proven already
+		g["data"][len(g["data"])-1]++
+		must(t, r.Write(g))
+		_, err = r.Delta(ctx)
+		must(t, err)
+	}
+	for range 20 {
+		if _, cursor := verify(); cursor > 0 && cursor < int64(len(g["os"])) {
+			break
+		}
+	}
+	spoil(t, r)
+	j, done, err := r.Job(ctx, false)
+	must(t, err)
+	j.Pace = replicate.Pace{Unit: replicatetest.BlockSize, Tasks: 1}
+	if _, err := j.Verify(ctx, 1); !fault.Is(err, fault.Difference) { // it is in the first block
+		t.Errorf("after a foreign write: %v", err)
+	}
+	must(t, done())
+}

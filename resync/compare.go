@@ -34,6 +34,7 @@ type slice struct {
 	rotten []different
 	stale  map[int64]sums.Sum
 	held   int64 // bytes of data in runs and rotten
+	lost   int64 // blocks that something else wrote to, and whose content is nowhere
 	mem    loan  // where they lie
 }
 
@@ -176,6 +177,7 @@ func (s *slice) add(f *found) {
 	s.runs, s.rotten = append(s.runs, f.runs...), append(s.rotten, f.rotten...)
 	maps.Copy(s.stale, f.stale)
 	s.held += f.held
+	s.lost += f.lost
 }
 
 // unit is the next range, of whole blocks and at most one unit, in which source or replica may be other than zero.

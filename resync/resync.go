@@ -12,6 +12,11 @@
 // it. While slices are done the pages are no disk of any moment, and are not shown as one: the new position becomes a
 // recovery point when the last slice is in and the source is known to have held still; otherwise the next delta makes it
 // one.
+//
+// Blocks that something else wrote to, and of which the source still has what their sums speak of, are healed first: they
+// get their content back, so that it is right again in the recovery points that share them. A store that preserves disks as a
+// whole (see replica.PreservesWhole) would put everything into the newest point that is not healed yet, so there all disks are
+// healed before the first slice is repaired.
 package resync
 
 import (
@@ -112,11 +117,16 @@ func (j *Job) Run(ctx context.Context) (out Outcome, err error) {
 			return out, fault.In(err, j.VM, "")
 		}
 	}
+	healing, err := r.healAll(ctx, cut)
+	if err != nil {
+		return out, fault.In(err, j.VM, "")
+	}
 	for i := range r.state.Disks {
 		res, err := r.disk(ctx, cut, i)
 		if err != nil {
 			return out, fault.In(err, j.VM, r.state.Disks[i].Name)
 		}
+		res.Read += healing[res.Name]
 		out.Disks = append(out.Disks, res)
 	}
 	out.Consistent, err = r.finish(ctx, cut, !out.Continued)
@@ -147,7 +157,7 @@ type run struct {
 func (r *run) begin(ctx context.Context) error {
 	st := r.state
 	if st.Resync != nil {
-		if r.Deep && !st.Resync.Deep { // the sums are not to be trusted any more, so nothing compared by them is
+		if r.Deep && !st.Resync.Deep && !st.Resync.Proven { // the sums are not to be trusted any more, so nothing compared by them is
 			st.Resync.Deep = true
 			st.Resync.Cursors = map[string]int64{}
 			return r.save(ctx, st)

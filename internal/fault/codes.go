@@ -72,6 +72,7 @@ const (
 	StoreUnreachable Code = "store-unreachable"
 	StoreThrottled   Code = "store-throttled"
 	StoreDenied      Code = "store-denied"
+	StoreClock       Code = "store-clock"
 	StoreLimit       Code = "store-limit"
 	StoreCorrupted   Code = "store-transit"
 	StoreUnfit       Code = "store-unfit"
@@ -205,9 +206,10 @@ func table() map[Code]row {
 		TestRunning:      {Refused, "A test failover of this VM has not been cleaned up.", "", "sitrep failover cleanup {vm}"},
 		FailoverFailed:   {Critical, "A failover did not get done.", "Mend what the message names; the same command goes on where it stopped.", "{again}"},
 
-		StoreUnreachable: {Recoverable, "The storage account did not answer.", "Look at the network and the address of the store.", "{again}"},
+		StoreUnreachable: {Recoverable, "The storage account, or what gives out the tokens for it, did not answer.", "Look at the network and the address of the store.", "{again}"},
 		StoreThrottled:   {Recoverable, "The storage account is busy and asks for fewer requests.", "Wait, or lower the bandwidth in the policy.", "{again}"},
 		StoreDenied:      {Critical, "The storage account refused the credentials.", "Correct the credential, its rights or its expiry.", "sitrep resume {vm}"},
+		StoreClock:       {Recoverable, "The clock of this machine is not that of the storage account, which refuses requests that are 15 minutes off.", "Set the clock, and have it kept by NTP.", "{again}"},
 		StoreLimit:       {Critical, "A limit of the storage account was reached.", "Keep fewer recovery points, or use another kind of account.", "sitrep resume {vm}"},
 		StoreCorrupted:   {Recoverable, "Bytes were damaged on the way to the store; it refused them.", "Look at the network; a proxy may change bodies.", "{again}"},
 		StoreUnfit:       {Prerequisite, "The store does not do what the product relies on.", "Mend what does not hold, or use another store.", "sitrep store probe"},

@@ -30,14 +30,27 @@ type Prober interface {
 
 // ProberOf returns the store that can be probed inside the wrappers of s; ok is false when there is none. A probe is not
 // wrapped: what a store does at the second attempt only is worth knowing.
-func ProberOf(s Store) (p Prober, ok bool) {
+func ProberOf(s Store) (p Prober, ok bool) { return inside[Prober](s) }
+
+// Clocked is a Store that refuses requests when the clock of this machine is too far from its own.
+type Clocked interface {
+	// Clock says how far the store's clock was ahead of this machine's at the last answer, ok whether there was one, and remark
+	// what an operator should know of it, "" when the clocks agree well enough.
+	Clock() (ahead time.Duration, remark string, ok bool)
+}
+
+// ClockedOf returns the store with a clock inside the wrappers of s; ok is false when there is none.
+func ClockedOf(s Store) (c Clocked, ok bool) { return inside[Clocked](s) }
+
+// inside looks for a T inside the wrappers of s.
+func inside[T any](s Store) (found T, ok bool) {
 	for {
-		if p, ok := s.(Prober); ok {
-			return p, true
+		if found, ok = s.(T); ok {
+			return found, true
 		}
 		w, ok := s.(interface{ unwrap() Store })
 		if !ok {
-			return nil, false
+			return found, false
 		}
 		s = w.unwrap()
 	}

@@ -186,7 +186,7 @@ type Disk struct {
 	VerifyCursor int64 `json:"verify_cursor,omitempty"`
 	// VerifyStarted is when the verification in progress began.
 	VerifyStarted time.Time `json:"verify_started,omitzero"`
-	// VerifyStamp is the pages' stamp that the verification in progress is about; it begins anew when they change.
+	// VerifyStamp is the pages' stamp that the verification in progress is about; it begins anew when something else changes them.
 	VerifyStamp string `json:"verify_stamp,omitempty"`
 }
 
@@ -201,6 +201,12 @@ type Resync struct {
 	Sealed map[string]bool `json:"sums_sealed,omitempty"`
 	// Cursors is how far each disk is compared and repaired, in guest bytes.
 	Cursors map[string]int64 `json:"cursors"`
+	// Healed is how far each disk was proven and healed before anything was repaired, in guest bytes, where the store preserves
+	// disks as a whole; Lost is the blocks that were not healed, because the source has changed them since; and Proven says that
+	// there are none, so the block sums are trusted again.
+	Healed map[string]int64 `json:"healed,omitempty"`
+	Lost   int64            `json:"lost_blocks,omitempty"`
+	Proven bool             `json:"proven,omitempty"`
 	// Slice is what is being repaired while the ledger says Applying.
 	Slice *Slice `json:"slice,omitempty"`
 	// Sent is the bytes that were sent so far.

@@ -1,6 +1,7 @@
 package site
 
 import (
+	"cmp"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -31,6 +32,8 @@ func TestAzureSecrets(t *testing.T) {
 		{azureURL + ", key_file: ./k", AzureStore{KeyFile: filepath.Join(dir, "k")}},
 		{azureURL + `, sas_file: /etc/k, log_account_url: "https://b.blob.core.windows.net"`,
 			AzureStore{SASFile: "/etc/k", LogAccountURL: "https://b.blob.core.windows.net"}},
+		{`account_url: "https://127.0.0.1:10000/devstoreaccount1", container: abc, key_env: K`, // an emulator
+			AzureStore{AccountURL: "https://127.0.0.1:10000/devstoreaccount1", KeyEnv: "K"}},
 		{azureURL + `, blob_rate: "off", blob_requests: 7500, concurrency: 64`, AzureStore{BlobRequests: 7500, Concurrency: 64}},
 		{azureURL + `, blob_rate: 2Gbit`, AzureStore{BlobRate: 250e6, BlobRequests: 500, Concurrency: 16}},
 	} {
@@ -42,7 +45,7 @@ func TestAzureSecrets(t *testing.T) {
 		if c.want.BlobRequests == 0 {
 			c.want.BlobRate, c.want.BlobRequests, c.want.Concurrency = 60<<20, 500, 16
 		}
-		c.want.AccountURL, c.want.Container = "https://a.blob.core.windows.net", "abc"
+		c.want.AccountURL, c.want.Container = cmp.Or(c.want.AccountURL, "https://a.blob.core.windows.net"), "abc"
 		if *s.Store.Azure != c.want {
 			t.Errorf("%s: %+v", c.store, s.Store.Azure)
 		}
@@ -67,6 +70,8 @@ func TestAzureSecretsRefused(t *testing.T) {
 		azureURL + ", blob_requests: 0":                                       `blob_requests: want a whole number from 1 to 100000`,
 		azureURL + ", concurrency: 65":                                        `concurrency: want a whole number from 1 to 64`,
 		azureURL + ", log_account_url: x":                                     "log_account_url: want https://",
+		`account_url: "https://a.blob.core.windows.net/x", container: abc`:    "account_url: want https://",
+		`account_url: "http://a.blob.core.windows.net", container: abc`:       "account_url: want https://",
 	} {
 		_, err := Parse("site.yaml", azureSite(store))
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter2") {

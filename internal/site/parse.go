@@ -175,15 +175,15 @@ func (v value) hiddenText() (string, bool) {
 	return s, ok && !v.d.dead[v.n]
 }
 
-// isAccountURL wants https, except for an emulator on this machine.
+// isAccountURL wants https and no path, except for an emulator on this machine.
 func isAccountURL(s string) bool {
 	u, err := url.Parse(s)
 	if err != nil || u.Host == "" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
 		return false
 	}
-	if u.Scheme == "http" {
-		ip := net.ParseIP(u.Hostname())
-		return u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
+	ip := net.ParseIP(u.Hostname())
+	if u.Hostname() == "localhost" || ip != nil && ip.IsLoopback() { // its accounts are told apart by the path
+		return u.Scheme == "https" || u.Scheme == "http"
 	}
 	return u.Scheme == "https" && (u.Path == "" || u.Path == "/")
 }

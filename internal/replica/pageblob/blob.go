@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"strings"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -17,6 +18,7 @@ import (
 
 	"sitrep/internal/block"
 	"sitrep/internal/fault"
+	"sitrep/internal/hrl"
 )
 
 // The limits of the service for page blobs, which an emulator may not keep: what goes beyond them is refused here.
@@ -26,7 +28,9 @@ const (
 	maxBlob   = 8 << 40 // bytes of a page blob
 	maxMeta   = 8 << 10 // bytes of a blob's metadata, names included
 	bodyTries = 5       // of a download whose body breaks off
-	crcTries  = 3       // of a write whose bytes arrived damaged: the SDK does not try these again
+	// foundTries is how often a blob is made that something else changes between a look and the next try.
+	foundTries = 5
+	crcTries   = 3 // of a write whose bytes arrived damaged: the SDK does not try these again
 )
 
 // checksum is the CRC64 that the storage service checks a body with. It is that of NVMe, for which there is a way of computing it
@@ -98,17 +102,25 @@ func (b *source) readSome(ctx context.Context, n, off int64, f func(io.Reader) e
 	if hasCode(err, bloberror.ConditionNotMet) {
 		return fault.New(fault.ReplicaChanged, "the pages were written to while they were read").AtOff(b.where(), off)
 	}
+	if isOutside(err) {
+		return b.shorter(off)
+	}
 	if err != nil {
 		return b.fail(err)
 	}
 	body := resp.NewRetryReader(ctx, &blob.RetryReaderOptions{MaxRetries: bodyTries})
 	if err := errors.Join(f(body), body.Close()); err != nil {
 		if errors.Is(err, io.EOF) { // the service has less than was asked for
-			return fault.New(fault.ReplicaChanged, "the blob has become shorter").AtOff(b.where(), off)
+			return b.shorter(off)
 		}
 		return b.fail(err)
 	}
 	return nil
+}
+
+// shorter is the error of a range that was in the blob when it was opened: something else has cut it.
+func (b *source) shorter(off int64) error {
+	return fault.New(fault.ReplicaChanged, "the blob has become shorter").AtOff(b.where(), off)
 }
 
 // ranges calls f with the runs of r that the service has pages for.
@@ -178,8 +190,44 @@ func (b *pageBlob) look(ctx context.Context) (*properties, error) {
 	return p, nil
 }
 
-// create makes the blob anew, empty, whatever was there.
+// found makes the blob, empty. One that is there is replaced, if it still is the one that was looked at then, and belongs to no
+// later generation and to no other replica: Put Blob knows no condition on the sequence number, so that a run that stood still
+// while it was taken over would wipe what the new owner has written. Everything that a new owner does to a blob, raising its
+// number first, gives it another ETag. A create whose answer was lost is known again by its name.
+func (b *pageBlob) found(ctx context.Context, size int64, meta map[string]string) error {
+	named := maps.Clone(meta)
+	named[metaWrite] = hrl.NewID().String()
+	cond := ifAbsent()
+	for range foundTries {
+		err := b.createIf(ctx, size, named, cond)
+		if !hasCode(err, bloberror.BlobAlreadyExists, bloberror.ConditionNotMet) {
+			return b.fail(err)
+		}
+		at, err := b.look(ctx)
+		switch {
+		case err != nil:
+			return err
+		case at == nil: // it was removed meanwhile
+			cond = ifAbsent()
+			continue
+		case at.meta[metaWrite] == named[metaWrite]:
+			return nil
+		case at.seq > b.seq:
+			return b.fenced(ctx)
+		case at.meta[metaDisk] != "" && at.meta[metaDisk] != meta[metaDisk]:
+			return fault.New(fault.Fenced, "the blob is of another replica, %s", at.meta[metaDisk]).At(b.where())
+		}
+		cond = ifMatch(at.etag)
+	}
+	return fault.New(fault.ReplicaChanged, "something else writes to the blob").At(b.where())
+}
+
+// create makes the blob anew, empty, whatever was there: for what belongs to one run.
 func (b *pageBlob) create(ctx context.Context, size int64, meta map[string]string) error {
+	return b.fail(b.createIf(ctx, size, meta, nil))
+}
+
+func (b *pageBlob) createIf(ctx context.Context, size int64, meta map[string]string, cond *blob.AccessConditions) error {
 	if err := checkSize(size, b.where()); err != nil {
 		return err
 	}
@@ -187,8 +235,8 @@ func (b *pageBlob) create(ctx context.Context, size int64, meta map[string]strin
 	if err != nil {
 		return fault.In(err, "", "")
 	}
-	_, err = b.pages.Create(ctx, size, &az.CreateOptions{SequenceNumber: &b.seq, Metadata: m})
-	return b.fail(err)
+	_, err = b.pages.Create(ctx, size, &az.CreateOptions{SequenceNumber: &b.seq, Metadata: m, AccessConditions: cond})
+	return err
 }
 
 func checkSize(size int64, where string) error {
@@ -260,6 +308,8 @@ func (b *pageBlob) refused(ctx context.Context, err error) error {
 		return b.fenced(ctx)
 	case isMissing(err):
 		return fault.New(fault.ReplicaMissing, "the blob is missing").At(b.where())
+	case isOutside(err):
+		return fault.New(fault.ReplicaChanged, "the blob has become shorter").At(b.where())
 	}
 	return b.fail(err)
 }

@@ -10,8 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
-	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 
 	"sitrep/internal/fault"
@@ -59,7 +57,7 @@ func newStore(opts Options) *Store {
 }
 
 func (s *Store) clientOptions() *container.ClientOptions {
-	return &container.ClientOptions{ClientOptions: s.opts.client(s.gate)}
+	return &container.ClientOptions{ClientOptions: s.opts.client(s.gate, &s.clock)}
 }
 
 // unusable is what is said of a credential that cannot be one. The SDK's error may repeat it, so it is not shown.
@@ -94,11 +92,9 @@ func (c Config) signIn(o *container.ClientOptions) (func(account string) (*conta
 			return container.NewClientWithNoCredential(c.url(account)+"?"+strings.TrimPrefix(secret, "?"), o)
 		}, nil
 	}
-	cred, err := azidentity.NewDefaultAzureCredential(&azidentity.DefaultAzureCredentialOptions{
-		ClientOptions: azcore.ClientOptions{Retry: o.Retry},
-	})
+	cred, err := newTokens(o.Retry)
 	if err != nil {
-		return nil, fault.New(fault.StoreDenied, "this machine has no usable Azure credential")
+		return nil, err
 	}
 	return func(account string) (*container.Client, error) {
 		return container.NewClient(c.url(account), cred, o)

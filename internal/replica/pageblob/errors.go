@@ -10,9 +10,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
-	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 
 	"sitrep/internal/fault"
@@ -42,6 +42,12 @@ func hasCode(err error, codes ...bloberror.Code) bool { return bloberror.HasCode
 
 // isMissing says whether the service, and not something in between, says that there is no such blob.
 func isMissing(err error) bool { return hasCode(err, bloberror.BlobNotFound) }
+
+// isOutside says whether the service answered that a range is not in the blob. It has several codes for that.
+func isOutside(err error) bool {
+	re, ok := errors.AsType[*azcore.ResponseError](err)
+	return ok && re.StatusCode == http.StatusRequestedRangeNotSatisfiable
+}
 
 // unanswered says whether it is not known if the service has done what it was asked to do.
 func unanswered(err error) bool {
@@ -97,6 +103,10 @@ func classify(err error, where string) error {
 	if err == nil {
 		return nil
 	}
+	if n, ok := errors.AsType[noToken](err); ok {
+		e := *n.why // which several requests may have met
+		return e.At(where)
+	}
 	if e := fault.Find(err); e != nil {
 		return err
 	}
@@ -106,10 +116,6 @@ func classify(err error, where string) error {
 	var re *azcore.ResponseError
 	if errors.As(err, &re) {
 		return answered(re, where)
-	}
-	var auth *azidentity.AuthenticationFailedError
-	if errors.As(err, &auth) || strings.Contains(err.Error(), "failed to acquire a token") {
-		return fault.New(fault.StoreDenied, "no Azure credential of this machine works (managed identity, environment, az login)").At(where)
 	}
 	if strings.Contains(err.Error(), "not permitted for non-TLS") {
 		return fault.New(fault.StoreDenied, "a token is sent over https only").At(where)
@@ -123,10 +129,25 @@ func classify(err error, where string) error {
 // answered is classify for what came over HTTP.
 func answered(re *azcore.ResponseError, where string) *fault.Error {
 	e := fault.New(codeOf(re), "%s", answer(re)).At(where)
+	if e.Code == fault.StoreDenied {
+		clockOff(e, re.RawResponse)
+	}
 	if e.Code == fault.NotFound {
 		e.Err = fs.ErrNotExist
 	}
 	return e
+}
+
+// clockOff makes a refusal one for this machine's clock, where that is the reason; when it may be, it is said.
+func clockOff(e *fault.Error, resp *http.Response) {
+	ahead, ok := clockAhead(resp, time.Now())
+	if !ok || ahead.Abs() < clockNamed {
+		return
+	}
+	e.Msg += "; " + clockRemark(ahead)
+	if ahead.Abs() > clockRefused-clockUnsure {
+		e.Code = fault.StoreClock
+	}
 }
 
 func codeOf(re *azcore.ResponseError) fault.Code {

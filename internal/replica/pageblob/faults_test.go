@@ -61,7 +61,7 @@ func TestFaultyNetwork(t *testing.T) {
 		again("check", func() error { return h.Check(ctx) })
 	}
 	t.Logf("seed %d, failures: %v", seed, bad.seen)
-	for _, what := range []string{"busy", "reset", "lost answer", "truncated", "timeout"} {
+	for _, what := range []string{"busy", "reset", "lost answer", "truncated", "timeout", "clock", "denied"} {
 		if bad.seen[what] == 0 {
 			t.Errorf("there was no %q", what)
 		}

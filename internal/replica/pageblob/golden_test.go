@@ -60,7 +60,7 @@ func TestRequests(t *testing.T) {
 		}
 		return p.Flush(ctx)
 	})
-	step("zero 48 MiB of a new area, and 5 MiB of data", func() error {
+	step("zero 24 MiB of a new area, and 5 MiB of data", func() error {
 		return errors.Join(p.ZeroAt(ctx, 40<<20, 24<<20), p.ZeroAt(ctx, 0, 5<<20), p.Flush(ctx))
 	})
 	step("stamp the pages", func() error { _, err := p.Stamp(ctx); return err })

@@ -212,7 +212,7 @@ func (p *pages) create(ctx context.Context) error {
 	if err := p.createSums(ctx); err != nil {
 		return err
 	}
-	if err := p.f.create(ctx, blobSize(p.old), p.meta(p.old)); err != nil {
+	if err := p.f.found(ctx, blobSize(p.old), p.meta(p.old)); err != nil {
 		return err
 	}
 	p.f.noteZero(block.Range{Len: paddedSize(p.old)})
@@ -221,7 +221,7 @@ func (p *pages) create(ctx context.Context) error {
 
 func (p *pages) createSums(ctx context.Context) error {
 	n := sumsSize(p.old, p.blockSize)
-	if err := p.sums.create(ctx, n, map[string]string{metaDisk: p.born.Replica.String()}); err != nil {
+	if err := p.sums.found(ctx, n, map[string]string{metaDisk: p.born.Replica.String()}); err != nil {
 		return err
 	}
 	p.sums.noteZero(block.Range{Len: n})

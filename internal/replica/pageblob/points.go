@@ -69,6 +69,9 @@ func (p *points) Preserve(ctx context.Context, s replica.State, to hrl.Pos, over
 	return in(err, p.r.vm, "")
 }
 
+// PreservesWhole says that a snapshot is of a whole disk; see replica.PreservesWhole.
+func (r *vmReplica) PreservesWhole() bool { return true }
+
 func (p *points) preserve(ctx context.Context, s *replica.State, redo bool) error {
 	all, have, err := p.find(ctx)
 	if err != nil {

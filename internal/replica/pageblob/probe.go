@@ -27,7 +27,6 @@ const (
 	probePart  = 64 << 10 // bytes of one write
 	probeAt    = 1 << 20  // where it is written to
 	probeSpeed = 4        // transfers of 4 MiB that are measured
-	probeClock = 5 * time.Minute
 	// probeCopy is how long a copy of some MiB may take.
 	probeCopy = 2 * time.Minute
 	// probeClosing is how long it may take to remove everything.

@@ -324,8 +324,8 @@ func (p *probe) tryTransfers() {
 	p.try("large transfers arrive", replica.Needed, p.speed)
 	p.try("its clock is the one of this machine", replica.ForInformation, func() (string, error) {
 		detail := fmt.Sprintf("%+.0f s", p.ahead.Seconds())
-		if p.ahead.Abs() > probeClock {
-			return "", plain("%s: it refuses requests that are 15 minutes from its own clock", detail)
+		if remark := clockRemark(p.ahead); remark != "" {
+			return "", plain("%s: %s", detail, remark)
 		}
 		return detail, nil
 	})

@@ -19,7 +19,8 @@
 //   - The sequence number of every page blob is the generation of the replica. Every write of pages and sums is conditional
 //     on it (if-sequence-number-eq), so a writer that was left behind by a failover is refused by the service, in the middle
 //     of whatever it did. Seize saves the ledger first, and then raises the number of every blob, by "update" and never by
-//     "increment", which could be done twice.
+//     "increment", which could be done twice. To make a blob there is no condition on its number: it is made where there is
+//     none, and replaced only as the one that was looked at, which a blob is no more whose number was raised.
 //   - The ledger is replaced only if its ETag is the one that was read. Logs on the shelf are created only if they are not
 //     there, and replaced or removed only if they are what was looked at.
 //   - Promoted disks are changed and deleted only if they are what was looked at: a machine's first write ends that.
@@ -113,9 +114,9 @@ func (o Options) complete() Options {
 }
 
 // client is what the clients of both accounts are made with.
-func (o Options) client(g *gate) azcore.ClientOptions {
+func (o Options) client(watching ...policy.Policy) azcore.ClientOptions {
 	return azcore.ClientOptions{
-		Retry: o.Retry, Transport: o.Transport, PerRetryPolicies: []policy.Policy{g},
+		Retry: o.Retry, Transport: o.Transport, PerRetryPolicies: watching,
 		Telemetry: policy.TelemetryOptions{ApplicationID: "sitrep"},
 	}
 }
@@ -126,6 +127,7 @@ type Store struct {
 	blocks *container.Client // the same one, but for premium accounts
 	opts   Options
 	gate   *gate
+	clock  clockWatch
 }
 
 var _ replica.Store = (*Store)(nil)

@@ -7,11 +7,13 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
+
+	"sitrep/internal/replica/pageblob/azuritetest"
 )
 
 // roundTrip is an http.RoundTripper made of a function.
@@ -44,71 +46,55 @@ func answer(r *http.Request, status int, code, body string) *http.Response {
 		Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(body))}
 }
 
-// kind is what a request is, in the words of the service.
-func kind(r *http.Request) string {
-	q := r.URL.Query()
-	parts := []string{r.Method}
-	for _, k := range []string{"comp", "restype"} {
-		if v := q.Get(k); v != "" {
-			parts = append(parts, v)
-		}
-	}
-	for _, h := range []string{"x-ms-page-write", "x-ms-lease-action", "x-ms-blob-type"} {
-		if v := header(r, h); v != "" {
-			parts = append(parts, v)
-		}
-	}
-	if header(r, "x-ms-copy-source") != "" {
-		parts = append(parts, "copy")
-	}
-	if q.Get("snapshot") != "" {
-		parts = append(parts, "of a snapshot")
-	}
-	return strings.Join(parts, " ")
-}
-
 // header is a header of a request. The SDK does not write all names as net/http would.
-func header(r *http.Request, name string) string {
-	for k, v := range r.Header {
-		if strings.EqualFold(k, name) {
-			return strings.Join(v, ",")
-		}
-	}
-	return ""
-}
+func header(r *http.Request, name string) string { return azuritetest.HeaderOf(r, name) }
 
 // counter counts requests, and the bytes of their bodies, by kind.
 type counter struct {
 	next http.RoundTripper
 
 	mu    sync.Mutex
-	n     map[string]int
-	bytes map[string]int64
+	costs map[string]azuritetest.Cost
 }
 
 func newCounter(t testing.TB) *counter {
-	return &counter{next: wire(t), n: map[string]int{}, bytes: map[string]int64{}}
+	return &counter{next: wire(t), costs: map[string]azuritetest.Cost{}}
 }
 
 func (c *counter) RoundTrip(r *http.Request) (*http.Response, error) {
+	kind := azuritetest.KindOf(r)
+	c.add(kind, azuritetest.Cost{Requests: 1, Sent: max(r.ContentLength, 0)})
+	resp, err := c.next.RoundTrip(r)
+	if err == nil {
+		resp.Body = countedBody{resp.Body, func(n int) { c.add(kind, azuritetest.Cost{Received: int64(n)}) }}
+	}
+	return resp, err
+}
+
+func (c *counter) add(kind string, more azuritetest.Cost) {
 	c.mu.Lock()
-	c.n[kind(r)]++
-	c.bytes[kind(r)] += max(r.ContentLength, 0)
-	c.mu.Unlock()
-	return c.next.RoundTrip(r)
+	defer c.mu.Unlock()
+	c.costs[kind] = c.costs[kind].Plus(more)
+}
+
+type countedBody struct {
+	io.ReadCloser
+	count func(int)
+}
+
+func (b countedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.count(n)
+	return n, err
 }
 
 // take returns what was counted since the last take, as lines.
 func (c *counter) take() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var lines []string
-	for k, n := range c.n {
-		lines = append(lines, fmt.Sprintf("%d x %s", n, k))
-	}
-	slices.Sort(lines)
-	c.n, c.bytes = map[string]int{}, map[string]int64{}
-	return strings.Join(lines, "\n")
+	costs := c.costs
+	c.costs = map[string]azuritetest.Cost{}
+	return azuritetest.Table(costs)
 }
 
 // faulty makes a share of the requests fail, in every way that a network knows.
@@ -133,8 +119,11 @@ func (f *faulty) choose() string {
 	}
 	faults := []string{"busy", "busy", "reset", "lost answer", "lost answer", "truncated", "timeout", "damaged"}
 	what := faults[f.rng.IntN(len(faults))]
-	if f.rng.IntN(40) == 0 {
+	switch f.rng.IntN(40) {
+	case 0:
 		what = "denied"
+	case 1:
+		what = "clock"
 	}
 	f.seen[what]++
 	return what
@@ -150,6 +139,10 @@ func (f *faulty) RoundTrip(r *http.Request) (*http.Response, error) {
 		return answer(r, 500, "OperationTimedOut", ""), nil
 	case "denied":
 		return answer(r, 403, "", "<html>a proxy says no</html>"), nil
+	case "clock": // as the service answers what was signed at another time than its own
+		resp := answer(r, 403, "AuthenticationFailed", "Request date header too old")
+		resp.Header.Set("Date", time.Now().Add(20*time.Minute).UTC().Format(http.TimeFormat))
+		return resp, nil
 	case "reset":
 		answer(r, 500, "", "")
 		return nil, errReset

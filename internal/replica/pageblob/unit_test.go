@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 
 	"sitrep/internal/block"
 	"sitrep/internal/fault"
@@ -42,7 +43,12 @@ func TestClassify(t *testing.T) {
 		{response(403, ""), fault.StoreDenied},
 		{response(407, ""), fault.StoreDenied},
 		{response(409, "PublicAccessNotPermitted"), fault.StoreDenied},
-		{errors.New("DefaultAzureCredential: failed to acquire a token.\nAttempted credentials:\n sig=hunter2"), fault.StoreDenied},
+		{fmt.Errorf("wrapped: %w", noToken{tokenAsked{}.failure(errors.New("failed to acquire a token.\nAttempted credentials:\n sig=hunter2"))}), fault.StoreDenied},
+		{noToken{tokenAsked{}.failure(&azidentity.AuthenticationFailedError{})}, fault.StoreDenied},
+		{noToken{tokenAsked{status: 400}.failure(&azidentity.AuthenticationFailedError{})}, fault.StoreDenied},
+		{noToken{tokenAsked{status: 429}.failure(&azidentity.AuthenticationFailedError{})}, fault.StoreUnreachable},
+		{noToken{tokenAsked{err: &url.Error{Op: "Get", URL: "https://x?sig=hunter2", Err: errors.New("no such host")}}.
+			failure(&azidentity.AuthenticationFailedError{})}, fault.StoreUnreachable},
 		{errors.New("authenticated requests are not permitted for non-TLS protected (https) endpoints"), fault.StoreDenied},
 		{response(404, "BlobNotFound"), fault.NotFound},
 		{response(404, "ContainerNotFound"), fault.StoreNotMounted},
@@ -136,6 +142,7 @@ func TestLimits(t *testing.T) {
 		"a clear beyond 8 TiB":            b.clear(ctx, block.Range{Off: 512, Len: maxBlob}),
 		"a blob of more than 8 TiB":       b.create(ctx, maxBlob+512, nil),
 		"a blob of no sectors":            b.create(ctx, 100, nil),
+		"a disk of more than 8 TiB":       b.found(ctx, maxBlob+512, map[string]string{}),
 		"a resize to more than 8 TiB":     b.resize(ctx, maxBlob+512, "e"),
 		"metadata of more than 8 KiB":     b.describe(ctx, long, "e"),
 		"metadata with a dash":            b.describe(ctx, map[string]string{"a-b": "x"}, "e"),
@@ -168,7 +175,7 @@ func TestUnusedOperations(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, word := range []string{"PageRangesDiff", "SequenceNumberActionTypeIncrement", "StartCopyIncremental", "UploadPagesFromURL",
-			".CopyFromURL", "ComputeCRC64", "StructuredMessage", "SetTier", "Undelete"} {
+			".CopyFromURL", "ComputeCRC64", "StructuredMessage", "SetTier", "Undelete", "DownloadBuffer", "DownloadFile"} {
 			if bytes.Contains(data, []byte(word)) {
 				t.Errorf("%s uses %s", name, word)
 			}

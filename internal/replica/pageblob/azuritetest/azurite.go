@@ -31,10 +31,36 @@ const (
 
 // Server is a running Azurite.
 type Server struct {
-	// URL is the address of the account, http://127.0.0.1:PORT/devstoreaccount1.
+	// URL is the address of the first account, http://127.0.0.1:PORT/devstoreaccount1.
 	URL string
-	cmd *exec.Cmd
+
+	root    string // the address without an account
+	account string // the first one
+	cmd     *exec.Cmd
 }
+
+// Setup is in what a server differs from that of a Pool.
+type Setup struct {
+	// Cert and Key are PEM files of a certificate for 127.0.0.1. With them the server speaks https, and takes tokens beside keys:
+	// of a token it looks at issuer, audience and times, and not at the signature.
+	Cert, Key string
+	// Accounts are names of accounts that all have the key Key; none: Account alone.
+	Accounts []string
+}
+
+// Start runs a server of its own for one test, which is skipped where Azurite is not installed; see Pool.Server.
+func Start(t testing.TB, setup Setup) *Server {
+	t.Helper()
+	s, err := start(installed(t), setup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.stop)
+	return s
+}
+
+// AccountURL is the address of an account.
+func (s *Server) AccountURL(account string) string { return s.root + "/" + account }
 
 // install is what brings Azurite.
 const install = "npm ci --prefix testdata/azurite"
@@ -56,17 +82,11 @@ type Pool struct {
 // Server returns the server, and skips the test where Azurite is not installed; under CI=true it fails then.
 func (p *Pool) Server(t testing.TB) *Server {
 	t.Helper()
-	script, err := script()
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	script := installed(t)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.server == nil && p.failed == nil {
-		p.server, p.failed = start(script)
+		p.server, p.failed = start(script, Setup{})
 	}
 	if p.failed != nil {
 		t.Fatal(p.failed)
@@ -80,6 +100,19 @@ func (p *Pool) stop() {
 	if p.server != nil {
 		p.server.stop()
 	}
+}
+
+// installed is where Azurite is.
+func installed(t testing.TB) string {
+	t.Helper()
+	script, err := script()
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	return script
 }
 
 // script finds Azurite in the folder testdata/azurite of this module.
@@ -99,16 +132,25 @@ func script() (string, error) {
 // listening is the line by which the server says that it is ready.
 var listening = regexp.MustCompile(`successfully listens on (\S+)`)
 
-func start(script string) (*Server, error) {
-	cmd := exec.Command("node", "--max-old-space-size=1024", script, "--silent", "--disableTelemetry", "--skipApiVersionCheck",
-		"--blobHost", "127.0.0.1", "--blobPort", "0", "--inMemoryPersistence", "--extentMemoryLimit", "1024")
+func start(script string, setup Setup) (*Server, error) {
+	args := []string{"--max-old-space-size=1024", script, "--silent", "--disableTelemetry", "--skipApiVersionCheck",
+		"--blobHost", "127.0.0.1", "--blobPort", "0", "--inMemoryPersistence", "--extentMemoryLimit", "1024"}
+	if setup.Cert != "" {
+		args = append(args, "--oauth", "basic", "--cert", setup.Cert, "--key", setup.Key)
+	}
+	cmd := exec.Command("node", args...)
+	account := Account
+	if len(setup.Accounts) > 0 {
+		account = setup.Accounts[0]
+		cmd.Env = append(os.Environ(), "AZURITE_ACCOUNTS="+strings.Join(setup.Accounts, ":"+Key+";")+":"+Key)
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
 	}
 	cmd.Stderr = cmd.Stdout
 	ready := make(chan error, 1)
-	s := &Server{cmd: cmd}
+	s := &Server{cmd: cmd, account: account}
 	go func() {
 		runtime.LockOSThread() // the server dies with the thread that started it
 		dieWithUs(cmd)
@@ -134,7 +176,8 @@ func (s *Server) await(out io.Reader) error {
 	lines := bufio.NewScanner(out)
 	for lines.Scan() {
 		if m := listening.FindStringSubmatch(lines.Text()); m != nil {
-			s.URL = m[1] + "/" + Account
+			s.root = m[1]
+			s.URL = s.AccountURL(s.account)
 			return nil
 		}
 		said.WriteString(lines.Text() + "\n")
@@ -148,9 +191,10 @@ func (s *Server) stop() {
 	}
 }
 
-// ConnectionString is that of the account.
+// ConnectionString is that of the first account.
 func (s *Server) ConnectionString() string {
-	return fmt.Sprintf("DefaultEndpointsProtocol=http;AccountName=%s;AccountKey=%s;BlobEndpoint=%s;", Account, Key, s.URL)
+	protocol, _, _ := strings.Cut(s.root, ":")
+	return fmt.Sprintf("DefaultEndpointsProtocol=%s;AccountName=%s;AccountKey=%s;BlobEndpoint=%s;", protocol, s.account, Key, s.URL)
 }
 
 // Container returns a new name of a container. Nobody has made it yet.
