@@ -315,7 +315,9 @@ func TestCleanupGotStuck(t *testing.T) {
 	w.recovery.fail["start"] = fault.New(fault.HostRefused, "no memory")
 	wantCode(t, w.run(t, failover.Test, failover.Options{}), fault.HostRefused)
 	j := w.job()
-	j.CleanedUp = func(context.Context, failover.Kind, host.Definition) error { return fault.New(fault.HostRefused, "the hook fails") }
+	j.CleanedUp = func(context.Context, failover.Kind, host.Definition) error {
+		return fault.New(fault.HostRefused, "the hook fails")
+	}
 	wantCode(t, j.Cleanup(t.Context(), ""), fault.HostRefused)
 	delete(w.recovery.fail, "start")
 	must(t, w.run(t, failover.Test, failover.Options{}))
