@@ -207,7 +207,7 @@ func table() map[Code]row {
 		FailoverFailed:   {Critical, "A failover did not get done.", "Mend what the message names; the same command goes on where it stopped.", "{again}"},
 
 		StoreUnreachable: {Recoverable, "The storage account, or what gives out the tokens for it, did not answer.", "Look at the network and the address of the store.", "{again}"},
-		StoreThrottled:   {Recoverable, "The storage account is busy and asks for fewer requests.", "Wait, or lower the bandwidth in the policy.", "{again}"},
+		StoreThrottled:   {Recoverable, "The storage account is busy and asks for fewer requests.", "Wait, or lower the bandwidth in the policy. A premium account takes one recovery point in ten minutes.", "{again}"},
 		StoreDenied:      {Critical, "The storage account refused the credentials.", "Correct the credential, its rights or its expiry.", "sitrep resume {vm}"},
 		StoreClock:       {Recoverable, "The clock of this machine is not that of the storage account, which refuses requests that are 15 minutes off.", "Set the clock, and have it kept by NTP.", "{again}"},
 		StoreLimit:       {Critical, "A limit of the storage account was reached.", "Keep fewer recovery points, or use another kind of account.", "sitrep resume {vm}"},

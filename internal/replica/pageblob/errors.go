@@ -83,7 +83,7 @@ func rules() []struct {
 		{fault.StoreNotMounted, []bloberror.Code{bloberror.ContainerNotFound, bloberror.ResourceNotFound, bloberror.ContainerDisabled}},
 		{fault.NotFound, []bloberror.Code{bloberror.BlobNotFound}},
 		{fault.StoreCorrupted, []bloberror.Code{bloberror.MD5Mismatch, codeCRC64Mismatch}},
-		{fault.StoreLimit, []bloberror.Code{codeSnapshotCount, codeSnapshotRate, codeBlobOverwritten, bloberror.SnapshotsPresent,
+		{fault.StoreLimit, []bloberror.Code{codeSnapshotCount, codeBlobOverwritten, bloberror.SnapshotsPresent,
 			bloberror.PendingCopyOperation, bloberror.RequestBodyTooLarge, bloberror.MetadataTooLarge, bloberror.BlockCountExceedsLimit, codeMemoryLimit}},
 		{fault.RunLocked, []bloberror.Code{bloberror.LeaseAlreadyPresent, bloberror.LeaseIsBreakingAndCannotBeAcquired,
 			bloberror.LeaseIDMissing, bloberror.LeaseIDMismatchWithBlobOperation, bloberror.LeaseIDMismatchWithLeaseOperation,
@@ -93,7 +93,8 @@ func rules() []struct {
 		{fault.Busy, []bloberror.Code{codeContainerDeleting}},
 		{fault.LedgerConflict, []bloberror.Code{bloberror.ConditionNotMet, bloberror.BlobAlreadyExists}},
 		{fault.StoreDenied, []bloberror.Code{codePublicAccess}},
-		{fault.StoreThrottled, []bloberror.Code{bloberror.ServerBusy, bloberror.OperationTimedOut}},
+		// A premium account makes a snapshot of a blob every ten minutes, and no sooner.
+		{fault.StoreThrottled, []bloberror.Code{bloberror.ServerBusy, bloberror.OperationTimedOut, codeSnapshotRate}},
 	}
 }
 

@@ -74,7 +74,7 @@ func TestClassify(t *testing.T) {
 		{response(409, "BlobAlreadyExists"), fault.LedgerConflict},
 		{response(412, "SequenceNumberConditionNotMet"), fault.Fenced},
 		{response(409, "SnapshotCountExceeded"), fault.StoreLimit},
-		{response(409, "SnapshotOperationRateExceeded"), fault.StoreLimit},
+		{response(409, "SnapshotOperationRateExceeded"), fault.StoreThrottled},
 		{response(409, "BlobOverwritten"), fault.StoreLimit},
 		{response(409, "PendingCopyOperation"), fault.StoreLimit},
 		{response(409, "SnapshotsPresent"), fault.StoreLimit},
