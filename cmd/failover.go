@@ -53,7 +53,7 @@ func (p *program) failoverCommand() *cli.Command {
 				&cli.StringFlag{Name: "network", Usage: "connect the NICs to the recovery network `NAME` (default: isolated)"}, pointFlag()),
 			p.failoverKind(failover.Planned, "stop the source, bring over its last changes, start the VM at the recovery site"),
 			p.failoverKind(failover.Unplanned, "start the VM at the recovery site, whatever became of the source; after it: change the recovery point",
-				pointFlag(), &cli.BoolFlag{Name: "no-shutdown", Usage: "do not try to stop the source"}),
+				pointFlag(), &cli.BoolFlag{Name: "no-shutdown", Usage: "do not try to stop the source"}, hostLostFlag()),
 			p.cleanupCommand(), p.continueCommand(), p.commitCommand(), p.undoCommand(),
 		},
 	}
@@ -63,6 +63,10 @@ func pointFlag() cli.Flag {
 	return &cli.StringFlag{Name: "point", Usage: "latest, latest-processed, latest-app-consistent, an `ID` of \"sitrep points\", or a time"}
 }
 
+func hostLostFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "host-lost", Usage: "the host at which the VM was recovered is gone for good: what is there is left"}
+}
+
 func planFlag() cli.Flag {
 	return &cli.StringFlag{Name: "plan", Usage: "the VMs of the recovery plan `NAME`, in its order"}
 }
@@ -70,7 +74,8 @@ func planFlag() cli.Flag {
 // failoverOptions are what the command line says.
 type failoverOptions struct {
 	failover.Options
-	network string
+	network  string
+	hostLost bool
 	// claimed are the addresses of other VMs of the same recovery plan.
 	claimed []network.Taken
 }
@@ -85,11 +90,15 @@ func (p *program) failoverKind(k failover.Kind, usage string, flags ...cli.Flag)
 			if err != nil {
 				return err
 			}
-			o := failoverOptions{Options: failover.Options{Point: c.String("point"), NoShutdown: c.Bool("no-shutdown")}, network: c.String("network")}
+			o := failoverOptions{Options: failover.Options{Point: c.String("point"), NoShutdown: c.Bool("no-shutdown")}, network: c.String("network"),
+				hostLost: c.Bool("host-lost")}
 			if err := w.knowsNetwork(o.network); err != nil {
 				return err
 			}
-			if c.IsSet("plan") {
+			switch {
+			case c.IsSet("plan") && o.hostLost:
+				return fault.New(fault.UsageError, "--host-lost is of one VM: give it with each VM of the plan whose host is lost")
+			case c.IsSet("plan"):
 				return w.failoverPlan(ctx, c, k, o)
 			}
 			vms, err := selectVMs(w.site, c, noneIsWrong)
@@ -274,7 +283,7 @@ func (p *program) undoCommand() *cli.Command {
 func (p *program) afterCommand(name, usage, job string, do func(*failover.Job, context.Context, *cli.Context) error, e failover.Event,
 	said string, flags ...cli.Flag) *cli.Command {
 	return &cli.Command{
-		Name: name, Usage: usage, ArgsUsage: "VM...", Flags: vmFlags(append(flags, planFlag())...),
+		Name: name, Usage: usage, ArgsUsage: "VM...", Flags: vmFlags(append(flags, planFlag(), hostLostFlag())...),
 		Action: p.action("failover "+name, func(ctx context.Context, c *cli.Context) error {
 			w, err := p.open()
 			if err != nil {
@@ -289,7 +298,10 @@ func (p *program) afterCommand(name, usage, job string, do func(*failover.Job, c
 			}
 			return w.each(ctx, vms, func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				f := &failoverObject{}
-				return f, w.after(ctx, vm, e, job, said, f, func(j *failover.Job) error { return do(j, ctx, c) })
+				return f, w.after(ctx, vm, e, job, said, f, func(j *failover.Job) error {
+					j.HostLost = c.Bool("host-lost")
+					return do(j, ctx, c)
+				})
 			})
 		}),
 	}

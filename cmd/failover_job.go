@@ -31,6 +31,10 @@ func (w *world) failoverJob(ctx context.Context, vm *site.VM, o failoverOptions)
 	if err != nil {
 		return nil, err
 	}
+	id, err := w.recoveryID()
+	if err != nil {
+		return nil, err
+	}
 	source, err := w.sourceHost(vm.Host, vm)
 	if err != nil {
 		return nil, err
@@ -39,12 +43,12 @@ func (w *world) failoverJob(ctx context.Context, vm *site.VM, o failoverOptions)
 	j := &failover.Job{
 		VM: vm.Name, Store: w.store, FS: w.fs, By: w.owner(), Keep: vm.Policy().RecoveryPoints,
 		Source:   failover.Place{Host: source, Name: vm.Name, Grace: vm.ShutdownGrace, Foreign: vm.QMP != ""},
-		Recovery: failover.Place{Host: recovery, Name: vm.Name, Grace: vm.ShutdownGrace},
+		Recovery: failover.Place{Host: recovery, ID: id, Name: vm.Name, Grace: vm.ShutdownGrace},
 		Folder:   filepath.Join(folder, vm.Name), TestFolder: filepath.Join(folder, vm.Name+"-test"),
 		Format: disk.Format(cmpOr(string(w.site.Recovery.Format), string(site.RecoverVHD))), Proof: w.proof(),
-		Machine: machineOf(vm),
-		Step:    func(_ string, f func() (int64, string, error)) error { _, _, err := f(); return err },
-		Meter:   w.meter(vm.Name), Log: w.log, Now: w.now,
+		Machine: machineOf(vm), HostLost: o.hostLost,
+		Step:  func(_ string, f func() (int64, string, error)) error { _, _, err := f(); return err },
+		Meter: w.meter(vm.Name), Log: w.log, Now: w.now,
 	}
 	if w.site.Recovery.Disks == site.DisksInStore {
 		j.DisksIn = failover.InStore

@@ -3,6 +3,7 @@ package cmd
 import (
 	"context"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -26,6 +27,28 @@ import (
 // recoveryHost is the one that runs recovered VMs; nil where only disks are made.
 func (w *world) recoveryHost() (host.Host, error) {
 	return w.hostOf(w.site.Recovery.Runner, w.site.Recovery.Folder, nil)
+}
+
+// recoveryID tells the recovery host from others: a hypervisor of this machine is not that of another machine.
+func (w *world) recoveryID() (string, error) {
+	r := w.site.Recovery
+	machine, err := os.Hostname()
+	if err != nil {
+		return "", err
+	}
+	switch r.Hypervisor {
+	case site.QEMU:
+		abs, err := filepath.Abs(r.Folder)
+		return "qemu " + machine + " " + abs, err
+	case site.HyperV:
+		if r.HyperV != nil && r.HyperV.SSH != "" {
+			return "hyperv " + r.HyperV.SSH, nil
+		}
+		return "hyperv " + machine, nil
+	case site.Script:
+		return "script " + r.Name, nil
+	}
+	return "none", nil
 }
 
 // sourceHost is the one that runs a protected VM; nil where sitrep has no hand on it.

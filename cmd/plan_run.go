@@ -370,7 +370,8 @@ func (w *world) planRun(ctx context.Context, plan *site.Plan, rec failover.PlanR
 		group := failover.Group{Pre: actionsOf(g.Pre), Post: actionsOf(g.Post)}
 		for _, vm := range g.VMs {
 			m := &member{w: w, vm: vm, kind: kind, obj: &failoverObject{vmHead: vmHead{VM: vm.Name}, Kind: rec.Type},
-				opts: failoverOptions{failover.Options{Point: rec.Point, NoShutdown: rec.NoShutdown}, rec.Network, claimed},
+				opts: failoverOptions{Options: failover.Options{Point: rec.Point, NoShutdown: rec.NoShutdown},
+					network: rec.Network, claimed: claimed},
 				mode: failover.FailbackOptions{Mode: failover.Mode(rec.Mode)}}
 			var err error
 			if m.job, err = w.failoverJob(ctx, vm, m.opts); err != nil {

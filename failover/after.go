@@ -39,6 +39,9 @@ func (j *Job) Cleanup(ctx context.Context, notes string) error {
 	if err != nil {
 		return j.in(err)
 	}
+	if err := j.reaches(st.Test); err != nil {
+		return j.in(err)
+	}
 	d, err := Made(st.Test)
 	if err != nil {
 		return j.in(err)
@@ -77,10 +80,13 @@ func (j *Job) Undo(ctx context.Context) error {
 	if err != nil {
 		return j.in(err)
 	}
+	rec := st.Failover
+	if err := j.reaches(rec); err != nil {
+		return j.in(err)
+	}
 	if st.Phase == replica.FailbackStarted {
 		return j.undoFailback(ctx, st)
 	}
-	rec := st.Failover
 	return j.tasks(ctx, []task{
 		{"Prerequisites check for failover undo", func(ctx context.Context) (string, error) {
 			return "", j.canStart(ctx, rec.SourceStopped)
@@ -99,7 +105,7 @@ func (j *Job) Undo(ctx context.Context) error {
 func (j *Job) takeApart(ctx context.Context, st replica.State, k Kind) error {
 	err := j.change(ctx, func(st *replica.State) error {
 		rec := *k.record(st)
-		if rec == nil || undone(rec) {
+		if rec == nil || rec.Undone() {
 			return nil
 		}
 		fresh := *rec
@@ -206,6 +212,9 @@ func (j *Job) Commit(ctx context.Context) error {
 		return j.in(err)
 	}
 	if st.Phase == replica.FailedBack {
+		if err := j.reaches(st.Failover); err != nil {
+			return j.in(err)
+		}
 		return j.commitFailback(ctx, st)
 	}
 	return j.tasks(ctx, []task{{"Remove the other recovery points", func(ctx context.Context) (string, error) {
@@ -230,6 +239,9 @@ func (j *Job) Commit(ctx context.Context) error {
 
 // recovered is the VM at the recovery site.
 func (j *Job) recovered(st replica.State) (host.Definition, error) {
+	if err := j.reaches(st.Failover); err != nil {
+		return host.Definition{}, err
+	}
 	d, err := Made(st.Failover)
 	if err == nil && d.Name == "" {
 		err = fault.New(fault.LedgerCorrupt, "the ledger does not say what VM was made")

@@ -44,6 +44,8 @@ import (
 type Place struct {
 	// Host is nil where sitrep has no hand on VMs: they are started and stopped by people, and only disks are made.
 	Host host.Host
+	// ID tells the host from others that could be in its place, as the site file and this machine say.
+	ID string
 	// Name is the VM's name there.
 	Name string
 	// Grace is how long its guest may take to shut down.
@@ -82,6 +84,10 @@ type Job struct {
 	Proof replica.Proof
 	// Machine is the VM to be made, as the ledger's definition and the site file say: without disks and NICs.
 	Machine host.Definition
+
+	// HostLost says that the host at which the VM was recovered, which is another one than Recovery, is lost for good: what was made
+	// there is left, and nothing there is asked for.
+	HostLost bool
 
 	// NICs makes the table of networks; its error means that nothing may be started.
 	NICs func(ctx context.Context, k Kind) ([]host.NIC, []string, error)

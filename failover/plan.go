@@ -31,7 +31,7 @@ const (
 	StepHook        StepID = "hook"
 	StepComplete    StepID = "complete"
 	// StepUndo says that an undo, or the clean-up of a test, has begun to remove what was made.
-	StepUndo StepID = "undo"
+	StepUndo StepID = replica.BeingUndone
 	// StepGiveBack is of an undo: the generation is raised for it.
 	StepGiveBack StepID = "give-back"
 )
@@ -103,17 +103,20 @@ func (j *Job) plan(ctx context.Context, st replica.State, k Kind, o Options) (p 
 	if k == Planned && o.Point != "" && p.Point != Latest {
 		return p, fault.New(fault.UsageError, "a planned failover loses nothing: it has no choice of recovery points")
 	}
-	if k == Planned && undone(rec) { // the source may have run since
+	if k == Planned && rec.Undone() { // the source may have run since
 		return p, fault.New(fault.WrongState, "an undo was begun, and only it can be completed; \"failover unplanned\" makes the VM anew")
 	}
 	p.ChangesPoint = rec != nil && rec.Point != "" && rec.Point != p.Found.ID
 	if k == Unplanned && st.Phase == replica.FailedOver && !p.ChangesPoint {
 		return p, runsAlready(rec)
 	}
+	if err := j.reaches(rec); err != nil {
+		return p, err
+	}
 	if p.VMDef, err = Made(rec); err != nil { // what was made has the addresses that it was given
 		return p, err
 	}
-	if p.VMDef.Name == "" || p.ChangesPoint || undone(rec) {
+	if p.VMDef.Name == "" || p.ChangesPoint || rec.Undone() {
 		if p.VMDef, p.Notes, err = j.definition(ctx, st, *p.Found, k); err != nil {
 			return p, err
 		}
@@ -182,12 +185,15 @@ func (j *Job) steps(st replica.State, k Kind, o Options, p Plan) []Step {
 	switch {
 	case k == Test:
 	case done(StepTakeOver) && j.began(rec):
-		if undone(rec) && !o.NoShutdown { // which may have started it
+		if rec.Undone() && !o.NoShutdown { // which may have started it
 			out = append(out, stop)
 		}
 	default:
 		taken := st.Phase.Away() // by a run that was interrupted before the fence was complete, or by another machine
-		if !taken && (k == Planned || !o.NoShutdown) {
+		switch {
+		case rec.Undone() && !o.NoShutdown:
+			out = append(out, stop)
+		case !taken && (k == Planned || !o.NoShutdown):
 			add(stop.ID, stop.Name, stop.Text)
 			add(StepLastChanges, "Synchronizing the latest changes", j.lastText(k))
 		}
@@ -197,7 +203,7 @@ func (j *Job) steps(st replica.State, k Kind, o Options, p Plan) []Step {
 	case p.ChangesPoint:
 		out = append(out, Step{StepClear, "Change the recovery point", "remove the VM and the disks that were made of point " + rec.Point})
 		rec = nil // everything behind it is done anew
-	case undone(rec):
+	case rec.Undone():
 		out = append(out, Step{StepClear, "Remove what is left", "remove the VM and the disks that an interrupted undo or clean-up has left"})
 		rec = nil
 	default:
@@ -216,11 +222,6 @@ func (j *Job) steps(st replica.State, k Kind, o Options, p Plan) []Step {
 	}
 	add(StepComplete, "Complete", "write into the ledger where the VM runs")
 	return out
-}
-
-// undone says that an undo or a clean-up has begun to remove what a failover has made: nothing of that may be relied upon.
-func undone(rec *replica.Failover) bool {
-	return rec != nil && slices.Contains(rec.Done, string(StepUndo))
 }
 
 // began says whether a failover is this site's, on this machine. One of another machine is gone on with only after it was
@@ -262,12 +263,12 @@ func (j *Job) check(ctx context.Context, st replica.State, k Kind, p Plan) error
 		if err != nil {
 			return err
 		}
-		if (power == host.Running || power == host.Paused || power == host.Off) && !made(*k.record(&st)) {
+		if (power == host.Running || power == host.Paused || power == host.Off) && (!made(*k.record(&st)) || j.elsewhere(*k.record(&st))) {
 			return fault.New(fault.HostRefused, "%s has a VM %q already, and it is %s: it would be made over, and an undo would delete it; "+
 				"rename or remove it there", j.Recovery.Describe(), p.VMDef.Name, power)
 		}
 	}
-	if *k.record(&st) != nil {
+	if rec := *k.record(&st); rec != nil && !j.elsewhere(rec) {
 		return nil // what lies there is of this failover
 	}
 	return j.disksOf(j.DisksIn, k, hrl.ID{}).ready(ctx, p.VMDef.Disks)

@@ -375,6 +375,7 @@ func (r *run) disks(ctx context.Context) (bytes int64, note string, err error) {
 		if err != nil {
 			return err
 		}
+		fresh.Host, fresh.HostID = r.Recovery.Describe(), r.Recovery.ID
 		fresh.VM, fresh.Done = data, append(slices.Clone(rec.Done), string(StepDisks))
 		*r.kind.record(&st) = &fresh
 		_, err = rep.Ledger().Save(ctx, st)
@@ -458,7 +459,15 @@ func (j *Job) removeVM(ctx context.Context, st replica.State, k Kind) error {
 	if err != nil {
 		return err
 	}
-	if j.Recovery.Host != nil && made(*k.record(&st)) { // else a VM of this name is somebody else's
+	rec := *k.record(&st)
+	if err := j.reaches(rec); err != nil {
+		return err
+	}
+	if j.elsewhere(rec) {
+		j.Log.Warn("what was made at a host that is lost is left there", "vm", j.VM, "host", rec.Host, "name", d.Name)
+		return nil
+	}
+	if j.Recovery.Host != nil && made(rec) { // else a VM of this name is somebody else's
 		if err := j.Recovery.Host.Delete(ctx, d.Name); err != nil {
 			return err
 		}

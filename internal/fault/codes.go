@@ -68,6 +68,7 @@ const (
 	ManualAction    Code = "manual-action"
 	TestRunning     Code = "test-failover-running"
 	FailoverFailed  Code = "failover-failed"
+	HostChanged     Code = "host-changed"
 
 	StoreUnreachable Code = "store-unreachable"
 	StoreThrottled   Code = "store-throttled"
@@ -204,6 +205,7 @@ func table() map[Code]row {
 		AddressTaken:     {Critical, "An address that the VM needs at the recovery site is taken; nothing was started.", "Free the address, or give the NIC another recovery_ip.", "{again}"},
 		ManualAction:     {Refused, "The recovery plan waits for a person to do something.", "Do it, and say so.", "sitrep jobs"},
 		TestRunning:      {Refused, "A test failover of this VM has not been cleaned up.", "", "sitrep failover cleanup {vm}"},
+		HostChanged:      {Refused, "The recovered VM is at another host than the site file names.", "Name that host in the site file again, or work on the machine where it runs. When it is gone for good, --host-lost leaves what is there.", "{again}"},
 		FailoverFailed:   {Critical, "A failover did not get done.", "Mend what the message names; the same command goes on where it stopped.", "{again}"},
 
 		StoreUnreachable: {Recoverable, "The storage account, or what gives out the tokens for it, did not answer.", "Look at the network and the address of the store.", "{again}"},

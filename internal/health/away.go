@@ -21,7 +21,11 @@ func awayText(f *Facts) string {
 	since := stamp(f.Ledger.PhaseSince)
 	switch f.phase() {
 	case replica.FailoverStarted:
-		return fmt.Sprintf("a failover is under way since %s%s%s", since, f.by(), f.stopped())
+		what := "a failover"
+		if f.Ledger.Failover.Undone() {
+			what = "the undo of a failover"
+		}
+		return fmt.Sprintf("%s is under way since %s%s%s", what, since, f.by(), f.stopped())
 	case replica.FailedOver:
 		return fmt.Sprintf("failed over since %s%s and not committed; it can still be undone", since, f.by())
 	case replica.Committed:
@@ -71,6 +75,9 @@ func nextAway(f *Facts) string {
 
 // kind is the failover that was begun.
 func (f *Facts) kind() string {
+	if f.Ledger.Failover.Undone() {
+		return "undo"
+	}
 	if f.Ledger.Failover == nil || f.Ledger.Failover.Kind == "" {
 		return "unplanned"
 	}

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 
 	"sitrep/internal/fault"
@@ -114,6 +115,8 @@ type Failover struct {
 	// SourceStopped says that the source VM was stopped by it, and so is started by undo.
 	SourceStopped bool   `json:"source_stopped,omitempty"`
 	Host          string `json:"host,omitempty"` // that runs the VM, as it describes itself
+	// HostID tells that host from others; "" in ledgers of before it was kept.
+	HostID string `json:"host_id,omitempty"`
 	// DisksIn is where its disks are made: "" in a folder, "store" beside the replica (see Promoter).
 	DisksIn string `json:"disks_in,omitempty"`
 	// DiskStamps are what Promoted.Stamp was of disks that were made beside the replica, by name.
@@ -123,6 +126,12 @@ type Failover struct {
 	Finished time.Time       `json:"finished,omitzero"` // the VM was up, its boot check passed
 	Failback *Failback       `json:"failback,omitempty"`
 }
+
+// BeingUndone is in Failover.Done when an undo, or the clean-up of a test, has begun to remove what was made.
+const BeingUndone = "undo"
+
+// Undone says so. Nothing of what was made may be relied upon then.
+func (f *Failover) Undone() bool { return f != nil && slices.Contains(f.Done, BeingUndone) }
 
 // Failback is the way home of a VM that was failed over.
 type Failback struct {
