@@ -90,7 +90,8 @@ func (j *Job) plan(ctx context.Context, st replica.State, k Kind, o Options) (p 
 	} else if err := Allowed(st, k.event()); err != nil {
 		return p, err
 	}
-	if k == Unplanned && st.Phase == replica.FailedOver && o.Point == "" { // what runs is not given up by a command that is repeated
+	lost := j.HostLost && j.elsewhere(rec)
+	if k == Unplanned && st.Phase == replica.FailedOver && o.Point == "" && !lost { // what runs is not given up by a command that is repeated
 		return p, runsAlready(rec)
 	}
 	p = Plan{VM: j.VM, Kind: k, Point: o.Point}
@@ -107,7 +108,7 @@ func (j *Job) plan(ctx context.Context, st replica.State, k Kind, o Options) (p 
 		return p, fault.New(fault.WrongState, "an undo was begun, and only it can be completed; \"failover unplanned\" makes the VM anew")
 	}
 	p.ChangesPoint = rec != nil && rec.Point != "" && rec.Point != p.Found.ID
-	if k == Unplanned && st.Phase == replica.FailedOver && !p.ChangesPoint {
+	if k == Unplanned && st.Phase == replica.FailedOver && !p.ChangesPoint && !lost {
 		return p, runsAlready(rec)
 	}
 	if err := j.reaches(rec); err != nil {
@@ -116,7 +117,7 @@ func (j *Job) plan(ctx context.Context, st replica.State, k Kind, o Options) (p 
 	if p.VMDef, err = Made(rec); err != nil { // what was made has the addresses that it was given
 		return p, err
 	}
-	if p.VMDef.Name == "" || p.ChangesPoint || rec.Undone() {
+	if p.VMDef.Name == "" || p.ChangesPoint || rec.Undone() || lost {
 		if p.VMDef, p.Notes, err = j.definition(ctx, st, *p.Found, k); err != nil {
 			return p, err
 		}
@@ -203,6 +204,9 @@ func (j *Job) steps(st replica.State, k Kind, o Options, p Plan) []Step {
 	case p.ChangesPoint:
 		out = append(out, Step{StepClear, "Change the recovery point", "remove the VM and the disks that were made of point " + rec.Point})
 		rec = nil // everything behind it is done anew
+	case j.HostLost && j.elsewhere(rec):
+		out = append(out, Step{StepClear, "Leave the host that is lost", "forget what was made at " + rec.Host + ", and remove nothing there"})
+		rec = nil
 	case rec.Undone():
 		out = append(out, Step{StepClear, "Remove what is left", "remove the VM and the disks that an interrupted undo or clean-up has left"})
 		rec = nil
