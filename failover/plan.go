@@ -201,12 +201,12 @@ func (j *Job) steps(st replica.State, k Kind, o Options, p Plan) []Step {
 		out = append(out, Step{StepTakeOver, "Take over the replica", "raise the generation in the store: whoever acted for the VM is refused from then on"})
 	}
 	switch {
-	case p.ChangesPoint:
-		out = append(out, Step{StepClear, "Change the recovery point", "remove the VM and the disks that were made of point " + rec.Point})
-		rec = nil // everything behind it is done anew
 	case j.HostLost && j.elsewhere(rec):
 		out = append(out, Step{StepClear, "Leave the host that is lost", "forget what was made at " + rec.Host + ", and remove nothing there"})
 		rec = nil
+	case p.ChangesPoint:
+		out = append(out, Step{StepClear, "Change the recovery point", "remove the VM and the disks that were made of point " + rec.Point})
+		rec = nil // everything behind it is done anew
 	case rec.Undone():
 		out = append(out, Step{StepClear, "Remove what is left", "remove the VM and the disks that an interrupted undo or clean-up has left"})
 		rec = nil
