@@ -56,6 +56,7 @@ const (
 	WrongState       Code = "wrong-state"
 	ResyncRequired   Code = "resync-required"
 	PointMissing     Code = "point-missing"
+	PointDamaged     Code = "point-damaged"
 	Difference       Code = "difference"
 
 	HostUnreachable Code = "host-unreachable"
@@ -195,6 +196,7 @@ func table() map[Code]row {
 		WrongState:       {Refused, "The VM's state does not allow this.", "", "sitrep why {vm}"},
 		ResyncRequired:   {Resync, "The replica can no longer be brought up to date by change logs.", "", "sitrep resync {vm} --now"},
 		PointMissing:     {Critical, "There is no such recovery point.", "Choose one of the list.", "sitrep points {vm}"},
+		PointDamaged:     {Critical, "What is kept of this recovery point is not what its block sums say.", "Choose another one of the list.", "sitrep points {vm}"},
 		HostUnreachable:  {Recoverable, "The host did not answer.", "Look at the host and the way to it.", "{again}"},
 		HostRefused:      {Critical, "The host refused the operation.", "Do what the host says in the message.", "{again}"},
 		HostTimeout:      {Recoverable, "The host did not get done in time.", "Look at the host and the VM on it.", "{again}"},
