@@ -65,6 +65,9 @@ func (w *world) try(vm *site.VM, h *vmHead, p pace, f func() error) error {
 	switch {
 	case mem.Critical != nil:
 		h.Sequence = mem.Applied
+		if err := w.haveStore(); err != nil { // what is in the way at this moment is told before what was
+			return err
+		}
 		return stopped(mem.Critical)
 	case !p.atOnce && !mem.Retry.Due(started):
 		w.notYet(vm, h, mem)

@@ -42,6 +42,7 @@ const (
 	PositionLost     Code = "position-lost"
 	StoreNotMounted  Code = "store-not-mounted"
 	StoreForeign     Code = "store-foreign"
+	StoreElsewhere   Code = "store-elsewhere"
 	ReplicaMissing   Code = "replica-missing"
 	ReplicaForeign   Code = "replica-foreign"
 	ReplicaChanged   Code = "replica-changed"
@@ -182,6 +183,7 @@ func table() map[Code]row {
 		PositionLost:     {Resync, "This site no longer knows which changes the replica has.", "", "sitrep resync {vm} --now"},
 		StoreNotMounted:  {Recoverable, "The store's folder is missing or empty: the volume is probably not mounted.", "Mount the store.", "{again}"},
 		StoreForeign:     {Critical, "The folder holds another store than the one this site replicates to.", "Correct the store in the site file, or mount the right volume.", "sitrep resume {vm}"},
+		StoreElsewhere:   {Critical, "The site file names another store than the one that holds the VM's replica.", "Correct the store in the site file (or, when the one that holds it is lost for good: sitrep unprotect {vm} --store-lost, and then sitrep protect {vm}).", "sitrep resume {vm}"},
 		ReplicaMissing:   {Critical, "The replica of a protected VM is not in the store.", "Bring it back from where it was moved (or, when it is lost: sitrep unprotect {vm}, and then sitrep protect {vm}).", "sitrep resume {vm}"},
 		ReplicaForeign:   {Critical, "The ledger in this folder is of another VM.", "Bring back the ledger of this VM.", "sitrep resume {vm}"},
 		ReplicaChanged:   {Resync, "Something other than sitrep wrote to the replica.", "Find out what it was, so that it does not happen again.", "sitrep resync {vm} --now"},
