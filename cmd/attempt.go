@@ -134,6 +134,9 @@ func retryAt(err error) *time.Time {
 	return nil
 }
 
+// toCome says that a moment is far enough away to be told to people: what is due while they read is due.
+func (p *program) toCome(t time.Time) bool { return t.Sub(p.now()) >= time.Second }
+
 // clockTime writes a moment to come for people: local time, and how far away.
 func (p *program) clockTime(t time.Time) string {
 	now := p.now()

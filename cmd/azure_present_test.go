@@ -20,6 +20,9 @@ func TestAzurePresentCause(t *testing.T) {
 		return true
 	})
 	f.run(4, "delta", "--all", "--now")
+	if out := f.run(4, "store", "probe"); out != "" {
+		t.Errorf("of a store that cannot be entered the probe says\n%s", out)
+	}
 	f.front.Before(nil)
 	if _, _, errs := f.result("delta", "web01", "--now"); !strings.Contains(errs, "nothing is tried since") {
 		t.Errorf("stopped, it says\n%s", errs)

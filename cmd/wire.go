@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -240,7 +239,7 @@ func (w *world) engine(vm *site.VM, r replica.Replica, id hrl.ID, m *meter) *rep
 	}
 	return &replicate.Job{
 		VM: vm.Name, ReplicaID: id, Replica: r, FS: w.fs, LogDir: logs, Keep: vm.Policy().RecoveryPoints,
-		Meter: m, Log: w.log.With(slog.String("vm", vm.Name)), Now: w.now, Pace: w.pace(),
+		Meter: m, Log: w.log, Now: w.now, Pace: w.pace(),
 	}
 }
 
