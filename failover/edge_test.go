@@ -443,3 +443,50 @@ func TestChangeProves(t *testing.T) {
 		t.Errorf("an undo has begun to remove it, and the plan is %s", got)
 	}
 }
+
+// TestDamagedPages: where a point shows what lies in the pages, a test of it that finds these damaged marks the replica.
+func TestDamagedPages(t *testing.T) {
+	w, _ := edge(t)
+	st := w.state(t)
+	w.spoil(t, "/store/web01/os.vhd", st.Disks[0].Size-1)
+	err := w.run(t, failover.Test, failover.Options{Point: st.Points[0].ID})
+	wantCode(t, err, fault.ReplicaCorrupt)
+	if st := w.state(t); st.Phase != replica.ResyncRequired || st.ReasonCode != fault.ReplicaCorrupt {
+		t.Errorf("the replica is %s (%s), after %v", st.Phase, st.ReasonCode, err)
+	}
+}
+
+// TestCondemns: what is said of a recovery point is said of the replica only where the bytes are those of the pages.
+func TestCondemns(t *testing.T) {
+	w, _ := edge(t)
+	st := w.state(t)
+	rep, err := w.job().Store.View(t.Context(), "web01")
+	must(t, err)
+	defer rep.Close()
+	older, newest := st.Points[0], st.Points[1]
+	at := func(code fault.Code, path string) error { return fault.New(code, "bad").AtOff(path, 0).Of("web01", "os") }
+	const pages, log = "/store/web01/os.vhd", "/store/web01/points/x/os.undo.hrl"
+	for name, c := range map[string]struct {
+		rep  replica.Replica
+		at   replica.Point
+		err  error
+		want bool
+	}{
+		"pages, older":           {rep, older, at(fault.ReplicaCorrupt, pages), true},
+		"pages, newest":          {rep, newest, at(fault.ReplicaCorrupt, pages), true},
+		"what was kept":          {rep, older, at(fault.ReplicaCorrupt, log), false},
+		"something else":         {rep, newest, at(fault.IO, pages), false},
+		"no place is known":      {rep, older, at(fault.ReplicaCorrupt, ""), true},
+		"kept as a whole, older": {whole{rep}, older, at(fault.ReplicaCorrupt, pages), false},
+		"kept as a whole":        {whole{rep}, newest, at(fault.ReplicaCorrupt, pages), true},
+	} {
+		if got := replica.Condemns(t.Context(), c.rep, st, c.at, c.err); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+// whole is a replica that keeps its points as a whole.
+type whole struct{ replica.Replica }
+
+func (whole) PreservesWhole() bool { return true }
