@@ -464,7 +464,9 @@ func TestCondemns(t *testing.T) {
 	must(t, err)
 	defer rep.Close()
 	older, newest := st.Points[0], st.Points[1]
-	at := func(code fault.Code, path string) error { return fault.New(code, "bad").AtOff(path, 0).Of("web01", "os") }
+	at := func(code fault.Code, path string) error {
+		return fault.New(code, "bad").AtOff(path, 0).Of("web01", "os")
+	}
 	const pages, log = "/store/web01/os.vhd", "/store/web01/points/x/os.undo.hrl"
 	for name, c := range map[string]struct {
 		rep  replica.Replica
