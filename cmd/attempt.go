@@ -65,6 +65,9 @@ func (w *world) try(vm *site.VM, h *vmHead, p pace, f func() error) error {
 	switch {
 	case mem.Critical != nil:
 		h.Sequence = mem.Applied
+		if err := w.haveStore(); err != nil { // what is in the way at this moment is told before what was
+			return err
+		}
 		return stopped(mem.Critical)
 	case !p.atOnce && !mem.Retry.Due(started):
 		w.notYet(vm, h, mem)
@@ -130,6 +133,9 @@ func retryAt(err error) *time.Time {
 	}
 	return nil
 }
+
+// toCome says that a moment is far enough away to be told to people: what is due while they read is due.
+func (p *program) toCome(t time.Time) bool { return t.Sub(p.now()) >= time.Second }
 
 // clockTime writes a moment to come for people: local time, and how far away.
 func (p *program) clockTime(t time.Time) string {

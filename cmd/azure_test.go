@@ -218,12 +218,16 @@ func TestAzureVerifyBudget(t *testing.T) {
 	for i, want := range []struct {
 		downloaded int64 // MiB: of the disk os, then of both
 		os, data   bool  // are proven
-	}{{64, false, false}, {6, true, false}, {4, true, true}, {64, true, true}} { // the disk data is a transfer, with holes
+		then       string
+	}{ // the disk data is a transfer, with holes
+		{64, false, false, "the time is over, the next verify goes on here"}, {6, true, false, "the time is over, the next verify goes on with disk data"},
+		{4, true, true, "all disks are proven, and the next verify begins again"}, {64, true, true, "the time is over, the next verify goes on here"},
+	} {
 		costs, out := f.counted(0, "verify", "web01", "--budget", "1ns")
 		if n := ofDisks(costs); n != want.downloaded<<20 {
 			t.Errorf("run %d has downloaded %d bytes, want %d MiB\n%s", i, n, want.downloaded, azuritetest.Table(costs))
 		}
-		if !strings.Contains(out, "the next verify goes on here") {
+		if !strings.Contains(out, want.then) {
 			t.Errorf("run %d: %s", i, out)
 		}
 		at := verified()

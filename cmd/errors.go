@@ -106,7 +106,7 @@ func (p *program) printError(w io.Writer, err error, vm string) {
 // retryText says whether an error of this class is tried again, and when, if that is known.
 func (p *program) retryText(c fault.Class, at *time.Time) string {
 	switch {
-	case at != nil:
+	case at != nil && p.toCome(*at):
 		return "yes, at " + p.clockTime(*at)
 	case c == fault.Recoverable:
 		return "yes, by the next run"

@@ -71,7 +71,7 @@ func (s *session) export(ctx context.Context, x exportOptions, o *exportObject) 
 		}
 		done, err := s.exportDisk(ctx, view, d.Name, filepath.Join(x.folder, s.vm.Name+"."+d.Name+".vhd"))
 		if err != nil {
-			return errors.Join(s.rotten(ctx, fault.In(err, s.vm.Name, d.Name)), s.unexport(o))
+			return errors.Join(s.rotten(ctx, *point, fault.In(err, s.vm.Name, d.Name)), s.unexport(o))
 		}
 		o.Disks = append(o.Disks, done)
 		s.say("%s: %s of point %s is in %s", s.vm.Name, d.Name, point.ID, done.Path)
@@ -79,9 +79,14 @@ func (s *session) export(ctx context.Context, x exportOptions, o *exportObject) 
 	return nil
 }
 
-// rotten marks a VM whose replica's bytes are not what its sums say.
-func (s *session) rotten(ctx context.Context, err error) error {
-	if !fault.Is(err, fault.ReplicaCorrupt) || s.state.Phase.Away() {
+// rotten marks a VM whose replica's bytes are not what its sums say. A recovery point can be damaged all by itself.
+func (s *session) rotten(ctx context.Context, at replica.Point, err error) error {
+	switch {
+	case !fault.Is(err, fault.ReplicaCorrupt):
+		return err
+	case !replica.Condemns(ctx, s.engine.Replica, s.state, at, err):
+		return replica.DamagedPoint(s.state, at, err)
+	case s.state.Phase.Away():
 		return err
 	}
 	return errors.Join(err, s.engine.Mark(context.WithoutCancel(ctx), fault.ReplicaCorrupt, err.Error(), s.now().UTC()))

@@ -24,6 +24,9 @@ import (
 
 // This file is where the hosts, hooks and networks of the site file become those of the engines.
 
+// programs runs the programs of hosts, hooks, boot checks and plans. The secrets of the store are not theirs.
+func (w *world) programs() hook.Runner { return hook.Runner{Withheld: w.site.Store.SecretVariables()} }
+
 // recoveryHost is the one that runs recovered VMs; nil where only disks are made.
 func (w *world) recoveryHost() (host.Host, error) {
 	return w.hostOf(w.site.Recovery.Runner, w.site.Recovery.Folder, nil)
@@ -73,20 +76,21 @@ func (w *world) hostOf(r site.Runner, folder string, qmp map[string]string) (hos
 			return nil, fault.FromOS(err)
 		}
 		return orNone(qemu.New(qemu.Config{Folder: abs, Binary: q.Binary, Accel: q.Accel, Machine: q.Machine, CPU: q.CPU,
-			DiskBus: q.Disk, Firmware: q.Firmware, Args: q.Args, QMP: qmp}))
+			DiskBus: q.Disk, Firmware: q.Firmware, Args: q.Args, QMP: qmp,
+			Programs: w.programs()}))
 	case site.Script:
 		s := r.Script
 		if s == nil {
 			return nil, fault.New(fault.SiteInvalid, "host %s has hypervisor: script, but no section script", r.Name).At(w.site.Path)
 		}
 		return orNone(script.New(script.Config{Name: r.Name, Create: s.Create, Start: s.Start, Stop: s.Stop, State: s.State, Delete: s.Delete,
-			Freeze: s.Freeze, Thaw: s.Thaw, Timeout: s.Timeout}))
+			Freeze: s.Freeze, Thaw: s.Thaw, Timeout: s.Timeout, Programs: w.programs()}))
 	case site.HyperV:
 		v := r.HyperV
 		if v == nil {
 			v = &site.HyperVHost{}
 		}
-		return orNone(hyperv.New(hyperv.Config{SSH: v.SSH, Switch: v.Switch, Timeout: v.Timeout}))
+		return orNone(hyperv.New(hyperv.Config{SSH: v.SSH, Switch: v.Switch, Timeout: v.Timeout, Programs: w.programs()}))
 	}
 	return nil, nil
 }
@@ -107,7 +111,7 @@ func (w *world) bootCheck(vm *site.VM, h host.Host, address func(host.Definition
 		return nil
 	}
 	return func(ctx context.Context, d host.Definition) error {
-		c := boot.Check{Timeout: b.Timeout}
+		c := boot.Check{Timeout: b.Timeout, Programs: w.programs()}
 		console := ""
 		switch {
 		case b.Console != "":
@@ -184,7 +188,7 @@ type hookInput struct {
 func (w *world) vmHook(ctx context.Context, vm *site.VM, path string, k failover.Kind, d host.Definition) error {
 	env := vmEnv(vm, d)
 	env["SITREP_TYPE"] = string(k)
-	_, err := hook.Run(ctx, hook.Program{Path: path, Args: []string{vm.Name}, Env: env, Timeout: vm.Hooks.Timeout,
+	_, err := w.programs().Run(ctx, hook.Program{Path: path, Args: []string{vm.Name}, Env: env, Timeout: vm.Hooks.Timeout,
 		Stdin: hookInput{vm.Name, string(k), d}})
 	return fault.In(err, vm.Name, "")
 }
@@ -294,7 +298,7 @@ func (q *quiescer) Thaw(ctx context.Context) error {
 }
 
 func (q *quiescer) hook(ctx context.Context, path, operation string) error {
-	_, err := hook.Run(ctx, hook.Program{Path: path, Args: []string{q.vm.Name}, Timeout: q.vm.Hooks.Timeout,
+	_, err := q.w.programs().Run(ctx, hook.Program{Path: path, Args: []string{q.vm.Name}, Timeout: q.vm.Hooks.Timeout,
 		Env:   map[string]string{"SITREP_VM": q.vm.Name, "SITREP_OPERATION": operation},
 		Stdin: hookInput{VM: q.vm.Name, Operation: operation}})
 	return err

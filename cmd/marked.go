@@ -71,7 +71,11 @@ func (w *world) resyncNeeded(vm *site.VM, st replica.State) error {
 	if st.Reason != "" {
 		what += ": " + st.Reason
 	}
-	return fault.New(fault.ResyncRequired, "%s; %s", what, w.windowText(vm)).Of(vm.Name, "")
+	e := fault.New(fault.ResyncRequired, "%s; %s", what, w.windowText(vm)).Of(vm.Name, "")
+	if inDoubt(st.ReasonCode) { // and what the sums say is not enough
+		e.Next = fault.Fill(st.ReasonCode.Lookup().Command, vm.Name, "")
+	}
+	return e
 }
 
 // windowText says when a marked VM is resynchronized unasked.

@@ -407,7 +407,7 @@ func (w *world) planScript(ctx context.Context, a failover.Action, c failover.Pl
 	for name := range c.VMs {
 		names = append(names, name)
 	}
-	_, err := hook.Run(ctx, hook.Program{
+	_, err := w.programs().Run(ctx, hook.Program{
 		Path: a.Script, Timeout: a.Timeout, Stdin: c,
 		Env: map[string]string{
 			"SITREP_PLAN": c.Plan, "SITREP_TYPE": c.Type, "SITREP_DIRECTION": c.Direction,

@@ -3,7 +3,6 @@ package cmd
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -159,7 +158,7 @@ func (s *session) comparison(opts resyncOptions) *resync.Job {
 	deep := opts.deep || inDoubt(s.state.ReasonCode) || err == nil && mem.Failed != nil && inDoubt(mem.Failed.Code)
 	return &resync.Job{
 		VM: s.vm.Name, Replica: s.engine.Replica, Tracker: s.engine.Tracker, Keep: s.engine.Keep, Deep: deep,
-		Meter: s.meter, Log: s.log.With(slog.String("vm", s.vm.Name)), Now: s.now,
+		Meter: s.meter, Log: s.log, Now: s.now,
 	}
 }
 

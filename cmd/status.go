@@ -456,7 +456,7 @@ func (w *world) detailText(o *statusObject) string {
 	}
 	if o.LastTest != nil {
 		add("last test", lastTestText(o.LastTest))
-	} else if o.State == string(replica.Replicating) {
+	} else if o.State == string(replica.Replicating) && o.Test == nil {
 		add("last test", "none yet: \"sitrep failover test "+o.VM+"\" is recommended")
 	}
 	if o.Running != "" {
@@ -472,7 +472,11 @@ func (w *world) detailText(o *statusObject) string {
 		add("last error", fmt.Sprintf("%s at %s%s", e.Code, stamp(e.At), jobText(e.Job)))
 	}
 	if o.RetryAt != nil {
-		add("next attempt", fmt.Sprintf("%s, after %s", w.clockTime(*o.RetryAt), plural(o.Attempts, "failed attempt")))
+		when := "by the next run"
+		if w.toCome(*o.RetryAt) {
+			when = w.clockTime(*o.RetryAt)
+		}
+		add("next attempt", fmt.Sprintf("%s, after %s", when, plural(o.Attempts, "failed attempt")))
 	}
 	return table(rows) + w.diskTable(o)
 }

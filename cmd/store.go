@@ -70,8 +70,10 @@ func (w *world) probe(ctx context.Context, prober replica.Prober) error {
 	for _, c := range checks {
 		w.res.Checks = append(w.res.Checks, probeObject{c.Name, c.Holds, c.Needed, c.Detail, c.Took.Seconds()})
 	}
-	if serr := w.show(probeText(checks)); err == nil {
-		err = serr
+	if len(checks) > 0 { // else the store could not even be entered
+		if serr := w.show(probeText(checks)); err == nil {
+			err = serr
+		}
 	}
 	if err != nil {
 		return err

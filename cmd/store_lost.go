@@ -20,16 +20,16 @@ import (
 // mayBeLost says that an error is of those that a store gives which is lost.
 func mayBeLost(err error) bool {
 	switch fault.FromOS(err).Code {
-	case fault.StoreNotMounted, fault.StoreForeign, fault.StoreUnreachable, fault.StoreDenied, fault.ReplicaMissing, fault.NotFound, fault.IO:
+	case fault.StoreNotMounted, fault.StoreForeign, fault.StoreElsewhere, fault.StoreUnreachable, fault.StoreDenied, fault.ReplicaMissing, fault.NotFound, fault.IO:
 		return true
 	}
 	return false
 }
 
 // orLost adds to the error of a store what is to be done when it is lost.
-func orLost(err error, vm *site.VM) error {
+func (w *world) orLost(err error, vm *site.VM) error {
 	if e := fault.Find(err); e != nil && mayBeLost(err) {
-		e.Msg += "; should the store be lost for good: \"sitrep unprotect " + vm.Name + " --store-lost\""
+		e.Msg += "; should the store be lost for good: \"" + w.commands("sitrep unprotect "+vm.Name+" --store-lost") + "\""
 	}
 	return err
 }

@@ -93,7 +93,7 @@ func (w *world) endRelationship(ctx context.Context, vm *site.VM, j *state.Job, 
 		}
 		if err != nil || bool(k) {
 			if !w.inAnother(mem) { // else it says so already
-				err = orLost(err, vm)
+				err = w.orLost(err, vm)
 			}
 			return 0, k.String(), err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -75,7 +76,7 @@ func (w *world) verify(ctx context.Context, vm *site.VM, v verifyOptions) (vmObj
 			if err := s.proven(v, o); err != nil {
 				return err
 			}
-			s.say("%s: no difference, %s read in %s%s", vm.Name, size(o.Read), span(c.took()), o.unfinished())
+			s.say("%s: no difference, %s read in %s%s", vm.Name, size(o.Read), span(c.took()), s.unfinished(ctx, o))
 		}
 		return err
 	})
@@ -150,11 +151,21 @@ func (s *session) isOff(ctx context.Context) bool {
 	return err == nil && power == host.Off
 }
 
-func (o *verifyObject) unfinished() string {
-	if o.Complete {
+// unfinished says what the next verify does after one that has not read everything.
+func (s *session) unfinished(ctx context.Context, o *verifyObject) string {
+	const over = "; the time is over, the next verify goes on "
+	st, err := s.engine.Replica.Ledger().Load(ctx)
+	half := func(d replica.Disk) bool { return d.VerifyCursor > 0 }
+	never := slices.IndexFunc(st.Disks, func(d replica.Disk) bool { return d.VerifiedAt.IsZero() })
+	switch {
+	case o.Complete:
 		return ""
+	case err != nil || slices.ContainsFunc(st.Disks, half):
+		return over + "here"
+	case never >= 0:
+		return over + "with disk " + st.Disks[never].Name
 	}
-	return "; the time is over, the next verify goes on here"
+	return "; that was the rest of what earlier runs have left, all disks are proven, and the next verify begins again"
 }
 
 func (w *world) planVerify(ctx context.Context, vm *site.VM, v verifyOptions, o *verifyObject) error {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -84,8 +83,15 @@ func paced(rate int64) int64 {
 	return rate
 }
 
-// haveStore fails when the store cannot be entered: what needs none works all the same.
-func (w *world) haveStore() error { return w.noStore }
+// haveStore fails when the store cannot be entered: what needs none works all the same. The error is a new one for each VM, to be
+// told of it.
+func (w *world) haveStore() error {
+	if e := fault.Find(w.noStore); e != nil {
+		own := *e
+		return &own
+	}
+	return w.noStore
+}
 
 // access says what a replica is opened for.
 type access bool
@@ -154,11 +160,11 @@ func (w *world) missing(vm *site.VM, err error) error {
 	case merr != nil:
 		return merr
 	case known && w.elsewhere() != "":
-		return orLost(fault.New(fault.ReplicaMissing, "the VM's replica is in the store %s, and the site file now names another one",
-			w.elsewhere()).At(w.store.Describe()).Of(vm.Name, ""), vm)
+		return fault.New(fault.StoreElsewhere, "the VM's replica is in the store %s, and the site file now names another one",
+			w.elsewhere()).At(w.store.Describe()).Of(vm.Name, "")
 	case fault.Is(err, fault.NotProtected) && known && w.inAnother(mem):
-		return orLost(fault.New(fault.ReplicaMissing, "the VM's replica is in another store, which this site used before (id %s)",
-			mem.Store).At(w.store.Describe()).Of(vm.Name, ""), vm)
+		return fault.New(fault.StoreElsewhere, "the VM's replica is in another store, which this site used before (id %s)",
+			mem.Store).At(w.store.Describe()).Of(vm.Name, "")
 	case fault.Is(err, fault.NotProtected) && known:
 		return fault.New(fault.ReplicaMissing, "the VM is protected since %s, but the store has no replica of it",
 			mem.Protected.UTC().Format("2006-01-02T15:04:05Z")).At(w.store.Describe()).Of(vm.Name, "")
@@ -233,7 +239,7 @@ func (w *world) engine(vm *site.VM, r replica.Replica, id hrl.ID, m *meter) *rep
 	}
 	return &replicate.Job{
 		VM: vm.Name, ReplicaID: id, Replica: r, FS: w.fs, LogDir: logs, Keep: vm.Policy().RecoveryPoints,
-		Meter: m, Log: w.log.With(slog.String("vm", vm.Name)), Now: w.now, Pace: w.pace(),
+		Meter: m, Log: w.log, Now: w.now, Pace: w.pace(),
 	}
 }
 

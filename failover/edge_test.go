@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"reflect"
+	"strings"
 	"testing"
 	"time"
 
 	"sitrep/failover"
+	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/internal/host"
 	"sitrep/internal/replica"
@@ -326,3 +329,166 @@ func TestCleanupGotStuck(t *testing.T) {
 	must(t, same("the VM of the test", got, g))
 	must(t, w.job().Cleanup(t.Context(), ""))
 }
+
+// spoil flips a byte of a file, and flips it back when it is called again.
+func (w *world) spoil(t *testing.T, path string, off int64) {
+	t.Helper()
+	f, err := w.FS.OpenRW(path)
+	must(t, err)
+	b := make([]byte, 1)
+	must(t, durable.ReadFull(f, b, off))
+	b[0] ^= 0xFF
+	_, err = f.WriteAt(b, off)
+	must(t, errors.Join(err, f.Sync(), f.Close()))
+}
+
+// undoLog is a place in what is kept of the older point, and pagesOf one that both points may show, of the disk os.
+func undoLog(st replica.State) (path string, off int64) {
+	return "/store/web01/points/" + st.Points[0].At.String() + "/os.undo.hrl", 5
+}
+
+func pagesOf(replica.State) (path string, off int64) { return "/store/web01/os.vhd", 1000 }
+
+func stepNames(p failover.Plan) string {
+	var names []string
+	for _, s := range p.Steps {
+		names = append(names, string(s.ID))
+	}
+	return strings.Join(names, " ")
+}
+
+// TestChangeToDamagedPoint: a recovery point to which a failover is to be changed is read before anything is given up for it. What
+// runs stays as it is when the point is damaged, and is changed when it is not.
+func TestChangeToDamagedPoint(t *testing.T) {
+	for name, c := range map[string]struct {
+		in   failover.DisksIn
+		from int // index of the point that runs first
+		of   func(st replica.State) (path string, off int64)
+		code fault.Code
+	}{
+		"folder, what was kept of it": {failover.InFolder, 1, undoLog, fault.PointMissing},
+		"store, what was kept of it":  {failover.InStore, 1, undoLog, fault.PointMissing},
+		"folder, the pages":           {failover.InFolder, 0, pagesOf, fault.ReplicaCorrupt},
+		"store, the pages":            {failover.InStore, 0, pagesOf, fault.ReplicaCorrupt},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, g := edge(t)
+			w.in = c.in
+			st := w.state(t)
+			to := failover.Options{Point: st.Points[1-c.from].ID, NoShutdown: true}
+			must(t, w.run(t, failover.Unplanned, failover.Options{Point: st.Points[c.from].ID, NoShutdown: true}))
+			replicatetest.Scribble(rand.New(rand.NewPCG(8, 8)), g)
+			must(t, w.write("web01", g))
+			before, did := w.state(t), len(w.recovery.log)
+
+			path, off := c.of(st)
+			w.spoil(t, path, off)
+			p, err := w.job().Plan(t.Context(), failover.Unplanned, to)
+			must(t, err)
+			if got := stepNames(p); !strings.Contains(got, "prove clear disks") {
+				t.Errorf("the plan is %s", got)
+			}
+			for range 2 {
+				err := w.run(t, failover.Unplanned, to)
+				wantCode(t, err, c.code)
+				if e := fault.Find(err); strings.Contains(e.Next, "undo") {
+					t.Errorf("what runs is to be given up: %s", e.Next)
+				}
+			}
+			after := w.state(t)
+			if after.Phase != replica.FailedOver || !after.PhaseSince.Equal(before.PhaseSince) || !reflect.DeepEqual(after.Failover, before.Failover) {
+				t.Errorf("the ledger says %s, %+v", after.Phase, after.Failover)
+			}
+			if w.recovery.vms["web01"].power != host.Running || len(w.recovery.log) != did {
+				t.Errorf("the VM is %s, after %q", w.recovery.vms["web01"].power, w.recovery.log[did:])
+			}
+			got, err := w.recovered("web01")
+			must(t, err)
+			must(t, same("the VM that runs", got, g))
+
+			w.spoil(t, path, off)
+			must(t, w.run(t, failover.Unplanned, to))
+			if rec := w.state(t).Failover; rec.Point != to.Point {
+				t.Errorf("the VM runs from %s", rec.Point)
+			}
+		})
+	}
+}
+
+// TestChangeProves: a point is read first only where something is given up for it.
+func TestChangeProves(t *testing.T) {
+	w, _ := edge(t)
+	st := w.state(t)
+	older := failover.Options{Point: st.Points[0].ID, NoShutdown: true}
+	steps := func() string {
+		t.Helper()
+		p, err := w.job().Plan(t.Context(), failover.Unplanned, older)
+		must(t, err)
+		return stepNames(p)
+	}
+	if got := steps(); strings.Contains(got, "prove") {
+		t.Errorf("nothing was begun, and the plan is %s", got)
+	}
+	must(t, w.job().Run(t.Context(), failover.Unplanned, failover.Options{NoShutdown: true}, failover.StepFinish))
+	if got := steps(); strings.Contains(got, "prove") || !strings.Contains(got, "clear") {
+		t.Errorf("nothing was made, and the plan is %s", got)
+	}
+	must(t, w.run(t, failover.Unplanned, failover.Options{NoShutdown: true}))
+	if got := steps(); !strings.Contains(got, "prove clear") {
+		t.Errorf("a VM runs, and the plan is %s", got)
+	}
+	w.recovery.fail["delete"] = fault.New(fault.HostUnreachable, "gone")
+	wantCode(t, w.job().Undo(t.Context()), fault.HostUnreachable)
+	if got := steps(); strings.Contains(got, "prove") || !strings.Contains(got, "clear") {
+		t.Errorf("an undo has begun to remove it, and the plan is %s", got)
+	}
+}
+
+// TestDamagedPages: where a point shows what lies in the pages, a test of it that finds these damaged marks the replica.
+func TestDamagedPages(t *testing.T) {
+	w, _ := edge(t)
+	st := w.state(t)
+	w.spoil(t, "/store/web01/os.vhd", st.Disks[0].Size-1)
+	err := w.run(t, failover.Test, failover.Options{Point: st.Points[0].ID})
+	wantCode(t, err, fault.ReplicaCorrupt)
+	if st := w.state(t); st.Phase != replica.ResyncRequired || st.ReasonCode != fault.ReplicaCorrupt {
+		t.Errorf("the replica is %s (%s), after %v", st.Phase, st.ReasonCode, err)
+	}
+}
+
+// TestCondemns: what is said of a recovery point is said of the replica only where the bytes are those of the pages.
+func TestCondemns(t *testing.T) {
+	w, _ := edge(t)
+	st := w.state(t)
+	rep, err := w.job().Store.View(t.Context(), "web01")
+	must(t, err)
+	defer rep.Close()
+	older, newest := st.Points[0], st.Points[1]
+	at := func(code fault.Code, path string) error {
+		return fault.New(code, "bad").AtOff(path, 0).Of("web01", "os")
+	}
+	const pages, log = "/store/web01/os.vhd", "/store/web01/points/x/os.undo.hrl"
+	for name, c := range map[string]struct {
+		rep  replica.Replica
+		at   replica.Point
+		err  error
+		want bool
+	}{
+		"pages, older":           {rep, older, at(fault.ReplicaCorrupt, pages), true},
+		"pages, newest":          {rep, newest, at(fault.ReplicaCorrupt, pages), true},
+		"what was kept":          {rep, older, at(fault.ReplicaCorrupt, log), false},
+		"something else":         {rep, newest, at(fault.IO, pages), false},
+		"no place is known":      {rep, older, at(fault.ReplicaCorrupt, ""), true},
+		"kept as a whole, older": {whole{rep}, older, at(fault.ReplicaCorrupt, pages), false},
+		"kept as a whole":        {whole{rep}, newest, at(fault.ReplicaCorrupt, pages), true},
+	} {
+		if got := replica.Condemns(t.Context(), c.rep, st, c.at, c.err); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+// whole is a replica that keeps its points as a whole.
+type whole struct{ replica.Replica }
+
+func (whole) PreservesWhole() bool { return true }

@@ -19,7 +19,7 @@
 //	complete       ledger: the VM runs at the recovery site
 //
 // The VM runs on copies. The replica's pages and its recovery points stay what they are, so that until Commit another
-// point can be chosen, and Undo gives everything back. A test failover is the same from "disks" on, beside a replication
+// point can be chosen (it is read first, before what runs is given up for it), and Undo gives everything back. A test failover is the same from "disks" on, beside a replication
 // that goes on.
 //
 // Failback (failback.go) compares the disks of the recovered VM with those at home and writes the blocks that differ in

@@ -23,13 +23,15 @@ const (
 	StepLastChanges StepID = "last-changes"
 	StepTakeOver    StepID = "take-over"
 	StepFinish      StepID = "finish"
-	StepClear       StepID = "clear"
-	StepDisks       StepID = "disks"
-	StepCreate      StepID = "create"
-	StepStart       StepID = "start"
-	StepBoot        StepID = "boot"
-	StepHook        StepID = "hook"
-	StepComplete    StepID = "complete"
+	// StepProve is of a failover that is changed to another point: that one is read before what was made of the first is given up.
+	StepProve    StepID = "prove"
+	StepClear    StepID = "clear"
+	StepDisks    StepID = "disks"
+	StepCreate   StepID = "create"
+	StepStart    StepID = "start"
+	StepBoot     StepID = "boot"
+	StepHook     StepID = "hook"
+	StepComplete StepID = "complete"
 	// StepUndo says that an undo, or the clean-up of a test, has begun to remove what was made.
 	StepUndo StepID = replica.BeingUndone
 	// StepGiveBack is of an undo: the generation is raised for it.
@@ -205,6 +207,10 @@ func (j *Job) steps(st replica.State, k Kind, o Options, p Plan) []Step {
 		out = append(out, Step{StepClear, "Leave the host that is lost", "forget what was made at " + rec.Host + ", and remove nothing there"})
 		rec = nil
 	case p.ChangesPoint:
+		if made(rec) && !undone(rec) {
+			out = append(out, Step{StepProve, "Prove the recovery point", "read " + plural(len(p.VMDef.Disks), "disk") + " of point " + p.Found.ID +
+				" to prove them; " + p.VMDef.Name + " is left as it is when they are damaged"})
+		}
 		out = append(out, Step{StepClear, "Change the recovery point", "remove the VM and the disks that were made of point " + rec.Point})
 		rec = nil // everything behind it is done anew
 	case rec.Undone():

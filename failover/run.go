@@ -72,6 +72,9 @@ func (r *run) do(ctx context.Context, id StepID) (bytes int64, note string, err 
 	case StepFinish:
 		note, err = r.finish(ctx)
 		return 0, note, err
+	case StepProve:
+		bytes, err = r.prove(ctx)
+		return bytes, "", err
 	case StepClear:
 		return 0, "", r.clear(ctx)
 	case StepDisks:
@@ -369,7 +372,7 @@ func (r *run) disks(ctx context.Context) (bytes int64, note string, err error) {
 		}
 		fresh := *rec
 		if bytes, err = r.madeIn(r.kind, rec).make(ctx, rep, st, &fresh, d.Disks); err != nil {
-			return err
+			return r.rotten(ctx, rep, st, *point, err)
 		}
 		data, err := json.Marshal(d)
 		if err != nil {
@@ -381,7 +384,7 @@ func (r *run) disks(ctx context.Context) (bytes int64, note string, err error) {
 		_, err = rep.Ledger().Save(ctx, st)
 		return err
 	})
-	return bytes, note, r.rotten(ctx, err)
+	return bytes, note, err
 }
 
 // moveDisks gives up what an earlier run has begun to make where the site file made disks then. No VM was made of it yet: whoever
@@ -405,21 +408,38 @@ func (r *run) moveDisks(ctx context.Context) error {
 }
 
 // rotten keeps in the ledger that the replica's bytes are not what its sums say, where a test has found it; a failover has left
-// the phases that could say so, and names the way back.
-func (r *run) rotten(ctx context.Context, err error) error {
+// the phases that could say so, and names the way back. A recovery point that is damaged all by itself is no reason for either.
+func (r *run) rotten(ctx context.Context, rep replica.Replica, st replica.State, at replica.Point, err error) error {
 	e := fault.Find(err)
-	if e == nil || e.Code != fault.ReplicaCorrupt {
+	switch {
+	case e == nil || e.Code != fault.ReplicaCorrupt:
 		return err
-	}
-	if r.kind != Test {
+	case !replica.Condemns(ctx, rep, st, at, err):
+		return r.damaged(st, at, err)
+	case r.kind != Test && made(*r.kind.record(&st)): // which is not given up for nothing
+		e.Next = "sitrep points " + r.VM
+		return fmt.Errorf("%w; another recovery point may be whole, and what was made is left as it is", err)
+	case r.kind != Test:
 		e.Next = "sitrep failover undo " + r.VM
 		return fmt.Errorf("%w; another recovery point may be whole (--point), or undo, resynchronize with --deep, and begin again", err)
 	}
-	merr := r.with(context.WithoutCancel(ctx), func(rep replica.Replica, _ replica.State) error {
-		job := &replicate.Job{VM: r.VM, Replica: rep}
-		return job.Mark(context.WithoutCancel(ctx), e.Code, err.Error(), r.Now().UTC())
-	})
-	return errors.Join(err, merr)
+	job := &replicate.Job{VM: r.VM, Replica: rep}
+	return errors.Join(err, job.Mark(context.WithoutCancel(ctx), e.Code, err.Error(), r.Now().UTC()))
+}
+
+// damaged is the error of a recovery point that cannot be read as it was. What leads on is another one, unless that is what the VM
+// was made of already.
+func (r *run) damaged(st replica.State, at replica.Point, err error) error {
+	d, rec := replica.DamagedPoint(st, at, err), *r.kind.record(&st)
+	if made(rec) {
+		d.Msg += "; what was made of point " + rec.Point + " is left as it is"
+	}
+	for _, id := range replica.Others(st, at) {
+		if id != rec.Point {
+			return d.Then("sitrep failover " + string(r.kind) + " " + r.VM + " --point " + id)
+		}
+	}
+	return d
 }
 
 // onVM does f with what was made, as a step.

@@ -193,8 +193,12 @@ func replicating(st replica.State, verb string) error {
 	case replica.Retired:
 		return retired(st)
 	case replica.ResyncRequired:
-		return fault.New(fault.ResyncRequired, "resynchronization is required since %s: %s",
+		e := fault.New(fault.ResyncRequired, "resynchronization is required since %s: %s",
 			st.PhaseSince.UTC().Format(time.RFC3339), st.Reason).Of(st.VM, "")
+		if st.ReasonCode == fault.ReplicaCorrupt || st.ReasonCode == fault.Difference { // and what the sums say is not enough
+			e.Next = fault.Fill(st.ReasonCode.Lookup().Command, st.VM, "")
+		}
+		return e
 	}
 	return wrongState(st, verb)
 }

@@ -42,6 +42,7 @@ const (
 	PositionLost     Code = "position-lost"
 	StoreNotMounted  Code = "store-not-mounted"
 	StoreForeign     Code = "store-foreign"
+	StoreElsewhere   Code = "store-elsewhere"
 	ReplicaMissing   Code = "replica-missing"
 	ReplicaForeign   Code = "replica-foreign"
 	ReplicaChanged   Code = "replica-changed"
@@ -56,6 +57,7 @@ const (
 	WrongState       Code = "wrong-state"
 	ResyncRequired   Code = "resync-required"
 	PointMissing     Code = "point-missing"
+	PointDamaged     Code = "point-damaged"
 	Difference       Code = "difference"
 
 	HostUnreachable Code = "host-unreachable"
@@ -182,6 +184,7 @@ func table() map[Code]row {
 		PositionLost:     {Resync, "This site no longer knows which changes the replica has.", "", "sitrep resync {vm} --now"},
 		StoreNotMounted:  {Recoverable, "The store's folder is missing or empty: the volume is probably not mounted.", "Mount the store.", "{again}"},
 		StoreForeign:     {Critical, "The folder holds another store than the one this site replicates to.", "Correct the store in the site file, or mount the right volume.", "sitrep resume {vm}"},
+		StoreElsewhere:   {Critical, "The site file names another store than the one that holds the VM's replica.", "Correct the store in the site file (or, when the one that holds it is lost for good: sitrep unprotect {vm} --store-lost, and then sitrep protect {vm}).", "sitrep resume {vm}"},
 		ReplicaMissing:   {Critical, "The replica of a protected VM is not in the store.", "Bring it back from where it was moved (or, when it is lost: sitrep unprotect {vm}, and then sitrep protect {vm}).", "sitrep resume {vm}"},
 		ReplicaForeign:   {Critical, "The ledger in this folder is of another VM.", "Bring back the ledger of this VM.", "sitrep resume {vm}"},
 		ReplicaChanged:   {Resync, "Something other than sitrep wrote to the replica.", "Find out what it was, so that it does not happen again.", "sitrep resync {vm} --now"},
@@ -196,6 +199,7 @@ func table() map[Code]row {
 		WrongState:       {Refused, "The VM's state does not allow this.", "", "sitrep why {vm}"},
 		ResyncRequired:   {Resync, "The replica can no longer be brought up to date by change logs.", "", "sitrep resync {vm} --now"},
 		PointMissing:     {Critical, "There is no such recovery point.", "Choose one of the list.", "sitrep points {vm}"},
+		PointDamaged:     {Critical, "What is kept of this recovery point is not what its block sums say.", "Choose another one of the list.", "sitrep points {vm}"},
 		HostUnreachable:  {Recoverable, "The host did not answer.", "Look at the host and the way to it.", "{again}"},
 		HostRefused:      {Critical, "The host refused the operation.", "Do what the host says in the message.", "{again}"},
 		HostTimeout:      {Recoverable, "The host did not get done in time.", "Look at the host and the VM on it.", "{again}"},

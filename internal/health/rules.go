@@ -123,7 +123,7 @@ func (f *Facts) byItself() string {
 	return "; the next run begins it, its window is open"
 }
 
-// nextResync reads the replica's bytes when it is these, and not the logs, that are in doubt.
+// nextResync reads the replica's bytes when it is these, and not the logs, that are in doubt. It is the command of the table of faults.
 func nextResync(f *Facts) string {
 	if f.phase() == replica.Paused {
 		return run("resume")(f)
@@ -134,9 +134,9 @@ func nextResync(f *Facts) string {
 		deep = slices.Contains(doubts, f.Ledger.ReasonCode)
 	}
 	if deep {
-		return run("resync --deep")(f)
+		return run("resync")(f) + " --deep --now"
 	}
-	return run("resync")(f)
+	return run("resync")(f) + " --now"
 }
 
 func resyncInterrupted(f *Facts) bool {

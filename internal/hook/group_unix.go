@@ -21,3 +21,6 @@ func signalOf(s *os.ProcessState) string {
 	}
 	return ""
 }
+
+// sameVariable says whether two names are of one environment variable.
+func sameVariable(a, b string) bool { return a == b }

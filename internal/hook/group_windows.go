@@ -4,12 +4,15 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 )
 
 // ownGroup has cmd and its descendants killed when its context ends.
 func ownGroup(cmd *exec.Cmd) {
 	cmd.Cancel = func() error {
-		if exec.Command("taskkill", "/T", "/F", "/PID", strconv.Itoa(cmd.Process.Pid)).Run() == nil {
+		kill := exec.Command("taskkill", "/T", "/F", "/PID", strconv.Itoa(cmd.Process.Pid))
+		kill.Env = cmd.Env
+		if kill.Run() == nil {
 			return nil
 		}
 		return cmd.Process.Kill()
@@ -17,3 +20,6 @@ func ownGroup(cmd *exec.Cmd) {
 }
 
 func signalOf(*os.ProcessState) string { return "" } // there are none
+
+// sameVariable says whether two names are of one environment variable.
+func sameVariable(a, b string) bool { return strings.EqualFold(a, b) }

@@ -1,8 +1,8 @@
 // Package hook runs the operator's programs: hooks of VMs, actions of recovery plans, boot checks, hosts by script.
 //
 // A program is never run through a shell. What it is about it gets three ways, and may use the one that it likes best:
-// arguments, environment variables (those of sitrep, and ours), and one JSON document on standard input. What it says on
-// standard error is kept, because it is what the operator needs when it fails.
+// arguments, environment variables (those of sitrep but for its own secrets, see Runner, and ours), and one JSON document on
+// standard input. What it says on standard error is kept, because it is what the operator needs when it fails.
 //
 // A program has a time limit, and is not asked to end: when the time is over, or the run is interrupted, it and
 // every process of its process group are killed. One that leaves something running behind it (a VM, say) starts that in
@@ -73,11 +73,18 @@ func (e *ExitError) Error() string {
 	return fmt.Sprintf("ended with exit code %d", e.Code)
 }
 
+// Runner starts programs. It is the one place that says what of sitrep's environment they get.
+type Runner struct {
+	// Withheld are the names of the variables that no program gets: those in which sitrep finds the secrets of its store, which
+	// are nobody else's. Programs have credentials of their own.
+	Withheld []string
+}
+
 // Run runs the program and waits for its end. Output is what it has said, in case of an error too. The error is a
 // fault.HookFailed with the end of its standard error, which wraps an *ExitError when the program could be started;
 // or fault.Interrupted when ctx was cancelled. It may be called concurrently.
-func Run(ctx context.Context, p Program) (Output, error) {
-	stdin, env, err := p.encode()
+func (r Runner) Run(ctx context.Context, p Program) (Output, error) {
+	stdin, env, err := p.encode(r.environment())
 	if err != nil {
 		return Output{}, fault.Wrap(fault.HookFailed, err, "the program cannot be run").At(p.Path)
 	}
@@ -98,8 +105,16 @@ func Run(ctx context.Context, p Program) (Output, error) {
 	return out, p.judge(ctx, runCtx, cmd, err, out)
 }
 
-// encode makes standard input and the environment.
-func (p Program) encode() (*bytes.Reader, []string, error) {
+// environment is that of sitrep without what is withheld.
+func (r Runner) environment() []string {
+	return slices.DeleteFunc(os.Environ(), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return slices.ContainsFunc(r.Withheld, func(w string) bool { return sameVariable(w, name) })
+	})
+}
+
+// encode makes standard input and the environment, which is env and ours.
+func (p Program) encode(env []string) (*bytes.Reader, []string, error) {
 	doc := []byte{}
 	if p.Stdin != nil {
 		b, err := json.Marshal(p.Stdin)
@@ -108,7 +123,6 @@ func (p Program) encode() (*bytes.Reader, []string, error) {
 		}
 		doc = append(b, '\n')
 	}
-	env := os.Environ()
 	for k, v := range p.Env {
 		if k == "" || strings.ContainsAny(k, "=\x00") || strings.ContainsRune(v, 0) {
 			return nil, nil, fmt.Errorf("the environment variable %q cannot be set", k)

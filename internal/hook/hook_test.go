@@ -33,7 +33,7 @@ func TestInputAndOutput(t *testing.T) {
 	t.Setenv("WON", "no")
 	path := script(t, `printf '%s|' "$@" "$INHERITED" "$WON" "$TEXT"; cat; echo complaint >&2`)
 	hostile := "a'; rm -rf $(x) \n\"z"
-	out, err := hook.Run(context.Background(), hook.Program{Path: path, Args: []string{"one", hostile},
+	out, err := hook.Runner{}.Run(context.Background(), hook.Program{Path: path, Args: []string{"one", hostile},
 		Env: map[string]string{"WON": "ours", "TEXT": hostile}, Stdin: map[string]any{"n": 1, "s": hostile}})
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +48,7 @@ func TestInputAndOutput(t *testing.T) {
 }
 
 func TestInputIsNotRead(t *testing.T) {
-	out, err := hook.Run(context.Background(), hook.Program{Path: script(t, "exec <&-; echo ok"), Stdin: strings.Repeat("x", 1<<20)})
+	out, err := hook.Runner{}.Run(context.Background(), hook.Program{Path: script(t, "exec <&-; echo ok"), Stdin: strings.Repeat("x", 1<<20)})
 	if err != nil || out.Stdout != "ok\n" {
 		t.Errorf("%q, %v", out.Stdout, err)
 	}
@@ -57,7 +57,7 @@ func TestInputIsNotRead(t *testing.T) {
 func TestFailures(t *testing.T) {
 	ctx := context.Background()
 	path := script(t, "echo the disk is full >&2; exit 75")
-	_, err := hook.Run(ctx, hook.Program{Path: path})
+	_, err := hook.Runner{}.Run(ctx, hook.Program{Path: path})
 	var exit *hook.ExitError
 	if !fault.Is(err, fault.HookFailed) || !errors.As(err, &exit) || exit.Code != 75 || exit.Timeout != 0 || exit.Signal != "" {
 		t.Errorf("%v: %+v", err, exit)
@@ -67,11 +67,11 @@ func TestFailures(t *testing.T) {
 			t.Errorf("%q is not in %q", want, err)
 		}
 	}
-	_, err = hook.Run(ctx, hook.Program{Path: script(t, "kill -9 $$")})
+	_, err = hook.Runner{}.Run(ctx, hook.Program{Path: script(t, "kill -9 $$")})
 	if !errors.As(err, &exit) || exit.Signal != "killed" {
 		t.Errorf("killed: %v", err)
 	}
-	_, err = hook.Run(ctx, hook.Program{Path: filepath.Join(t.TempDir(), "none")})
+	_, err = hook.Runner{}.Run(ctx, hook.Program{Path: filepath.Join(t.TempDir(), "none")})
 	if !fault.Is(err, fault.HookFailed) || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no program: %v", err)
 	}
@@ -80,7 +80,7 @@ func TestFailures(t *testing.T) {
 		"argument": {Args: []string{"\x00"}}, "document": {Stdin: make(chan int)},
 	} {
 		p.Path = path
-		if _, err := hook.Run(ctx, p); !fault.Is(err, fault.HookFailed) || strings.Contains(err.Error(), "disk is full") {
+		if _, err := (hook.Runner{}).Run(ctx, p); !fault.Is(err, fault.HookFailed) || strings.Contains(err.Error(), "disk is full") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -88,7 +88,7 @@ func TestFailures(t *testing.T) {
 
 func TestOutputIsBounded(t *testing.T) {
 	path := script(t, `head -c 3000000 /dev/zero | tr '\0' o; head -c 3000000 /dev/zero | tr '\0' e >&2; echo THE END >&2; exit 3`)
-	out, err := hook.Run(context.Background(), hook.Program{Path: path})
+	out, err := hook.Runner{}.Run(context.Background(), hook.Program{Path: path})
 	if len(out.Stdout) != hook.MaxStdout || len(out.Stderr) != hook.MaxStderr {
 		t.Errorf("%d and %d bytes are kept", len(out.Stdout), len(out.Stderr))
 	}
@@ -129,7 +129,7 @@ func waitGone(t *testing.T, pidFile string) {
 func TestTimeoutKillsTheGroup(t *testing.T) {
 	pid := filepath.Join(t.TempDir(), "pid")
 	path := script(t, `sleep 1000 & echo $! >"$1.new"; mv "$1.new" "$1"; echo waiting >&2; wait`)
-	_, err := hook.Run(context.Background(), hook.Program{Path: path, Args: []string{pid}, Timeout: 2 * time.Second})
+	_, err := hook.Runner{}.Run(context.Background(), hook.Program{Path: path, Args: []string{pid}, Timeout: 2 * time.Second})
 	var exit *hook.ExitError
 	if !errors.As(err, &exit) || exit.Timeout != 2*time.Second || !strings.Contains(err.Error(), "time limit of 2s") {
 		t.Errorf("%v", err)
@@ -150,7 +150,7 @@ func TestCancelKillsTheGroup(t *testing.T) {
 		}
 	}()
 	defer cancel()
-	_, err := hook.Run(ctx, hook.Program{Path: path, Args: []string{pid}, Timeout: time.Hour})
+	_, err := hook.Runner{}.Run(ctx, hook.Program{Path: path, Args: []string{pid}, Timeout: time.Hour})
 	if !fault.Is(err, fault.Interrupted) || !fault.Cancelled(err) {
 		t.Errorf("%v", err)
 	}
@@ -160,7 +160,7 @@ func TestCancelKillsTheGroup(t *testing.T) {
 // A program that leaves something behind, with its output open, has ended all the same.
 func TestLeftBehind(t *testing.T) {
 	pid := filepath.Join(t.TempDir(), "pid")
-	out, err := hook.Run(context.Background(), hook.Program{Path: script(t, `setsid sleep 1000 & echo $! >"$1"; echo done`), Args: []string{pid}})
+	out, err := hook.Runner{}.Run(context.Background(), hook.Program{Path: script(t, `setsid sleep 1000 & echo $! >"$1"; echo done`), Args: []string{pid}})
 	if err != nil || out.Stdout != "done\n" {
 		t.Errorf("%q, %v", out.Stdout, err)
 	}
@@ -174,5 +174,25 @@ func TestLeftBehind(t *testing.T) {
 	}
 	if err := syscall.Kill(n, syscall.SIGKILL); err != nil {
 		t.Error(err)
+	}
+}
+
+// What is withheld is gone, and only that: not a variable whose name begins alike, and not one that the program is given.
+func TestWithheld(t *testing.T) {
+	t.Setenv("SITREP_KEY", "hush")
+	t.Setenv("SITREP_KEY_ID", "7")
+	t.Setenv("OTHER_KEY", "hush too")
+	r := hook.Runner{Withheld: []string{"SITREP_KEY", "OTHER_KEY", "NOT_THERE"}}
+	out, err := r.Run(context.Background(), hook.Program{Path: script(t, "env"), Env: map[string]string{"OURS": "yes"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(out.Stdout, "hush") || strings.Contains(out.Stdout, "SITREP_KEY=") || strings.Contains(out.Stdout, "OTHER_KEY") {
+		t.Errorf("the program was given %s", out.Stdout)
+	}
+	for _, want := range []string{"SITREP_KEY_ID=7\n", "OURS=yes\n", "PATH="} {
+		if !strings.Contains(out.Stdout, want) {
+			t.Errorf("%q is not in the environment", want)
+		}
 	}
 }

@@ -24,6 +24,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -72,6 +73,15 @@ type Site struct {
 type Store struct {
 	Directory string // absolute
 	Azure     *AzureStore
+}
+
+// SecretVariables names the environment variables in which the site file says that secrets of the store are.
+func (s Store) SecretVariables() []string {
+	if s.Azure == nil {
+		return nil
+	}
+	all := []string{s.Azure.ConnectionStringEnv, s.Azure.KeyEnv, s.Azure.SASEnv}
+	return slices.DeleteFunc(all, func(name string) bool { return name == "" })
 }
 
 // AzureStore is a container of an Azure storage account. Either a connection string is named, or AccountURL is given; then at
@@ -317,7 +327,7 @@ type VM struct {
 const DefaultShutdownGrace = 2 * time.Minute
 
 // Hooks are the operator's programs for one VM, absolute paths; "" = none. They get what they are about in the environment
-// and as JSON on standard input.
+// and as JSON on standard input; Store.SecretVariables are not in their environment.
 type Hooks struct {
 	Freeze, Thaw string        // around the cut of an application-consistent point; both or neither
 	Failover     string        // after the recovered VM was started: re-IP, DNS

@@ -24,8 +24,9 @@ type Check struct {
 	TCP     string         // address:port that accepts a connection
 	// Command ends with 0 when the VM is up. It is run again and again, each time with what is left of Timeout as its limit (or
 	// its own, when that is shorter).
-	Command hook.Program
-	Timeout time.Duration // for all of it; more than 0
+	Command  hook.Program
+	Programs hook.Runner   // runs Command
+	Timeout  time.Duration // for all of it; more than 0
 }
 
 // The pauses between two looks. A command is dearer than the others.
@@ -105,7 +106,7 @@ func (c Check) connect(ctx context.Context) (bool, error) {
 }
 
 func (c Check) run(ctx context.Context) (bool, error) {
-	_, err := hook.Run(ctx, c.Command)
+	_, err := c.Programs.Run(ctx, c.Command)
 	return err == nil, err
 }
 

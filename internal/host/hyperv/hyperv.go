@@ -44,12 +44,14 @@ type Config struct {
 	SSH     string        // user@host; "" is this machine
 	Switch  string        // the virtual switch of isolated NICs, of the private kind; "" leaves them unconnected
 	Timeout time.Duration // of each operation; the grace of a stop comes on top. More than 0.
+	// Programs runs PowerShell, or ssh.
+	Programs hook.Runner
 }
 
 // Host is a host.Host and a host.Freezer. Its methods may be called concurrently for different VMs.
 type Host struct {
 	c   Config
-	run func(context.Context, hook.Program) (hook.Output, error) // hook.Run, or a test's
+	run func(context.Context, hook.Program) (hook.Output, error) // that of Config.Programs, or a test's
 }
 
 var (
@@ -65,7 +67,7 @@ func New(c Config) (*Host, error) {
 	if c.Timeout <= 0 {
 		return nil, fault.New(fault.SiteInvalid, "the time limit %v of a Hyper-V host is not positive", c.Timeout)
 	}
-	return &Host{c, hook.Run}, nil
+	return &Host{c, c.Programs.Run}, nil
 }
 
 // Describe names the host.

@@ -62,6 +62,8 @@ type Config struct {
 	Args     []string // added to the command line as they are; QEMU runs in the VM's folder
 	// QMP are the control sockets (absolute paths) of VMs that something else starts, by VM.
 	QMP map[string]string
+	// Programs runs QEMU and its tools.
+	Programs hook.Runner
 }
 
 // The time that QEMU gets to do what takes no time: to start, to end when it is told to quit, to answer, to end when it has
@@ -215,7 +217,7 @@ func (h *Host) makeParts(ctx context.Context, d host.Definition) error {
 		return nil
 	}
 	for i, disk := range d.Disks {
-		_, err := hook.Run(ctx, hook.Program{Path: "qemu-img", Timeout: startLimit,
+		_, err := h.c.Programs.Run(ctx, hook.Program{Path: "qemu-img", Timeout: startLimit,
 			Args: []string{"create", "-q", "-f", "qcow2", "-b", disk.Path, "-F", driver(disk.Format), "--", h.path(d.Name, overlayFile(i))}})
 		if err != nil {
 			return fault.In(refused(err, "the overlay cannot be made"), d.Name, disk.Name)
@@ -297,7 +299,7 @@ func (h *Host) launch(ctx context.Context, d host.Definition) error {
 		return err
 	}
 	// With -daemonize QEMU's parent ends when the VM runs or cannot, and says why.
-	_, err = hook.Run(ctx, hook.Program{Path: h.c.Binary, Args: args, Dir: h.path(d.Name), Timeout: startLimit})
+	_, err = h.c.Programs.Run(ctx, hook.Program{Path: h.c.Binary, Args: args, Dir: h.path(d.Name), Timeout: startLimit})
 	if err == nil {
 		return nil
 	}

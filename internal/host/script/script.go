@@ -31,7 +31,9 @@
 // made like the definition, or refused when it runs as another), and what is disposable must not write to the disk files.
 // freeze may find the VM frozen by an earlier run that was killed, and thaw may find it running; neither is an error.
 //
-// Where the disks are page blobs of a storage account, their addresses hold no secret: the programs have credentials of their own.
+// Where the disks are page blobs of a storage account, their addresses hold no secret, and the variables that the site file names
+// as holding the store's (connection_string_env, key_env, sas_env) are not in the programs' environment: they have credentials of
+// their own. All other variables of sitrep's environment are there.
 // The blobs of a test are its own, and may be written to. A VM that is made of copies of its blobs (managed disks are such) writes elsewhere;
 // what it wrote has to be in the blobs, whole fixed VHDs again, when stop ends, and while the VM is frozen. Only sitrep deletes them.
 package script
@@ -58,6 +60,7 @@ type Config struct {
 	Create, Start, Stop, State, Delete string
 	Freeze, Thaw                       string        // both or neither
 	Timeout                            time.Duration // of each; that of stop comes on top of the grace. More than 0.
+	Programs                           hook.Runner   // runs them
 }
 
 // Host is a host.Host. Its methods may be called concurrently for different VMs.
@@ -106,7 +109,7 @@ func (h *Host) run(ctx context.Context, path string, r request, timeout time.Dur
 	if path == "" {
 		return hook.Output{}, fault.New(fault.HostRefused, "the host has no program for %s", r.Operation).Of(r.VM, "")
 	}
-	out, err := hook.Run(ctx, hook.Program{Path: path, Args: []string{r.VM}, Env: environment(r), Stdin: r, Timeout: timeout})
+	out, err := h.c.Programs.Run(ctx, hook.Program{Path: path, Args: []string{r.VM}, Env: environment(r), Stdin: r, Timeout: timeout})
 	return out, fault.In(hostError(err, r.Operation), r.VM, "")
 }
 

@@ -323,7 +323,7 @@ func (p *probe) tryLimits() {
 func (p *probe) tryTransfers() {
 	p.try("large transfers arrive", replica.Needed, p.speed)
 	p.try("its clock is the one of this machine", replica.ForInformation, func() (string, error) {
-		detail := fmt.Sprintf("%+.0f s", p.ahead.Seconds())
+		detail := fmt.Sprintf("%+d s", int64(p.ahead.Round(time.Second)/time.Second)) // never "-0"
 		if remark := clockRemark(p.ahead); remark != "" {
 			return "", plain("%s: %s", detail, remark)
 		}
