@@ -16,6 +16,7 @@ import (
 	"sitrep/internal/replica"
 	"sitrep/internal/replica/pageblob/azuritetest"
 	"sitrep/internal/replica/replicatest"
+	"sitrep/internal/sums"
 )
 
 func wantCode(t *testing.T, what string, err error, code fault.Code) {
@@ -156,7 +157,7 @@ func snapshotsOf(t *testing.T, name string) int { return twice(t, name) }
 func TestSeizeAgain(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	for _, touched := range []bool{false, true} {
+	for _, touched := range []string{"", "pages", "sums"} {
 		for stop := 1; ; stop++ {
 			name := azuritetest.Container(t)
 			h := replicatest.NewHistory("vm", 8, replicatest.OSLogs(t))
@@ -168,9 +169,14 @@ func TestSeizeAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 			st := stamped(t, r)
-			if touched {
+			if touched != "" {
 				p, err := r.Disk(ctx, st.Disks[0])
-				if err = errors.Join(err, p.WriteAt(ctx, make([]byte, 512), 0), p.Flush(ctx), p.Close()); err != nil {
+				if touched == "pages" {
+					err = errors.Join(err, p.WriteAt(ctx, make([]byte, 512), 0))
+				} else {
+					err = errors.Join(err, p.StoreSums(ctx, 0, []sums.Sum{{1}}))
+				}
+				if err = errors.Join(err, p.Flush(ctx), p.Close()); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -210,8 +216,8 @@ func TestSeizeAgain(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if known := stamp == d.Stamp; known == (touched && i == 0) {
-					t.Errorf("stopped after request %d (touched: %v): disk %s has the stamp %q, the ledger %q", stop, touched, d.Name, stamp, d.Stamp)
+				if known := stamp == d.Stamp; known == (touched != "" && i == 0) {
+					t.Errorf("stopped after request %d (touched: %q): disk %s has the stamp %q, the ledger %q", stop, touched, d.Name, stamp, d.Stamp)
 				}
 				p.Close()
 			}

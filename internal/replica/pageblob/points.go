@@ -119,11 +119,15 @@ func (p *points) preserveDisk(ctx context.Context, s *replica.State, d *replica.
 
 // isAt says whether the disk's blobs are at the applied position as far as can be known. Pages that something else wrote to
 // are, as long as the sums are those of the ledger: they prove what is read. A ledger that was brought back from a backup,
-// whose pages have moved on, has another seal.
+// whose pages have moved on, has another seal; so have sums that something else wrote to, which would prove nothing.
 func (p *points) isAt(ctx context.Context, d *replica.Disk, all []entry) (bool, error) {
-	if d.Stamp == "" || d.Seal == nil || slices.ContainsFunc(all, func(e entry) bool {
-		return e.name == d.Name+pagesSuffix && e.snapshot == "" && e.etag == d.Stamp
-	}) {
+	is := func(suffix, etag string) bool {
+		return etag != "" && slices.ContainsFunc(all, func(e entry) bool {
+			return e.name == d.Name+suffix && e.snapshot == "" && e.etag == etag
+		})
+	}
+	known := parseStamp(d.Stamp)
+	if d.Stamp == "" || d.Seal == nil || is(pagesSuffix, known.pages) && is(sumsSuffix, known.sums) {
 		return true, nil
 	}
 	f := newPageFile(ctx, p.r.pageBlob(d.Name+sumsSuffix))
