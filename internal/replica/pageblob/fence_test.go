@@ -390,3 +390,64 @@ func TestFlushWhileWriting(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestOlderStamp: the stamp of an older version's ledger, which speaks of the pages only, is accepted as what it is: for pages that
+// are what it says, until the disk is flushed; for snapshots the seal is asked.
+func TestOlderStamp(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	h := replicatest.NewHistory("vm", 8, replicatest.OSLogs(t))
+	name := azuritetest.Container(t)
+	if err := errors.Join(h.Begin(ctx, open(t, name, quick())), h.Close()); err != nil {
+		t.Fatal(err)
+	}
+	r, err := open(t, name, quick()).Open(ctx, "vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	st := stamped(t, r)
+	d := st.Disks[0]
+	whole := d.Stamp
+	d.Stamp, _, _ = strings.Cut(d.Stamp, " ")
+	if d.Stamp == whole {
+		t.Fatalf("the stamp is %q", whole)
+	}
+	p, err := r.Disk(ctx, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if s, err := p.Stamp(ctx); err != nil || s != d.Stamp {
+		t.Errorf("the stamp is %q, the ledger has %q (%v)", s, d.Stamp, err)
+	}
+	if err := p.Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := p.Stamp(ctx); err != nil || s != whole {
+		t.Errorf("after a flush the stamp is %q, not %q (%v)", s, whole, err)
+	}
+	seal, err := replica.DiskSums{Pages: p, Of: d}.Seal(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(st.Points); n == 0 || st.Points[n-1].At != st.Applied {
+		t.Fatal("the pages are at no recovery point")
+	}
+	before := snapshotsOf(t, name)
+	d.Seal = &seal
+	st.Disks[0] = d
+	if err := errors.Join(p.StoreSums(ctx, 0, []sums.Sum{{9}}), p.Flush(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	for i := 1; i < len(st.Disks); i++ { // only the first is looked at
+		st.Disks[i].Seal = &seal
+		st.Disks[i].Stamp = "none"
+	}
+	if err := r.Points().Preserve(ctx, st, st.Applied.Next(), nil, false); err != nil {
+		t.Error(err)
+	}
+	if n := snapshotsOf(t, name); n != before {
+		t.Errorf("%d snapshots were made of a disk with foreign sums", n-before)
+	}
+}
