@@ -3,6 +3,7 @@ package failover
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"slices"
 	"time"
 
@@ -246,6 +247,23 @@ func (j *Job) lastText(k Kind) string {
 	return "a last delta, if the VM could be stopped"
 }
 
+// pointThere refuses a point that something else removed from the store, unless what is to be applied makes a newer one.
+func (j *Job) pointThere(ctx context.Context, st replica.State, k Kind, p Plan) error {
+	newer := k == Planned || (p.Point == "" || p.Point == Latest) && len(st.Pending) > 0
+	if newer || !p.has(StepDisks) {
+		return nil
+	}
+	r, err := j.Store.View(ctx, j.VM)
+	if err != nil {
+		return err
+	}
+	missing, err := replica.MissingPoints(ctx, r, st)
+	if err = errors.Join(err, r.Close()); err == nil && slices.Contains(missing, p.Found.ID) {
+		err = lost(j.VM, p.Found.ID)
+	}
+	return err
+}
+
 // check is the first step: what can be known beforehand of hosts and folders. Nothing was changed when it fails.
 func (j *Job) check(ctx context.Context, st replica.State, k Kind, p Plan) error {
 	if j.Source.Host != nil && p.has(StepStopSource) && k == Planned {
@@ -266,6 +284,9 @@ func (j *Job) check(ctx context.Context, st replica.State, k Kind, p Plan) error
 			return fault.New(fault.HostRefused, "%s has a VM %q already, and it is %s: it would be made over, and an undo would delete it; "+
 				"rename or remove it there", j.Recovery.Describe(), p.VMDef.Name, power)
 		}
+	}
+	if err := j.pointThere(ctx, st, k, p); err != nil {
+		return err
 	}
 	if *k.record(&st) != nil {
 		return nil // what lies there is of this failover

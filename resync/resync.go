@@ -370,10 +370,10 @@ func (r *run) finish(ctx context.Context, cut track.Cut, whole bool) (bool, erro
 		}
 		st.AsOf = cut.At()
 		if newest(st) != st.Applied {
-			st.Points, _ = replica.Retain(append(st.Points, replica.Point{
+			st.AddPoint(replica.Point{
 				ID: replica.PointID(st.Applied, cut.At()), At: st.Applied, CutAt: cut.At(),
 				AppConsistent: cut.AppConsistent(), Sizes: sizes(st),
-			}), r.Keep)
+			}, r.Keep)
 		}
 	}
 	st.Phase, st.PhaseSince = replica.Replicating, r.Now()
@@ -382,9 +382,9 @@ func (r *run) finish(ctx context.Context, cut track.Cut, whole bool) (bool, erro
 		return still, err
 	}
 	err := r.Replica.Points().Sweep(ctx, r.state)
-	if fault.Is(err, fault.PointMissing) { // that is no reason to take no new points; nothing is removed until it is too old
+	if fault.Is(err, fault.PointMissing) { // that is no reason to take no new points
 		r.Log.Warn("a recovery point is lost", "vm", r.VM, "error", err)
-		return still, nil
+		r.state, _, err = replica.DropLost(ctx, r.Replica, r.state)
 	}
 	return still, err
 }
