@@ -89,11 +89,7 @@ func (w *world) verify(ctx context.Context, vm *site.VM, v verifyOptions) (vmObj
 
 // lostPoints finds the recovery points that something else removed from the store. They are no difference of the replica.
 func (s *session) lostPoints(ctx context.Context, o *verifyObject) error {
-	found, err := s.engine.DropLost(ctx)
-	if err != nil {
-		return err
-	}
-	st, err := s.engine.Replica.Ledger().Load(ctx)
+	st, found, err := s.engine.DropLost(ctx)
 	if err != nil {
 		return err
 	}

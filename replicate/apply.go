@@ -77,27 +77,27 @@ func (j *Job) tidy(ctx context.Context, st replica.State) error {
 	err = j.Replica.Points().Sweep(ctx, st)
 	if fault.Is(err, fault.PointMissing) { // that is no reason to take no new points
 		j.Log.Warn("a recovery point is lost", "vm", j.VM, "error", err)
-		_, err = j.dropLost(ctx, st)
+		_, _, err = j.dropLost(ctx, st)
 	}
 	return err
 }
 
-// DropLost takes the recovery points out of the ledger that something else removed from the store, where the store can tell, and
-// returns them; see replica.DropLost.
-func (j *Job) DropLost(ctx context.Context) ([]replica.Point, error) {
+// DropLost takes the recovery points out of the ledger that something else removed from the store, where the store can tell. It
+// returns the ledger as it is then, and those that it found; see replica.DropLost.
+func (j *Job) DropLost(ctx context.Context) (replica.State, []replica.Point, error) {
 	st, err := j.Replica.Ledger().Load(ctx)
 	if err != nil {
-		return nil, err
+		return st, nil, err
 	}
 	return j.dropLost(ctx, st)
 }
 
-func (j *Job) dropLost(ctx context.Context, st replica.State) ([]replica.Point, error) {
-	_, lost, err := replica.DropLost(ctx, j.Replica, st)
+func (j *Job) dropLost(ctx context.Context, st replica.State) (replica.State, []replica.Point, error) {
+	st, lost, err := replica.DropLost(ctx, j.Replica, st)
 	for _, p := range lost {
 		j.Log.Warn("a recovery point is lost: something else removed it from the store", "vm", j.VM, "point", p.ID)
 	}
-	return lost, fault.In(err, j.VM, "")
+	return st, lost, fault.In(err, j.VM, "")
 }
 
 // diskStep is one disk of a cut that is being applied.
