@@ -15,6 +15,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 
+	"sitrep/internal/replica"
 	"sitrep/internal/replica/pageblob/azuritetest"
 )
 
@@ -133,7 +134,7 @@ func ofDisks(costs map[string]azuritetest.Cost) int64 {
 	return got - got%(64<<10)
 }
 
-// TestAzureForeignWrite: what something else writes to a replica is noticed by the ETag of the disk, in one request, before anything
+// TestAzureForeignWrite: what something else writes to a replica is noticed by the ETags of the disk, in one more request, before anything
 // is applied. The resynchronization that follows reads the replica, by itself, and finds every foreign byte; one of a replica that
 // nobody touched reads the source only.
 func TestAzureForeignWrite(t *testing.T) {
@@ -162,7 +163,7 @@ func TestAzureForeignWrite(t *testing.T) {
 	})
 	costs, _ := f.counted(5, "delta", "web01", "--now")
 	f.front.Before(nil)
-	// The disk is opened by three requests, and its ETag is asked for by one.
+	// The disk is opened by three requests, and its ETag is asked for by one: that of its sums is known.
 	if got := strings.Join(asked, ", "); got != "HEAD vhd, HEAD sums, GET vhd, HEAD vhd" {
 		t.Errorf("the disk was asked for: %s", got)
 	}
@@ -183,6 +184,11 @@ func TestAzureForeignWrite(t *testing.T) {
 	costs, out := f.counted(0, "resync", "web01", "--now")
 	if n := ofDisks(costs); n < 8<<20 || !strings.Contains(out, "by the replica's bytes") {
 		t.Errorf("a resynchronization after a foreign write: %d bytes were downloaded; %s", n, out)
+	}
+	// One block of os that the source has changed, and of data the one that has data and those of 64 KiB that were zeros.
+	blocks := 2 + 64<<10/f.blockSize("data")
+	if want := fmt.Sprintf("%d blocks different (%d had been written by something else)", 64<<10/f.blockSize("os")-1+blocks, blocks-1); !strings.Contains(out, want) {
+		t.Errorf("what was mended is not in the counts, want %q: %s", want, out)
 	}
 	f.same("after a foreign write")
 	f.run(0, "verify", "web01")
@@ -267,6 +273,79 @@ func TestAzureForeignWriteInterrupted(t *testing.T) {
 			t.Errorf("refused after %d requests: the newest recovery point has foreign bytes", stop)
 		}
 	}
+}
+
+// TestAzureForeignSums: a foreign write to the block sums is noticed by the next delta, before a snapshot is made of them or anything
+// is applied. The resynchronization gives them back what they were, also where the source has changed or something else wrote to
+// the disk too, so that every recovery point, those that share them too, is what it was.
+func TestAzureForeignSums(t *testing.T) {
+	t.Run("sums", func(t *testing.T) { foreignSums(t, func(*fronted) {}) })
+	t.Run("pages and sums", func(t *testing.T) {
+		foreignSums(t, func(f *fronted) { f.forge("data.vhd", 4<<20, randomBytes(80, 4096)) }) // zeros, and they have no sum
+	})
+}
+
+func foreignSums(t *testing.T, more func(*fronted)) {
+	f := newFronted(t, "")
+	f.run(0, "protect", "web01")
+	was := [][]byte{bytes.Clone(f.data)}
+	copy(f.data[1<<20:], randomBytes(3, 64<<10))
+	f.disks()
+	f.run(0, "delta", "web01", "--now")
+	was = append(was, bytes.Clone(f.data))
+	f.run(0, "verify", "web01")
+
+	f.forge("data.sums", 0, randomBytes(9, 512))
+	more(f)
+	copy(f.data[3*4096:], randomBytes(4, 4096)) // a block of these sums, and others
+	copy(f.data[3<<20:], randomBytes(5, 64<<10))
+	f.disks()
+	before := f.blobsNow()
+	costs, _ := f.counted(5, "delta", "web01", "--now")
+	if f.blobsNow() != before {
+		t.Error("the delta has written to the replica")
+	}
+	if c := cost(costs, "snapshot"); c.Requests != 0 {
+		t.Errorf("the delta made a snapshot:\n%s", azuritetest.Table(costs))
+	}
+	if state, reasons := f.state(); state != "resynchronization-required" || !strings.Contains(reasons, "written to by something other than sitrep") {
+		t.Errorf("the VM is %s: %s", state, reasons)
+	}
+	out := f.run(0, "resync", "web01", "--now")
+	if !strings.Contains(out, "block sums mended") {
+		t.Errorf("a resynchronization after a foreign write to sums: %s", out)
+	}
+	was = append(was, bytes.Clone(f.data))
+	copy(f.data[2<<20:], randomBytes(6, 8192))
+	f.disks()
+	f.run(0, "delta", "web01", "--now")
+	was = append(was, bytes.Clone(f.data))
+	f.same("after a foreign write to sums")
+	f.run(0, "verify", "web01")
+	ids := f.points()
+	if len(ids) != len(was) {
+		t.Fatalf("%d recovery points instead of %d", len(ids), len(was))
+	}
+	for i, want := range was {
+		if got := f.exportedDisk(ids[i], "data", len(want)); !bytes.Equal(got, want) {
+			t.Errorf("recovery point %d of %d is not what it was", i, len(ids))
+		}
+	}
+}
+
+// blockSize is the bytes of a block of a disk's sums.
+func (f *fronted) blockSize(disk string) int {
+	f.t.Helper()
+	data, err := f.blobs.NewBlobClient("web01/ledger.json").DownloadStream(f.t.Context(), nil)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer data.Body.Close()
+	var ledger replica.State
+	if err := json.NewDecoder(data.Body).Decode(&ledger); err != nil {
+		f.t.Fatal(err)
+	}
+	return int(ledger.Disk(disk).BlockSize)
 }
 
 // unnoticed: nobody has noticed the foreign write yet, to pages or to sums, and a resynchronization by sums is asked for. The sums

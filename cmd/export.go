@@ -110,6 +110,9 @@ func choosePoint(st replica.State, id string) (*replica.Point, error) {
 	if p := st.Point(id); p != nil {
 		return p, nil
 	}
+	if st.IsLost(id) {
+		return nil, fault.New(fault.PointMissing, "recovery point %s is lost: something else removed it from the store", id).Of(st.VM, "")
+	}
 	return nil, fault.New(fault.UsageError, "the VM has no recovery point %q; \"sitrep points %s\" lists them", id, st.VM).Of(st.VM, "")
 }
 

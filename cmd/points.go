@@ -3,6 +3,7 @@ package cmd
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,6 +27,7 @@ type pointObject struct {
 	AppConsistent bool             `json:"app_consistent"`
 	Sizes         map[string]int64 `json:"sizes"`
 	Promoted      []string         `json:"promoted,omitempty"` // disks inside the store that were made of it
+	Lost          bool             `json:"lost,omitempty"`     // something else removed it from the store: it cannot be opened
 }
 
 func (p *program) pointsCommand() *cli.Command {
@@ -79,6 +81,10 @@ func (w *world) points(ctx context.Context, vm *site.VM, o *pointsObject) error 
 		return err
 	}
 	made, err := promotions(ctx, r, st)
+	var missing []string
+	if err == nil {
+		missing, err = replica.MissingPoints(ctx, r, st)
+	}
 	if err = errors.Join(err, r.Close()); err != nil {
 		return err
 	}
@@ -87,15 +93,26 @@ func (w *world) points(ctx context.Context, vm *site.VM, o *pointsObject) error 
 	if len(made) > 0 {
 		rows[0] = append(rows[0], "PROMOTED")
 	}
-	for _, x := range st.Points {
-		o.Points = append(o.Points, pointObject{x.ID, x.CutAt.UTC(), x.At.Seq, x.AppConsistent, x.Sizes, made[x.ID]})
+	if len(missing)+len(st.Lost) > 0 {
+		rows[0] = append(rows[0], "LOST")
+	}
+	all := st.AllPoints()
+	for _, x := range all {
+		lost := st.IsLost(x.ID) || slices.Contains(missing, x.ID)
+		o.Points = append(o.Points, pointObject{x.ID, x.CutAt.UTC(), x.At.Seq, x.AppConsistent, x.Sizes, made[x.ID], lost})
 		row := []string{x.ID, w.when(x.CutAt), num(x.At.Seq), consistency(x), size(pointSize(x))}
 		if len(made) > 0 {
 			row = append(row, cmpOr(strings.Join(made[x.ID], ", "), "-"))
 		}
+		switch {
+		case lost:
+			row = append(row, "lost")
+		case len(missing)+len(st.Lost) > 0:
+			row = append(row, "-")
+		}
 		rows = append(rows, row)
 	}
-	if len(st.Points) == 0 {
+	if len(all) == 0 {
 		return w.show("VM " + vm.Name + " has no recovery point yet\n")
 	}
 	return w.show(table(rows))

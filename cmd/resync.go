@@ -23,6 +23,8 @@ type resyncObject struct {
 	WindowAt   *time.Time   `json:"window_opens_at,omitempty"`
 	Scanned    int64        `json:"bytes_scanned"`
 	Sent       int64        `json:"bytes_sent"`
+	Foreign    int64        `json:"blocks_foreign"` // of the different ones, those that something other than sitrep had written to
+	Sums       int64        `json:"sums_foreign"`   // block sums that something else had written to
 	Seconds    float64      `json:"seconds"`
 	Estimated  *float64     `json:"estimated_seconds,omitempty"`
 	Points     int          `json:"points"`
@@ -203,8 +205,9 @@ func (s *session) dataBytesOf(d replica.Disk, from int64) int64 {
 
 func (o *resyncObject) fill(out resync.Outcome) {
 	o.Deep, o.Continued, o.Consistent = out.Deep, out.Continued, out.Consistent
-	o.Disks = []diskObject{}
+	o.Disks, o.Foreign, o.Sums = []diskObject{}, 0, 0
 	for _, d := range out.Disks {
+		o.Foreign, o.Sums = o.Foreign+d.Foreign, o.Sums+d.Sums
 		o.Disks = append(o.Disks, diskObject{d.Name, d.Scanned, d.Changed, d.Sent, d.Blocks, d.Took.Seconds()})
 	}
 	o.Scanned, o.Sent = scannedBytes(o.Disks), sentBytes(o.Disks)
@@ -216,7 +219,14 @@ func (o *resyncObject) summary() string {
 		how = "by the replica's bytes"
 	}
 	blocks := total(o.Disks, func(d diskObject) int64 { return d.Blocks })
-	s := fmt.Sprintf("%s compared %s, %s different, %s sent", size(o.Scanned), how, plural(blocks, "block"), size(o.Sent))
+	s := fmt.Sprintf("%s compared %s, %s different", size(o.Scanned), how, plural(blocks, "block"))
+	if o.Foreign > 0 {
+		s += fmt.Sprintf(" (%d had been written by something else)", o.Foreign)
+	}
+	s += fmt.Sprintf(", %s sent", size(o.Sent))
+	if o.Sums > 0 {
+		s += fmt.Sprintf(", %s mended that something else had written", plural(o.Sums, "block sum"))
+	}
 	if o.Continued {
 		s += ", continued"
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -26,6 +27,7 @@ type verifyObject struct {
 	Seconds  float64              `json:"seconds"`
 	Planned  *int64               `json:"bytes_planned,omitempty"`
 	Disks    []replicate.Verified `json:"disks"`
+	Lost     []string             `json:"lost_points,omitempty"` // IDs of recovery points that something else removed from the store
 }
 
 func (p *program) verifyCommand() *cli.Command {
@@ -76,10 +78,30 @@ func (w *world) verify(ctx context.Context, vm *site.VM, v verifyOptions) (vmObj
 			if err := s.proven(v, o); err != nil {
 				return err
 			}
+			if err := s.lostPoints(ctx, o); err != nil {
+				return err
+			}
 			s.say("%s: no difference, %s read in %s%s", vm.Name, size(o.Read), span(c.took()), s.unfinished(ctx, o))
 		}
 		return err
 	})
+}
+
+// lostPoints finds the recovery points that something else removed from the store. They are no difference of the replica.
+func (s *session) lostPoints(ctx context.Context, o *verifyObject) error {
+	st, found, err := s.engine.DropLost(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range slices.Concat(st.Lost, found) { // what was found is not in the ledger while the VM is away
+		if !slices.Contains(o.Lost, p.ID) {
+			o.Lost = append(o.Lost, p.ID)
+		}
+	}
+	if n := len(o.Lost); n > 0 {
+		s.say("%s: %s lost, something else removed what the store kept: %s", s.vm.Name, plural(int64(n), "recovery point"), strings.Join(o.Lost, ", "))
+	}
+	return nil
 }
 
 // proven forgets a difference that was found earlier, when all of the replica's bytes were looked at and it is gone.

@@ -3,6 +3,7 @@ package failover
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"slices"
 	"time"
 
@@ -207,7 +208,7 @@ func (j *Job) steps(st replica.State, k Kind, o Options, p Plan) []Step {
 		out = append(out, Step{StepClear, "Leave the host that is lost", "forget what was made at " + rec.Host + ", and remove nothing there"})
 		rec = nil
 	case p.ChangesPoint:
-		if made(rec) && !undone(rec) {
+		if made(rec) && !rec.Undone() {
 			out = append(out, Step{StepProve, "Prove the recovery point", "read " + plural(len(p.VMDef.Disks), "disk") + " of point " + p.Found.ID +
 				" to prove them; " + p.VMDef.Name + " is left as it is when they are damaged"})
 		}
@@ -257,6 +258,23 @@ func (j *Job) lastText(k Kind) string {
 	return "a last delta, if the VM could be stopped"
 }
 
+// pointThere refuses a point that something else removed from the store, unless what is to be applied makes a newer one.
+func (j *Job) pointThere(ctx context.Context, st replica.State, k Kind, p Plan) error {
+	newer := k == Planned || (p.Point == "" || p.Point == Latest) && len(st.Pending) > 0
+	if newer || !p.has(StepDisks) {
+		return nil
+	}
+	r, err := j.Store.View(ctx, j.VM)
+	if err != nil {
+		return err
+	}
+	missing, err := replica.MissingPoints(ctx, r, st)
+	if err = errors.Join(err, r.Close()); err == nil && slices.Contains(missing, p.Found.ID) {
+		err = lost(j.VM, p.Found.ID)
+	}
+	return err
+}
+
 // check is the first step: what can be known beforehand of hosts and folders. Nothing was changed when it fails.
 func (j *Job) check(ctx context.Context, st replica.State, k Kind, p Plan) error {
 	if j.Source.Host != nil && p.has(StepStopSource) && k == Planned {
@@ -277,6 +295,9 @@ func (j *Job) check(ctx context.Context, st replica.State, k Kind, p Plan) error
 			return fault.New(fault.HostRefused, "%s has a VM %q already, and it is %s: it would be made over, and an undo would delete it; "+
 				"rename or remove it there", j.Recovery.Describe(), p.VMDef.Name, power)
 		}
+	}
+	if err := j.pointThere(ctx, st, k, p); err != nil {
+		return err
 	}
 	if rec := *k.record(&st); rec != nil && !j.elsewhere(rec) {
 		return nil // what lies there is of this failover

@@ -32,11 +32,19 @@ func Choose(st replica.State, word string, local *time.Location) (*replica.Point
 	if p := st.Point(word); p != nil {
 		return p, nil
 	}
+	if st.IsLost(word) {
+		return nil, lost(st.VM, word)
+	}
 	if at, ok := parseTime(word, local); ok {
 		return newest(st, "no recovery point is as old as "+stamp(at), func(p replica.Point) bool { return !p.CutAt.After(at) })
 	}
 	return nil, fault.New(fault.UsageError, "%q is no recovery point: give %s, %s, %s, an ID of \"sitrep points %s\", or a time such as "+
 		"2026-11-25T14:30:00Z", word, Latest, LatestProcessed, LatestAppConsistent, st.VM).Of(st.VM, "")
+}
+
+// lost is the refusal of a point that something else removed from the store.
+func lost(vm, id string) error {
+	return fault.New(fault.PointMissing, "recovery point %s is lost: something else removed it from the store", id).Of(vm, "")
 }
 
 func newest(st replica.State, none string, is func(replica.Point) bool) (*replica.Point, error) {

@@ -75,11 +75,29 @@ func (j *Job) tidy(ctx context.Context, st replica.State) error {
 		}
 	}
 	err = j.Replica.Points().Sweep(ctx, st)
-	if fault.Is(err, fault.PointMissing) { // that is no reason to take no new points; nothing is removed until it is too old
+	if fault.Is(err, fault.PointMissing) { // that is no reason to take no new points
 		j.Log.Warn("a recovery point is lost", "vm", j.VM, "error", err)
-		return nil
+		_, _, err = j.dropLost(ctx, st)
 	}
 	return err
+}
+
+// DropLost takes the recovery points out of the ledger that something else removed from the store, where the store can tell. It
+// returns the ledger as it is then, and those that it found; see replica.DropLost.
+func (j *Job) DropLost(ctx context.Context) (replica.State, []replica.Point, error) {
+	st, err := j.Replica.Ledger().Load(ctx)
+	if err != nil {
+		return st, nil, err
+	}
+	return j.dropLost(ctx, st)
+}
+
+func (j *Job) dropLost(ctx context.Context, st replica.State) (replica.State, []replica.Point, error) {
+	st, lost, err := replica.DropLost(ctx, j.Replica, st)
+	for _, p := range lost {
+		j.Log.Warn("a recovery point is lost: something else removed it from the store", "vm", j.VM, "point", p.ID)
+	}
+	return st, lost, fault.In(err, j.VM, "")
 }
 
 // diskStep is one disk of a cut that is being applied.
@@ -311,7 +329,7 @@ func (j *Job) applied(ctx context.Context, st replica.State, seg replica.Segment
 	}
 	st.Applied, st.Applying, st.Pending = seg.To, nil, st.Pending[1:]
 	st.Consistent, st.AsOf = true, seg.CutAt
-	st.Points, _ = replica.Retain(append(st.Points, j.point(st, seg.CutAt, seg.AppConsistent)), j.Keep)
+	st.AddPoint(j.point(st, seg.CutAt, seg.AppConsistent), j.Keep)
 	return j.Replica.Ledger().Save(ctx, st)
 }
 

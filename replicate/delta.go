@@ -106,7 +106,7 @@ func (j *Job) confirm(ctx context.Context, c Captured) (replica.State, error) {
 	}
 	st.AsOf, st.Consistent = c.At, true
 	if n := len(st.Points); n == 0 || st.Points[n-1].At != st.Applied {
-		st.Points, _ = replica.Retain(append(st.Points, j.point(st, c.At, c.AppConsistent)), j.Keep)
+		st.AddPoint(j.point(st, c.At, c.AppConsistent), j.Keep)
 	}
 	if n := len(st.Points); c.AppConsistent { // what the point holds is what the applications have flushed
 		st.Points = slices.Clone(st.Points)

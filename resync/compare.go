@@ -5,7 +5,6 @@ import (
 	"errors"
 	"iter"
 	"maps"
-	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -58,10 +57,23 @@ type comparer struct {
 	free   sync.Pool // buffers of units
 	mem    memory    // of different bytes
 
-	mu                              sync.Mutex
-	scanned, read, changed, sent, n int64
-	lost                            int64 // blocks that something else wrote to, and whose content is nowhere
-	failure                         error
+	mu      sync.Mutex
+	all     counts // of everything
+	healed  counts // of it, what something else wrote to and the source still has
+	lost    int64  // blocks that something else wrote to, and whose content is nowhere
+	failure error
+}
+
+// counts is what was read and what was found: bytes, and blocks.
+type counts struct {
+	scanned, read, changed, sent, blocks int64
+	foreign                              int64 // of the blocks, those that something else wrote to
+	mended                               int64 // block sums that something else wrote to
+}
+
+func (n *counts) add(o counts) {
+	n.scanned, n.read, n.changed, n.sent = n.scanned+o.scanned, n.read+o.read, n.changed+o.changed, n.sent+o.sent
+	n.blocks, n.foreign, n.mended = n.blocks+o.blocks, n.foreign+o.foreign, n.mended+o.mended
 }
 
 func newComparer(ctx context.Context, src disk.Image, rep replica.DiskSums, deep bool, pace Pace) *comparer {
@@ -77,10 +89,20 @@ func (c *comparer) stop() { c.cancel() }
 // err is why slices ended early, or nil.
 func (c *comparer) err() error { return c.failure }
 
-func (c *comparer) totals() (scanned, read, changed, sent, blocks int64) {
+func (c *comparer) totals() counts {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.scanned, c.read, c.changed, c.sent, c.n
+	return c.all
+}
+
+// healing is what the slices gave back to blocks that something else wrote to, and what was read for that; nothing of what else
+// differs.
+func (c *comparer) healing() counts {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := c.healed
+	n.read = c.all.read
+	return n
 }
 
 func (c *comparer) lostBlocks() int64 {
@@ -254,13 +276,21 @@ func (c *comparer) compare(ctx context.Context, f *found, mem *loan) error {
 func (c *comparer) count(f *found, scanned int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.scanned += scanned
+	runs, rotten := c.counts(f.runs), c.counts(f.rotten)
+	runs.scanned, runs.foreign, rotten.foreign = scanned, f.lost, rotten.blocks
+	c.all.add(runs)
+	c.all.add(rotten)
+	c.healed.add(rotten)
 	c.lost += f.lost
-	for _, d := range slices.Concat(f.runs, f.rotten) {
-		c.changed += d.Len
-		c.n += block.Count(d.Len, c.rep.Of.BlockSize)
-		c.sent += int64(len(d.data))
+}
+
+func (c *comparer) counts(list []different) (n counts) {
+	for _, d := range list {
+		n.changed += d.Len
+		n.blocks += block.Count(d.Len, c.rep.Of.BlockSize)
+		n.sent += int64(len(d.data))
 	}
+	return n
 }
 
 // source reads a range of the source into buf and sums its blocks; what is known to be zero is not read.
@@ -301,7 +331,7 @@ func (c *comparer) replicaSums(ctx context.Context, r block.Range, table []sums.
 		return nil, err
 	}
 	c.mu.Lock()
-	c.read += r.Len
+	c.all.read += r.Len
 	c.mu.Unlock()
 	for i := range out {
 		b := block.Nth(int64(i), c.rep.Of.BlockSize, r.Len)

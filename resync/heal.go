@@ -14,37 +14,46 @@ import (
 // healAll gives all disks back what something else has overwritten, before the first slice of any is repaired. It is for
 // replicas that preserve disks as a whole: what they preserve of one disk, or of one slice, has everything in it that is not
 // healed by then. Where all bytes turn out to be what the sums say, the comparison that follows goes by these: the replica is
-// read once. read is the bytes of it, by disk.
-func (r *run) healAll(ctx context.Context, cut track.Cut) (read map[string]int64, err error) {
+// read once. Block sums that are not what the ledger sealed are mended before, where that can be done. What it did is counted by
+// disk.
+func (r *run) healAll(ctx context.Context, cut track.Cut) (did map[string]counts, err error) {
 	st := r.state
 	current := func(p replica.Point) bool { return p.At == st.Applied }
 	if !st.Resync.Deep || st.Applying != nil || !slices.ContainsFunc(st.Points, current) || !replica.PreservesWhole(r.Replica) {
 		return nil, nil
 	}
-	read = map[string]int64{}
+	did = map[string]counts{}
 	for i, d := range st.Disks {
+		var n counts
 		if !st.Resync.Sealed[d.Name] {
-			continue
+			if n, err = r.mendDisk(ctx, cut, i); err != nil {
+				return did, fault.In(err, r.VM, d.Name)
+			}
 		}
-		if read[d.Name], err = r.healDisk(ctx, cut, i); err != nil {
-			return read, fault.In(err, r.VM, d.Name)
+		if r.state.Resync.Sealed[d.Name] {
+			healed, err := r.healDisk(ctx, cut, i)
+			if err != nil {
+				return did, fault.In(err, r.VM, d.Name)
+			}
+			n.add(healed)
 		}
+		did[d.Name] = n
 	}
-	if len(st.Resync.Sealed) < len(st.Disks) || r.state.Resync.Lost > 0 {
-		return read, nil
+	if len(r.state.Resync.Sealed) < len(st.Disks) || r.state.Resync.Lost > 0 {
+		return did, nil
 	}
-	return read, r.change(ctx, func(re *replica.Resync) { re.Deep, re.Proven = false, true })
+	return did, r.change(ctx, func(re *replica.Resync) { re.Deep, re.Proven = false, true })
 }
 
-func (r *run) healDisk(ctx context.Context, cut track.Cut, i int) (read int64, err error) {
+func (r *run) healDisk(ctx context.Context, cut track.Cut, i int) (n counts, err error) {
 	d := r.state.Disks[i]
 	src, err := sourceOf(cut, &d)
 	if err != nil {
-		return 0, err
+		return n, err
 	}
 	pages, err := r.Replica.Disk(ctx, d)
 	if err != nil {
-		return 0, err
+		return n, err
 	}
 	defer func() { err = errors.Join(err, pages.Close()) }()
 	from := r.state.Resync.Healed[d.Name]
@@ -56,23 +65,28 @@ func (r *run) healDisk(ctx context.Context, cut track.Cut, i int) (read int64, e
 	defer c.stop()
 	for s := range c.slices(from) {
 		if err := r.heal(ctx, i, pages, s); err != nil {
-			return 0, err
+			return n, err
 		}
 		err := r.change(ctx, func(re *replica.Resync) {
-			re.Healed = maps.Clone(re.Healed)
-			if re.Healed == nil {
-				re.Healed = map[string]int64{}
-			}
-			re.Healed[d.Name] = s.End()
+			re.Healed = healed(re.Healed, d.Name, s.End())
 			re.Lost += s.lost
 		})
 		if err != nil {
-			return 0, err
+			return n, err
 		}
 		r.Meter.Add(task, s.Len)
 	}
-	_, read, _, _, _ = c.totals()
-	return read, c.err()
+	return c.healing(), c.err()
+}
+
+// healed is the record of how far disks are healed, with one more.
+func healed(m map[string]int64, disk string, to int64) map[string]int64 {
+	m = maps.Clone(m)
+	if m == nil {
+		m = map[string]int64{}
+	}
+	m[disk] = to
+	return m
 }
 
 // change saves the record of the resynchronization with something changed.

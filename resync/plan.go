@@ -23,14 +23,16 @@ func (j *Job) Plan(ctx context.Context) (out Outcome, err error) {
 	if err := allowed(r.state); err != nil {
 		return out, err
 	}
-	cursors := map[string]int64{}
+	cursors, sealed := map[string]int64{}, map[string]bool{}
 	if under := r.state.Resync; under != nil {
 		out.Continued, out.Deep = true, under.Deep || j.Deep
 		if under.Deep || !j.Deep {
 			cursors = under.Cursors
 		}
+		sealed = under.Sealed
 	} else {
-		proven, _, err := r.proven(ctx)
+		var proven bool
+		proven, sealed, err = r.proven(ctx)
 		if err != nil {
 			return out, fault.In(err, j.VM, "")
 		}
@@ -43,7 +45,7 @@ func (j *Job) Plan(ctx context.Context) (out Outcome, err error) {
 	defer func() { err = errors.Join(err, cut.Close()) }()
 	out.At = cut.At()
 	for _, d := range r.state.Disks {
-		res, err := r.count(ctx, cut, d, cursors[d.Name], out.Deep)
+		res, err := r.count(ctx, cut, d, counting{from: cursors[d.Name], deep: out.Deep, sealed: sealed[d.Name]})
 		if err != nil {
 			return out, fault.In(err, j.VM, d.Name)
 		}
@@ -52,8 +54,14 @@ func (j *Job) Plan(ctx context.Context) (out Outcome, err error) {
 	return out, fault.In(cut.Check(ctx), j.VM, "")
 }
 
+// counting is how a disk is compared.
+type counting struct {
+	from         int64
+	deep, sealed bool // see comparer
+}
+
 // count compares one disk from an offset on.
-func (r *run) count(ctx context.Context, cut track.Cut, d replica.Disk, from int64, deep bool) (res Result, err error) {
+func (r *run) count(ctx context.Context, cut track.Cut, d replica.Disk, how counting) (res Result, err error) {
 	began := time.Now()
 	res.Name = d.Name
 	src, err := sourceOf(cut, &d)
@@ -66,15 +74,16 @@ func (r *run) count(ctx context.Context, cut track.Cut, d replica.Disk, from int
 	}
 	defer func() { err = errors.Join(err, pages.Close()) }()
 	task := "compare " + d.Name
-	r.Meter.Begin(task, src.Size(), from)
+	r.Meter.Begin(task, src.Size(), how.from)
 	defer r.Meter.End(task)
 
-	c := newComparer(ctx, src.Image(), replica.DiskSums{Pages: pages, Of: d}, deep, r.pace)
+	c := newComparer(ctx, src.Image(), replica.DiskSums{Pages: pages, Of: d}, how.deep, r.pace)
+	c.sealed = how.sealed
 	defer c.stop()
-	for s := range c.slices(from) {
+	for s := range c.slices(how.from) {
 		r.Meter.Add(task, s.Len)
 	}
-	res.Scanned, res.Read, res.Changed, res.Sent, res.Blocks = c.totals()
+	res.add(c.totals())
 	if err := c.err(); err != nil {
 		return res, err
 	}

@@ -77,7 +77,16 @@ type Result struct {
 	Changed int64  `json:"bytes_changed"` // in blocks that differ
 	Sent    int64  `json:"bytes_sent"`    // of these, not zeros
 	Blocks  int64  `json:"blocks"`        // blocks that differ
-	Took    time.Duration
+	// Foreign is how many of Blocks something other than sitrep had written to, as far as the block sums tell.
+	Foreign int64 `json:"blocks_foreign"`
+	// Sums is how many block sums something else had written to, and were given back what they were.
+	Sums int64 `json:"sums_foreign"`
+	Took time.Duration
+}
+
+func (res *Result) add(n counts) {
+	res.Scanned, res.Read, res.Changed, res.Sent = res.Scanned+n.scanned, res.Read+n.read, res.Changed+n.changed, res.Sent+n.sent
+	res.Blocks, res.Foreign, res.Sums = res.Blocks+n.blocks, res.Foreign+n.foreign, res.Sums+n.mended
 }
 
 // Outcome is what Run did.
@@ -126,7 +135,7 @@ func (j *Job) Run(ctx context.Context) (out Outcome, err error) {
 		if err != nil {
 			return out, fault.In(err, j.VM, r.state.Disks[i].Name)
 		}
-		res.Read += healing[res.Name]
+		res.add(healing[res.Name])
 		out.Disks = append(out.Disks, res)
 	}
 	out.Consistent, err = r.finish(ctx, cut, !out.Continued)
@@ -279,7 +288,7 @@ func (r *run) disk(ctx context.Context, cut track.Cut, i int) (res Result, err e
 		}
 		r.Meter.Add(task, s.Len)
 	}
-	res.Scanned, res.Read, res.Changed, res.Sent, res.Blocks = c.totals()
+	res.add(c.totals())
 	res.Took = time.Since(began)
 	if n := c.lostBlocks(); n > 0 && c.err() == nil {
 		r.Log.Warn("something else wrote to blocks of the replica, and the source has changed them since: recovery points from "+
@@ -361,10 +370,10 @@ func (r *run) finish(ctx context.Context, cut track.Cut, whole bool) (bool, erro
 		}
 		st.AsOf = cut.At()
 		if newest(st) != st.Applied {
-			st.Points, _ = replica.Retain(append(st.Points, replica.Point{
+			st.AddPoint(replica.Point{
 				ID: replica.PointID(st.Applied, cut.At()), At: st.Applied, CutAt: cut.At(),
 				AppConsistent: cut.AppConsistent(), Sizes: sizes(st),
-			}), r.Keep)
+			}, r.Keep)
 		}
 	}
 	st.Phase, st.PhaseSince = replica.Replicating, r.Now()
@@ -373,9 +382,9 @@ func (r *run) finish(ctx context.Context, cut track.Cut, whole bool) (bool, erro
 		return still, err
 	}
 	err := r.Replica.Points().Sweep(ctx, r.state)
-	if fault.Is(err, fault.PointMissing) { // that is no reason to take no new points; nothing is removed until it is too old
+	if fault.Is(err, fault.PointMissing) { // that is no reason to take no new points
 		r.Log.Warn("a recovery point is lost", "vm", r.VM, "error", err)
-		return still, nil
+		r.state, _, err = replica.DropLost(ctx, r.Replica, r.state)
 	}
 	return still, err
 }

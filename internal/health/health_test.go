@@ -197,6 +197,13 @@ func TestJudge(t *testing.T) {
 		{"copied from disks that changed", facts{func(f *health.Facts) { f.Ledger.Consistent = false }}, "replicating", health.Warning,
 			[]health.Code{health.NotConsistent}, nil, "sitrep delta web"},
 
+		{"a recovery point is lost", facts{func(f *health.Facts) { f.Ledger.Lost = []replica.Point{{ID: "a", CutAt: noon.Add(-time.Hour)}} }},
+			"replicating", health.Warning, []health.Code{health.PointsLost}, []string{"a recovery point is lost"}, "sitrep points web"},
+		{"two are", facts{func(f *health.Facts) {
+			f.Ledger.Lost = []replica.Point{{ID: "a"}, {ID: "b", CutAt: noon.Add(-time.Hour)}}
+		}},
+			"replicating", health.Warning, []health.Code{health.PointsLost}, []string{"2 recovery points are lost"}, "sitrep points web"},
+
 		{"an hour old", facts{asOf(-time.Hour)}, "replicating", health.Normal, nil, nil, ""},
 		{"more than an hour old", facts{asOf(-time.Hour - 1)}, "replicating", health.Warning,
 			[]health.Code{health.Behind}, []string{"1 h 0 min", "of 2026-03-04T10:59:59Z"}, "sitrep delta web"},

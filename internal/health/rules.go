@@ -30,6 +30,7 @@ const (
 	ClockWrong        Code = "clock-wrong"
 	FailoverPending   Code = "failover-pending"
 	TestNotCleaned    Code = "test-failover-not-cleaned-up"
+	PointsLost        Code = "recovery-points-lost"
 )
 
 // The limits of the rules (Hyper-V team blog, "Interpreting Replication Health", parts 1 and 2).
@@ -69,8 +70,20 @@ func rules() []rule {
 		{Warning, CyclesMissed, cyclesMissed, missedText, run("delta")},
 		{Warning, Slow, slow, slowText, run("jobs --vm")},
 		{Warning, ClockWrong, clockWrong, clockText, run("delta")},
+		{Warning, PointsLost, pointsLost, lostText, run("points")},
 		{Warning, TestNotCleaned, testNotCleaned, testText, run("failover cleanup")},
 	}
+}
+
+func pointsLost(f *Facts) bool { return f.Ledger != nil && len(f.Ledger.Lost) > 0 }
+
+func lostText(f *Facts) string {
+	n := len(f.Ledger.Lost)
+	what := fmt.Sprintf("%d recovery points are lost, the newest of", n)
+	if n == 1 {
+		what = "a recovery point is lost, that of"
+	}
+	return fmt.Sprintf("%s %s: something else removed what the store kept of it", what, stamp(f.Ledger.Lost[n-1].CutAt))
 }
 
 func run(command string) func(*Facts) string {

@@ -80,6 +80,8 @@ type State struct {
 	AsOf time.Time `json:"as_of"`
 
 	Points []Point `json:"points,omitempty"` // oldest first
+	// Lost is the points that something else removed from the store, oldest first, until the retention would have dropped them.
+	Lost []Point `json:"lost_points,omitempty"`
 
 	// Resync is set while Phase is Resynchronizing.
 	Resync *Resync `json:"resync,omitempty"`

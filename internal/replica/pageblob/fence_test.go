@@ -16,6 +16,7 @@ import (
 	"sitrep/internal/replica"
 	"sitrep/internal/replica/pageblob/azuritetest"
 	"sitrep/internal/replica/replicatest"
+	"sitrep/internal/sums"
 )
 
 func wantCode(t *testing.T, what string, err error, code fault.Code) {
@@ -156,7 +157,7 @@ func snapshotsOf(t *testing.T, name string) int { return twice(t, name) }
 func TestSeizeAgain(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	for _, touched := range []bool{false, true} {
+	for _, touched := range []string{"", "pages", "sums"} {
 		for stop := 1; ; stop++ {
 			name := azuritetest.Container(t)
 			h := replicatest.NewHistory("vm", 8, replicatest.OSLogs(t))
@@ -168,9 +169,14 @@ func TestSeizeAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 			st := stamped(t, r)
-			if touched {
+			if touched != "" {
 				p, err := r.Disk(ctx, st.Disks[0])
-				if err = errors.Join(err, p.WriteAt(ctx, make([]byte, 512), 0), p.Flush(ctx), p.Close()); err != nil {
+				if touched == "pages" {
+					err = errors.Join(err, p.WriteAt(ctx, make([]byte, 512), 0))
+				} else {
+					err = errors.Join(err, p.StoreSums(ctx, 0, []sums.Sum{{1}}))
+				}
+				if err = errors.Join(err, p.Flush(ctx), p.Close()); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -210,8 +216,8 @@ func TestSeizeAgain(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if known := stamp == d.Stamp; known == (touched && i == 0) {
-					t.Errorf("stopped after request %d (touched: %v): disk %s has the stamp %q, the ledger %q", stop, touched, d.Name, stamp, d.Stamp)
+				if known := stamp == d.Stamp; known == (touched != "" && i == 0) {
+					t.Errorf("stopped after request %d (touched: %q): disk %s has the stamp %q, the ledger %q", stop, touched, d.Name, stamp, d.Stamp)
 				}
 				p.Close()
 			}
@@ -382,5 +388,66 @@ func TestFlushWhileWriting(t *testing.T) {
 	others.Wait()
 	if err := errors.Join(p.Flush(ctx), p.Close()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestOlderStamp: the stamp of an older version's ledger, which speaks of the pages only, is accepted as what it is: for pages that
+// are what it says, until the disk is flushed; for snapshots the seal is asked.
+func TestOlderStamp(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	h := replicatest.NewHistory("vm", 8, replicatest.OSLogs(t))
+	name := azuritetest.Container(t)
+	if err := errors.Join(h.Begin(ctx, open(t, name, quick())), h.Close()); err != nil {
+		t.Fatal(err)
+	}
+	r, err := open(t, name, quick()).Open(ctx, "vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	st := stamped(t, r)
+	d := st.Disks[0]
+	whole := d.Stamp
+	d.Stamp, _, _ = strings.Cut(d.Stamp, " ")
+	if d.Stamp == whole {
+		t.Fatalf("the stamp is %q", whole)
+	}
+	p, err := r.Disk(ctx, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if s, err := p.Stamp(ctx); err != nil || s != d.Stamp {
+		t.Errorf("the stamp is %q, the ledger has %q (%v)", s, d.Stamp, err)
+	}
+	if err := p.Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := p.Stamp(ctx); err != nil || s != whole {
+		t.Errorf("after a flush the stamp is %q, not %q (%v)", s, whole, err)
+	}
+	seal, err := replica.DiskSums{Pages: p, Of: d}.Seal(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(st.Points); n == 0 || st.Points[n-1].At != st.Applied {
+		t.Fatal("the pages are at no recovery point")
+	}
+	before := snapshotsOf(t, name)
+	d.Seal = &seal
+	st.Disks[0] = d
+	if err := errors.Join(p.StoreSums(ctx, 0, []sums.Sum{{9}}), p.Flush(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	for i := 1; i < len(st.Disks); i++ { // only the first is looked at
+		st.Disks[i].Seal = &seal
+		st.Disks[i].Stamp = "none"
+	}
+	if err := r.Points().Preserve(ctx, st, st.Applied.Next(), nil, false); err != nil {
+		t.Error(err)
+	}
+	if n := snapshotsOf(t, name); n != before {
+		t.Errorf("%d snapshots were made of a disk with foreign sums", n-before)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"sitrep/internal/block"
 	"sitrep/internal/disk/vhd"
@@ -29,10 +30,12 @@ type pages struct {
 	id        vhd.UUID
 	born      replica.State // only its Created is used
 	old       int64         // guest bytes that the ledger spoke of at opening
+	stamped   string        // the ledger's stamp of the disk at opening
 
-	f     *pageFile
-	sums  *pageFile
-	table *sumTable
+	f       *pageFile
+	sums    *pageFile
+	table   *sumTable
+	flushed atomic.Bool // at least once
 
 	mu   sync.Mutex
 	size int64 // guest bytes
@@ -93,7 +96,7 @@ func (r *vmReplica) openDisk(ctx context.Context, d replica.Disk) (*pages, error
 		return nil, err
 	}
 	s := k.state
-	p := &pages{r: r, disk: d.Name, blockSize: d.BlockSize, id: diskID(&s, d.Name), born: s, size: d.Size, old: d.Size,
+	p := &pages{r: r, disk: d.Name, blockSize: d.BlockSize, id: diskID(&s, d.Name), born: s, size: d.Size, old: d.Size, stamped: d.Stamp,
 		f:    newPageFile(ctx, r.pageBlob(d.Name+pagesSuffix)),
 		sums: newPageFile(ctx, r.pageBlob(d.Name+sumsSuffix)),
 	}
@@ -147,6 +150,9 @@ func (p *pages) open(ctx context.Context, growing bool) error {
 		return fault.New(fault.ReplicaChanged, "the block sums are missing").At(p.sums.where())
 	}
 	p.table.grow(table.size)
+	if !p.r.write || table.seq == p.sums.seq {
+		p.table.tag = table.etag // of what is read from here on: what something else writes later is not in it
+	}
 	if !p.r.write {
 		return nil
 	}
@@ -516,19 +522,8 @@ func (p *pages) Flush(ctx context.Context) error {
 	if err == nil {
 		err = p.table.flush(ctx)
 	}
+	p.flushed.Store(p.flushed.Load() || err == nil)
 	return p.fail(err)
-}
-
-// Stamp is the ETag of the pages, which is another one after every write, whoever wrote.
-func (p *pages) Stamp(ctx context.Context) (string, error) {
-	at, err := p.f.look(ctx)
-	if err == nil && at == nil {
-		err = fault.New(fault.ReplicaMissing, "the pages are missing").At(p.f.where())
-	}
-	if err != nil {
-		return "", p.fail(err)
-	}
-	return at.etag, nil
 }
 
 // Close gives up what was not flushed.

@@ -20,6 +20,8 @@ import (
 // names a position of which every disk has its snapshots. What it does not name is swept.
 type points struct{ r *vmReplica }
 
+var _ replica.PointKeeper = (*vmReplica)(nil)
+
 // snapshots are those of one VM, by position and blob.
 type snapshots map[string]map[string]entry
 
@@ -119,11 +121,15 @@ func (p *points) preserveDisk(ctx context.Context, s *replica.State, d *replica.
 
 // isAt says whether the disk's blobs are at the applied position as far as can be known. Pages that something else wrote to
 // are, as long as the sums are those of the ledger: they prove what is read. A ledger that was brought back from a backup,
-// whose pages have moved on, has another seal.
+// whose pages have moved on, has another seal; so have sums that something else wrote to, which would prove nothing.
 func (p *points) isAt(ctx context.Context, d *replica.Disk, all []entry) (bool, error) {
-	if d.Stamp == "" || d.Seal == nil || slices.ContainsFunc(all, func(e entry) bool {
-		return e.name == d.Name+pagesSuffix && e.snapshot == "" && e.etag == d.Stamp
-	}) {
+	is := func(suffix, etag string) bool {
+		return etag != "" && slices.ContainsFunc(all, func(e entry) bool {
+			return e.name == d.Name+suffix && e.snapshot == "" && e.etag == etag
+		})
+	}
+	known := parseStamp(d.Stamp)
+	if d.Stamp == "" || d.Seal == nil || is(pagesSuffix, known.pages) && is(sumsSuffix, known.sums) {
 		return true, nil
 	}
 	f := newPageFile(ctx, p.r.pageBlob(d.Name+sumsSuffix))
@@ -189,7 +195,7 @@ func (p *points) Reached(ctx context.Context, s replica.State) (hrl.Pos, error) 
 }
 
 // Sweep removes the snapshots of positions that are no points; see replica.Points. Those of another owner, or of somebody else
-// altogether, are left alone.
+// altogether, are left alone. Points that have none any more are fault.PointMissing, when all is swept.
 func (p *points) Sweep(ctx context.Context, s replica.State) error {
 	err := p.r.writable(ctx)
 	if err == nil {
@@ -218,18 +224,64 @@ func (p *points) sweep(ctx context.Context, s *replica.State) error {
 			out = append(out, e)
 		}
 	}
-	if len(out) == 0 {
-		return nil
-	}
-	if err := p.r.current(ctx); err != nil { // what is no point of an old ledger may be one of the new owner's
-		return err
+	if len(out) > 0 {
+		if err := p.r.current(ctx); err != nil { // what is no point of an old ledger may be one of the new owner's
+			return err
+		}
 	}
 	for _, e := range out {
 		if err := p.remove(ctx, e); err != nil {
 			return err
 		}
 	}
+	if lost := p.missing(s, all, have); len(lost) > 0 {
+		return fault.New(fault.PointMissing, "something else removed snapshots: of %d recovery points %d cannot be read any more", len(s.Points), len(lost))
+	}
 	return nil
+}
+
+// MissingPoints names the points that have no snapshots any more, by one list; see replica.PointKeeper.
+func (r *vmReplica) MissingPoints(ctx context.Context, s replica.State) ([]string, error) {
+	p := &points{r}
+	all, have, err := p.find(ctx)
+	if err != nil {
+		return nil, in(err, r.vm, "")
+	}
+	return p.missing(&s, all, have), nil
+}
+
+func (p *points) missing(s *replica.State, all []entry, have snapshots) (ids []string) {
+	for _, point := range s.Points {
+		for disk := range point.Sizes {
+			if s.Disk(disk) == nil || !p.has(s, point.At, disk, all, have) {
+				ids = append(ids, point.ID)
+				break
+			}
+		}
+	}
+	return ids
+}
+
+// has says whether a disk's pages and sums at a position are there: as snapshots, or as the blobs themselves.
+func (p *points) has(s *replica.State, at hrl.Pos, disk string, all []entry, have snapshots) bool {
+	for _, suffix := range []string{pagesSuffix, sumsSuffix} {
+		if _, ok := p.at(s, at, disk+suffix, all, have); !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// at finds what has the content of a blob at a position.
+func (p *points) at(s *replica.State, at hrl.Pos, name string, all []entry, have snapshots) (entry, bool) {
+	if e, ok := have[at.String()][name]; ok {
+		return e, true
+	}
+	i := slices.IndexFunc(all, func(e entry) bool { return e.name == name && e.snapshot == "" })
+	if i < 0 || s.Applying != nil || s.Applied != at {
+		return entry{}, false
+	}
+	return all[i], true
 }
 
 func (p *points) remove(ctx context.Context, e entry) error {
@@ -286,11 +338,7 @@ func (p *points) open(ctx context.Context, s *replica.State, id string) (*pointV
 func (p *points) sources(s *replica.State, at hrl.Pos, disk string, all []entry, have snapshots) (pages, sums *source, err error) {
 	var out []*source
 	for _, name := range []string{disk + pagesSuffix, disk + sumsSuffix} {
-		e, ok := have[at.String()][name]
-		i := slices.IndexFunc(all, func(e entry) bool { return e.name == name && e.snapshot == "" })
-		if !ok && s.Applying == nil && s.Applied == at && i >= 0 {
-			e, ok = all[i], true
-		}
+		e, ok := p.at(s, at, name, all, have)
 		if !ok {
 			return nil, nil, fault.New(fault.PointMissing, "the recovery point has no snapshot").At(p.r.s.where(p.r.vm + "/" + name))
 		}

@@ -7,16 +7,13 @@ import (
 	"sitrep/internal/replica"
 )
 
-// stampChanged is the stamp, in the ledger, of a disk that something wrote to before it was taken over. It is no ETag.
-const stampChanged = "changed"
-
 // Seize takes the replica over; see replica.Store. The order is: the ledger; the sequence number of every page blob, from when
 // on the service refuses the older writer's pages and sums; the logs on the shelf; the lock. Interrupted, it is done again.
 //
-// Raising the number changes the ETag of the pages, by which the ledger knows them. It is raised on the condition that they
-// still are what the ledger says, and the new ETag is noted afterwards; pages that are not get a stamp, before, that fits none.
-// So pages whose number is raised and whose stamp is another one were taken over by a Seize that was interrupted, and nobody
-// has written to them since.
+// Raising the number changes the ETag of a blob, by which the ledger knows it. It is raised on the condition that the blob
+// still is what the ledger says, and the new ETag is noted afterwards; a disk of which one is not gets a stamp, before, that fits
+// none. So a blob whose number is raised and whose stamp is another one was taken over by a Seize that was interrupted, and nobody
+// has written to it since.
 func (s *Store) Seize(ctx context.Context, vm string, take func(replica.State) (replica.State, error)) (replica.Replica, error) {
 	r, err := s.replica(ctx, vm)
 	if err == nil {
@@ -71,37 +68,47 @@ func (r *vmReplica) seize(ctx context.Context, take func(replica.State) (replica
 	return r.seizeLock(ctx)
 }
 
-// fence raises the sequence number of the blobs of one disk.
+// fence raises the sequence number of the blobs of one disk, and notes in st what they are known by from then on.
 func (r *vmReplica) fence(ctx context.Context, st *replica.State, i int) error {
-	d := &st.Disks[i]
-	b := r.pageBlob(d.Name + pagesSuffix)
-	at, err := b.look(ctx)
-	for try := 0; err == nil && at != nil && at.seq != b.seq; try++ {
-		if at.seq > b.seq {
-			return b.fenced(ctx)
+	pages, err := r.fenceBlob(ctx, st, i, pagesSuffix, func(s stamp) string { return s.pages })
+	if err != nil {
+		return err
+	}
+	table, err := r.fenceBlob(ctx, st, i, sumsSuffix, func(s stamp) string { return s.sums })
+	if err != nil {
+		return err
+	}
+	if known := parseStamp(st.Disks[i].Stamp); known.tells() && st.Applying == nil && pages != "" {
+		if known.sums == "" { // an older version's stamp: nothing is known of the sums
+			table = ""
 		}
-		if d.Stamp != "" && d.Stamp != stampChanged && d.Stamp != at.etag && st.Applying == nil {
-			d.Stamp = stampChanged
-			saved, err := r.saveLedger(ctx, *st)
-			if err != nil {
-				return err
+		st.Disks[i].Stamp = stamp{pages, table}.String()
+	}
+	return nil
+}
+
+// fenceBlob raises the sequence number of one blob and returns its ETag, "" when there is no such blob. One that is not raised yet
+// and not what the ledger knows makes the ledger say first that the disk was changed.
+func (r *vmReplica) fenceBlob(ctx context.Context, st *replica.State, i int, suffix string, tag func(stamp) string) (etag string, err error) {
+	b := r.pageBlob(st.Disks[i].Name + suffix)
+	at, err := b.look(ctx)
+	for err == nil && at != nil && at.seq != b.seq {
+		if at.seq > b.seq {
+			return "", b.fenced(ctx)
+		}
+		known := parseStamp(st.Disks[i].Stamp)
+		if want := tag(known); known.tells() && want != "" && want != at.etag && st.Applying == nil {
+			st.Disks[i].Stamp = stampChanged
+			if *st, err = r.saveLedger(ctx, *st); err != nil {
+				return "", err
 			}
-			*st = saved
-			d = &st.Disks[i]
 		}
 		if _, err = b.raise(ctx, at.etag); err == nil { // refused, it was written to meanwhile: look again
 			at, err = b.look(ctx)
 		}
 	}
-	if err != nil {
-		return err
+	if err != nil || at == nil {
+		return "", err
 	}
-	if at != nil && d.Stamp != "" && d.Stamp != stampChanged && st.Applying == nil {
-		d.Stamp = at.etag
-	}
-	table := r.pageBlob(d.Name + sumsSuffix)
-	if at, err = table.look(ctx); err == nil && at != nil {
-		err = table.own(ctx, at)
-	}
-	return err
+	return at.etag, nil
 }

@@ -24,7 +24,8 @@ type sumTable struct {
 	f *pageFile
 
 	mu     sync.Mutex
-	size   int64 // bytes of the blob
+	size   int64  // bytes of the blob
+	tag    string // its ETag, as long as nothing is written to it through this table; "": not known
 	tick   uint64
 	pieces map[int64]*sumPiece
 }
@@ -43,7 +44,7 @@ func newSumTable(f *pageFile, size int64) *sumTable {
 func (t *sumTable) grow(size int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.size = size
+	t.size, t.tag = size, ""
 }
 
 // sumsSize is the size of the blob for a disk.
@@ -103,6 +104,9 @@ func (t *sumTable) evict(ctx context.Context) error {
 		if oldest < 0 || p.tick < t.pieces[oldest].tick {
 			oldest = n
 		}
+	}
+	if t.pieces[oldest].dirty.Runs() > 0 {
+		t.tag = ""
 	}
 	if err := t.writeBack(ctx, oldest, t.pieces[oldest]); err != nil {
 		return err
@@ -221,6 +225,7 @@ func (t *sumTable) flush(ctx context.Context) error {
 	g.SetLimit(8)
 	for n, p := range t.pieces {
 		if p.dirty.Runs() > 0 {
+			t.tag = ""
 			g.Go(func() error { return t.writeBack(ctx, n, p) })
 		}
 	}
