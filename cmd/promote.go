@@ -91,12 +91,17 @@ func (s *session) promotePoint(ctx context.Context, p replica.Promoter, id strin
 
 // removePromoted deletes promoted disks. The point itself may be gone by now.
 func (s *session) removePromoted(ctx context.Context, p replica.Promoter, id string) error {
+	for _, d := range s.state.Disks {
+		if err := failover.MayDemote(s.state, promotedName(id, d.Name)); err != nil {
+			return err
+		}
+	}
 	if s.opts.dryRun {
 		s.planned(s.vm, "delete what was promoted of point %s", id)
 		return nil
 	}
 	for _, d := range s.state.Disks {
-		if err := p.RemovePromoted(ctx, promotedName(id, d.Name)); err != nil {
+		if err := p.Demote(ctx, promotedName(id, d.Name)); err != nil {
 			return fault.In(err, s.vm.Name, d.Name)
 		}
 	}

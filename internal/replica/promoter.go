@@ -29,6 +29,12 @@ type Promoter interface {
 	// RemovePromoted deletes what Promote has made, or begun to make, under this name; that there is nothing is no error. One that
 	// is written to meanwhile is fault.Busy.
 	RemovePromoted(ctx context.Context, name string) error
+	// Demote is RemovePromoted for a name that no ledger has, but an operator gives: what bears no mark of Promote is
+	// fault.Exists, and left as it is.
+	Demote(ctx context.Context, name string) error
+	// Strangers lists where there lies, among the promoted disks, what bears no mark of Promote, sorted: by a name that nobody has
+	// promoted anything to, or by that of a promoted disk, when somebody has brought back there what a machine wrote elsewhere.
+	Strangers(ctx context.Context) ([]string, error)
 }
 
 // Promotion is one disk that is to be made. Point, Disk and Name are needed.
