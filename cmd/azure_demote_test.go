@@ -74,6 +74,20 @@ func TestAzureDemote(t *testing.T) {
 	kept(1, "failover commit")
 	s.run(0, "failover", "commit", "web01")
 
+	for range 2 { // it is what the point holds, also when it was there already
+		if out := s.run(0, "points", "web01", "--promote", point); strings.Contains(out, "there already") {
+			t.Errorf("nothing was written, and it says\n%s", out)
+		}
+	}
+	promoted := s.blobs.NewPageBlobClient("web01/promoted/" + point + "-os.vhd")
+	s.guest(promoted, disk, 4096, randomBytes(3, 512))
+	wantWords(t, s.run(0, "points", "web01", "--promote", point), "there already", "has written to it")
+	wantWords(t, s.run(0, "points", "web01", "--promote", point, "--json"), `"written_to": "yes"`)
+	s.run(0, "points", "web01", "--demote", point)
+	if out := s.run(0, "points", "web01", "--promote", point); strings.Contains(out, "there already") || s.holds(promoted, disk) {
+		t.Errorf("made anew it is what a machine has written, or says\n%s", out)
+	}
+
 	s.stranger("promoted/own-os.vhd")
 	s.refused(6, []string{"web01/promoted/own-os.vhd", "somebody else's"}, "points", "web01", "--demote", "own")
 	s.stranger("promoted/sub/own.vhd")

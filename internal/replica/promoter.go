@@ -50,8 +50,10 @@ type Promotion struct {
 // Promoted is a disk that was made.
 type Promoted struct {
 	Where string // its address, without secrets
-	// Stamp is what PromotedDisk.Stamp says of it as long as nothing has written to it.
+	// Stamp is what PromotedDisk.Stamp says of it as it is now, and as long as nothing writes to it.
 	Stamp string
+	// Found says that it was there already: something may have written to it.
+	Found bool
 }
 
 // Proof says how it is known that a promoted disk holds what the recovery point held.

@@ -95,6 +95,9 @@ type State struct {
 	Test *Failover `json:"test_failover,omitempty"`
 	// LastTest is the last test failover that was cleaned up.
 	LastTest *TestResult `json:"last_test_failover,omitempty"`
+
+	// Promoted is the Stamp of each disk that "points --promote" has made, by its name, when it was made.
+	Promoted map[string]string `json:"promoted,omitempty"`
 }
 
 // Failover is what a failover has made, and how far it is. Done makes it go on where a killed one stopped.
