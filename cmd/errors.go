@@ -111,7 +111,7 @@ func (p *program) retryText(c fault.Class, at *time.Time) string {
 	case c == fault.Recoverable:
 		return "yes, by the next run"
 	case c == fault.Locked:
-		return "no need, the other run does the work"
+		return "not while the other run works"
 	}
 	return "not before something was done about it"
 }

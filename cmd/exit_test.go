@@ -25,7 +25,7 @@ func contract() map[int][]fault.Code {
 			fault.ReplicaCorrupt, fault.ResyncRequired, fault.LogLimit},
 		6:   {fault.Fenced, fault.NotProtected, fault.AlreadyProtected, fault.WrongState, fault.Exists},
 		7:   {fault.Difference},
-		11:  {fault.RunLocked},
+		11:  {fault.RunLocked, fault.ReplicaHeld},
 		130: {fault.Interrupted},
 	}
 }

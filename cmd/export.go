@@ -31,6 +31,8 @@ type exportDiskObject struct {
 	Path string `json:"path"`
 	Size int64  `json:"size"`
 	Data int64  `json:"data_bytes"`
+	// Written is of a promoted disk that was there already: "yes" or "unknown" when it may not be the point's any more.
+	Written written `json:"written_to,omitempty"`
 }
 
 // exportOptions are which point goes where.

@@ -2,6 +2,8 @@ package cmd
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"strings"
 
 	"sitrep/failover"
@@ -83,22 +85,102 @@ func (s *session) promotePoint(ctx context.Context, p replica.Promoter, id strin
 		if err != nil {
 			return fault.In(err, s.vm.Name, d.Name)
 		}
-		o.Disks = append(o.Disks, exportDiskObject{Name: d.Name, Path: made.Where, Size: bytes})
-		s.say("%s: %s of point %s is %s", s.vm.Name, d.Name, point.ID, made.Where)
+		since, err := s.writtenSince(ctx, promotedName(point.ID, d.Name), made)
+		if err != nil {
+			return fault.In(err, s.vm.Name, d.Name)
+		}
+		o.Disks = append(o.Disks, exportDiskObject{Name: d.Name, Path: made.Where, Size: bytes, Written: since})
+		s.say("%s: %s of point %s is %s%s", s.vm.Name, d.Name, point.ID, made.Where, since.text(s.vm.Name, point.ID))
 	}
 	return nil
 }
 
+// written says whether something has written to a promoted disk since it was made.
+type written string
+
+const (
+	notWritten     written = ""
+	hasWritten     written = "yes"
+	perhapsWritten written = "unknown"
+)
+
+func (x written) text(vm, point string) string {
+	var how string
+	switch x {
+	case notWritten:
+		return ""
+	case hasWritten:
+		how = "something has written to it since it was made, so it is not the disk of the point any more"
+	default:
+		how = "whether something has written to it since is not known"
+	}
+	return fmt.Sprintf("; it was there already, and %s (made anew: first \"sitrep points %s --demote %s\")", how, vm, point)
+}
+
+// writtenSince compares a promoted disk with what the ledger says of it, and notes in the ledger what was made just now.
+func (s *session) writtenSince(ctx context.Context, name string, made replica.Promoted) (written, error) {
+	ledger := s.engine.Replica.Ledger()
+	st, err := ledger.Load(ctx)
+	if err != nil {
+		return notWritten, err
+	}
+	was, known := st.Promoted[name]
+	switch {
+	case !made.Found:
+		st.Promoted = maps.Clone(st.Promoted)
+		if st.Promoted == nil {
+			st.Promoted = map[string]string{}
+		}
+		st.Promoted[name] = made.Stamp
+		_, err := ledger.Save(ctx, st)
+		return notWritten, err
+	case !known:
+		return perhapsWritten, nil
+	case was != made.Stamp:
+		return hasWritten, nil
+	}
+	return notWritten, nil
+}
+
+// forgetPromoted takes what was deleted out of the ledger.
+func (s *session) forgetPromoted(ctx context.Context, names []string) error {
+	ledger := s.engine.Replica.Ledger()
+	st, err := ledger.Load(ctx)
+	if err != nil {
+		return err
+	}
+	left := maps.Clone(st.Promoted)
+	for _, name := range names {
+		delete(left, name)
+	}
+	if len(left) == len(st.Promoted) {
+		return nil
+	}
+	st.Promoted = left
+	_, err = ledger.Save(ctx, st)
+	return err
+}
+
 // removePromoted deletes promoted disks. The point itself may be gone by now.
 func (s *session) removePromoted(ctx context.Context, p replica.Promoter, id string) error {
+	for _, d := range s.state.Disks {
+		if err := failover.MayDemote(s.state, promotedName(id, d.Name)); err != nil {
+			return err
+		}
+	}
 	if s.opts.dryRun {
 		s.planned(s.vm, "delete what was promoted of point %s", id)
 		return nil
 	}
+	var names []string
 	for _, d := range s.state.Disks {
-		if err := p.RemovePromoted(ctx, promotedName(id, d.Name)); err != nil {
+		names = append(names, promotedName(id, d.Name))
+		if err := p.Demote(ctx, promotedName(id, d.Name)); err != nil {
 			return fault.In(err, s.vm.Name, d.Name)
 		}
+	}
+	if err := s.forgetPromoted(ctx, names); err != nil {
+		return err
 	}
 	s.say("%s: what was promoted of point %s is deleted", s.vm.Name, id)
 	return nil

@@ -101,3 +101,34 @@ func TestCheckCannotLook(t *testing.T) {
 		})
 	}
 }
+
+// TestProtectWithoutMemory: a protect stops at each change of the ledger in turn, and the site's memory is lost then. The same command
+// completes it.
+func TestProtectWithoutMemory(t *testing.T) {
+	for n, seeding := 1, 0; ; n++ {
+		m := newRig(t, "auto_resync: false")
+		left := n
+		m.fs.FailOn(func(op crashfs.Op) error {
+			if op.Kind == crashfs.Rename && op.To == "/store/web01/ledger.json" {
+				if left--; left < 0 {
+					return syscall.EIO
+				}
+			}
+			return nil
+		})
+		code, _, _ := m.run("protect", "web01")
+		m.fs.FailOn(nil)
+		if code == 0 {
+			if seeding < 3 {
+				t.Errorf("%d states of a protect that was cut off", seeding)
+			}
+			return
+		}
+		seeding++
+		m.rename("/.sitrep", "/gone")
+		m.write("os", 0, 4096, 90)
+		m.must(0, "protect", "web01")
+		m.same()
+		m.must(0, "delta", "web01", "--now")
+	}
+}

@@ -3,6 +3,7 @@ package cmd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"path/filepath"
 	"strings"
@@ -39,7 +40,7 @@ func (w *world) unprotectLost(ctx context.Context, vm *site.VM, h *vmHead) error
 	if w.opts.dryRun {
 		mem, err := w.lost(ctx, vm)
 		if err == nil {
-			w.planned(vm, "disable protection without the store; set the change logs beside the disks aside, into folders %s", asideName(vm, mem))
+			w.planned(vm, "disable protection without the store; set the change logs beside the disks aside, into folders %s", w.asideName(vm, mem))
 		}
 		return err
 	}
@@ -57,10 +58,11 @@ func (w *world) giveUpStore(ctx context.Context, vm *site.VM, j *state.Job, h *v
 	if err != nil {
 		return err
 	}
+	name := w.asideName(vm, mem)
 	var folders []string
 	var moved int64
 	err = j.Step("Set the change logs aside", func() (int64, string, error) {
-		folders, moved, err = w.engine(vm, nil, mem.Replica, w.meter(vm.Name)).SetLogsAside(asideName(vm, mem))
+		folders, moved, err = w.engine(vm, nil, mem.Replica, w.meter(vm.Name)).SetLogsAside(name)
 		if fault.Is(err, fault.NotFound) { // the source is gone, and its logs with it
 			err = nil
 		}
@@ -69,18 +71,31 @@ func (w *world) giveUpStore(ctx context.Context, vm *site.VM, j *state.Job, h *v
 	if err != nil {
 		return err
 	}
-	err = j.Step("Remove what this site keeps", func() (int64, string, error) { return 0, "", w.forgetLost(vm, mem) })
+	err = j.Step("Remove what this site keeps", func() (int64, string, error) { return 0, "", w.forgetLost(vm, mem, name) })
 	if err != nil {
 		return err
 	}
 	h.State = notProtected
-	w.sayLost(vm, mem, folders, moved)
+	w.sayLost(vm, mem, name, folders, moved)
 	return nil
 }
 
-// asideName is the folder, beside the disks, of the change logs of a replica that is lost.
-func asideName(vm *site.VM, mem state.VM) string {
-	return vm.Name + ".lost-" + mem.Replica.String()[:8]
+// asideName is the folder, beside the disks, of the change logs of a replica that is lost, and that of the tracker's memory. A replica
+// that came back, and is lost again, gets another one each time; a call that was cut off goes on with its own.
+func (w *world) asideName(vm *site.VM, mem state.VM) string {
+	name := vm.Name + ".lost-" + mem.Replica.String()[:8]
+	there := func(path string) bool {
+		_, err := w.fs.Stat(path)
+		return err == nil
+	}
+	last, next := "", name
+	for n := 2; there(w.memory.Path("lost", next)); n++ {
+		last, next = next, fmt.Sprintf("%s.%d", name, n)
+	}
+	if last != "" && !there(w.trackDir(vm)) { // it was moved, and no more
+		return last
+	}
+	return next
 }
 
 // lost returns what is remembered of a VM whose replica is out of reach, and refuses one that is not.
@@ -103,8 +118,8 @@ func (w *world) lost(ctx context.Context, vm *site.VM) (state.VM, error) {
 }
 
 // forgetLost removes what this site remembers of the relationship, and of the store when no other VM is remembered in it.
-func (w *world) forgetLost(vm *site.VM, mem state.VM) error {
-	if err := w.setTrackAside(vm, mem); err != nil {
+func (w *world) forgetLost(vm *site.VM, mem state.VM, name string) error {
+	if err := w.setTrackAside(vm, name); err != nil {
 		return err
 	}
 	if err := w.memory.ForgetVM(vm.Name); err != nil {
@@ -122,8 +137,8 @@ func (w *world) forgetLost(vm *site.VM, mem state.VM) error {
 }
 
 // setTrackAside moves the tracker's memory to where it troubles nobody.
-func (w *world) setTrackAside(vm *site.VM, mem state.VM) error {
-	from, to := w.trackDir(vm), w.memory.Path("lost", asideName(vm, mem))
+func (w *world) setTrackAside(vm *site.VM, name string) error {
+	from, to := w.trackDir(vm), w.memory.Path("lost", name)
 	if _, err := w.fs.Stat(from); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -140,11 +155,11 @@ func (w *world) setTrackAside(vm *site.VM, mem state.VM) error {
 	return nil
 }
 
-func (w *world) sayLost(vm *site.VM, mem state.VM, folders []string, moved int64) {
+func (w *world) sayLost(vm *site.VM, mem state.VM, name string, folders []string, moved int64) {
 	w.say("%s: protection is disabled; the replica in the lost store was not touched", vm.Name)
 	if len(folders) > 0 {
-		w.say("%s: its change logs (%s) are kept in %s, and where they begin in %s; remove both when the store is certain not to come back",
-			vm.Name, size(moved), strings.Join(folders, ", "), w.memory.Path("lost", asideName(vm, mem)))
+		w.say("%s: its change logs (%s moved now) are kept in %s, and where they begin in %s; remove both when the store is certain not to come back",
+			vm.Name, size(moved), strings.Join(folders, ", "), w.memory.Path("lost", name))
 	}
 	if mem.Phase.Away() || mem.Phase == replica.Retired {
 		w.say("%s: the VM was in state %s: see where it runs, and which disks are the newest, before it is protected again", vm.Name, mem.Phase)

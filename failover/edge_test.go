@@ -263,6 +263,23 @@ func TestSeizeIsCompleted(t *testing.T) {
 	if st := w.state(t); st.Generation != 3 || st.Owner.Host == "dr1" || st.Phase != replica.Replicating {
 		t.Errorf("after the undo: generation %d of %s, %s", st.Generation, st.Owner.Host, st.Phase)
 	}
+	unlock := func(j *failover.Job) error {
+		_, _, err := failover.Unlock(ctx, j.Store, "web01", j.By, j.Now())
+		return err
+	}
+	was := w.state(t)
+	twice("unlock", unlock)
+	if st := w.state(t); st.Generation != 4 || st.Owner.Host != "dr1" || st.Phase != was.Phase || st.PhaseSince != was.PhaseSince || st.Unlocking {
+		t.Errorf("after the unlock: generation %d of %s, %s", st.Generation, st.Owner.Host, st.Phase)
+	}
+	held, err := w.job().Store.Open(ctx, "web01") // by a run that hangs
+	must(t, err)
+	before, err := held.Ledger().Load(ctx)
+	must(t, err)
+	twice("unlock a replica that is held", unlock)
+	_, err = held.Ledger().Save(ctx, before)
+	wantCode(t, err, fault.Fenced)
+	must(t, held.Close())
 	must(t, planned(job()))
 	must(t, job().Commit(ctx))
 	replicatetest.Scribble(rand.New(rand.NewPCG(6, 6)), g)
@@ -275,11 +292,11 @@ func TestSeizeIsCompleted(t *testing.T) {
 	elsewhere := job()
 	elsewhere.By.Host = "dr2"
 	must(t, back(elsewhere))
-	if st := w.state(t); st.Generation != 6 || s.done != 6 || st.Owner.Host != "dr2" {
+	if st := w.state(t); st.Generation != 8 || s.done != 8 || st.Owner.Host != "dr2" {
 		t.Errorf("another machine goes on with generation %d (seized: %d) of %s", st.Generation, s.done, st.Owner.Host)
 	}
 	must(t, back(elsewhere))
-	if st := w.state(t); st.Generation != 6 {
+	if st := w.state(t); st.Generation != 8 {
 		t.Errorf("begun already, and the generation is %d", st.Generation)
 	}
 }

@@ -163,10 +163,38 @@ func (p *storeDisks) remove(ctx context.Context, names []string, made []host.Dis
 
 // PromotedFor says whether a promoted disk is one of those that a VM was, or is being, made of from a recovery point.
 func PromotedFor(st replica.State, point, name string) bool {
+	_, rec := madeFor(st, name)
+	return rec != nil && rec.Point == point
+}
+
+// madeFor is the failover or the test of the ledger that a promoted disk was, or is being, made for; nil when it is none of its.
+func madeFor(st replica.State, name string) (Kind, *replica.Failover) {
 	is := func(k Kind, rec *replica.Failover) bool {
-		return rec != nil && rec.Point == point && strings.HasPrefix(name, storePrefix(k, rec.ID))
+		return rec != nil && strings.HasPrefix(name, storePrefix(k, rec.ID))
 	}
-	return is(Test, st.Test) || is(Unplanned, st.Failover)
+	switch {
+	case is(Test, st.Test):
+		return Test, st.Test
+	case is(Unplanned, st.Failover): // planned ones have the same names
+		return Kind(st.Failover.Kind), st.Failover
+	}
+	return "", nil
+}
+
+// MayDemote says whether a promoted disk may be deleted by its name: not one that the VM of a failover, or of a test, runs from, which
+// goes when that ends. Where protection was disabled nothing else ends it any more.
+func MayDemote(st replica.State, name string) error {
+	k, rec := madeFor(st, name)
+	if rec == nil || st.Phase == replica.Retired {
+		return nil
+	}
+	next := "sitrep failover cleanup " + st.VM
+	how := "it goes with \"" + next + "\""
+	if k != Test {
+		next, how = "sitrep status "+st.VM, "it goes with \"failover undo\", or, when the VM is home again, with the \"failover commit\" after \"failback\""
+	}
+	return fault.New(fault.WrongState, "%s is a disk of the VM of the %s failover that began at %s, which runs from it: %s",
+		name, k, stamp(rec.Started), how).Of(st.VM, "").Then(next)
 }
 
 // MayRemove says whether a replica may be removed with everything that belongs to it: not while there are promoted disks among it,
@@ -175,6 +203,14 @@ func MayRemove(ctx context.Context, rep replica.Replica, vm string) error {
 	p, ok := replica.PromoterOf(rep)
 	if !ok {
 		return nil
+	}
+	strangers, err := p.Strangers(ctx)
+	if err != nil {
+		return err
+	}
+	if len(strangers) > 0 {
+		return fault.New(fault.WrongState, "%s among the promoted disks, not made by sitrep, would be removed with the replica: to be moved away by hand first "+
+			"(or keep both with --keep-replica): %s", plural(len(strangers), "blob"), strings.Join(strangers, ", ")).Of(vm, "").Then("sitrep unprotect " + vm)
 	}
 	names, err := p.Promoted(ctx)
 	if err != nil || len(names) == 0 {

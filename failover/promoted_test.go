@@ -118,6 +118,10 @@ func (r promoter) Promoted(context.Context) (names []string, err error) {
 	return names, err
 }
 
+func (r promoter) Demote(ctx context.Context, name string) error { return r.RemovePromoted(ctx, name) }
+
+func (r promoter) Strangers(context.Context) ([]string, error) { return nil, nil }
+
 func (r promoter) RemovePromoted(_ context.Context, name string) error {
 	entries, err := r.fs.ReadDir(blobs)
 	if errors.Is(err, fs.ErrNotExist) {

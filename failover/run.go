@@ -143,7 +143,7 @@ func (r *run) begin(ctx context.Context) error {
 		}
 		return nil
 	})
-	if r.kind == Unplanned && fault.Is(err, fault.RunLocked) {
+	if r.kind == Unplanned && fault.Is(err, fault.ReplicaHeld) {
 		r.Log.Warn("another run holds the replica and will be shut out", "vm", r.VM, "error", err)
 		return nil
 	}

@@ -3,6 +3,7 @@ package replicate
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"time"
@@ -61,8 +62,9 @@ func (j *Job) DropLogs() (freed int64, err error) {
 }
 
 // SetLogsAside moves the change logs beside the disks that belong to this relationship into a folder of that name there, for a
-// replica that is out of reach for good, as far as anybody knows: moved back they lead on from it. It returns the folders that have
-// some, sorted, and the bytes moved. It is durable on return; cut off, it goes on when it is called again.
+// replica that is out of reach for good, as far as anybody knows: moved back they lead on from it. It returns the folders of that name
+// that are there, sorted, and the bytes moved. Nothing in them is replaced. It is durable on return; cut off, it goes on when it is
+// called again.
 func (j *Job) SetLogsAside(name string) (folders []string, moved int64, err error) {
 	for disk, dir := range j.LogDir {
 		logs, err := j.localLogs(disk)
@@ -70,6 +72,9 @@ func (j *Job) SetLogsAside(name string) (folders []string, moved int64, err erro
 			return folders, moved, fault.In(err, j.VM, disk)
 		}
 		if len(logs) == 0 {
+			if _, err := j.FS.Stat(filepath.Join(dir, name)); err == nil { // by a call that was cut off
+				folders = append(folders, filepath.Join(dir, name))
+			}
 			continue
 		}
 		n, err := j.setAside(logs, dir, filepath.Join(dir, name))
@@ -88,12 +93,23 @@ func (j *Job) setAside(logs []localLog, from, to string) (moved int64, err error
 		return 0, err
 	}
 	for _, l := range logs {
-		if err := j.FS.Rename(l.path, filepath.Join(to, filepath.Base(l.path))); err != nil {
+		if err := j.FS.Rename(l.path, j.free(filepath.Join(to, filepath.Base(l.path)))); err != nil {
 			return moved, err
 		}
 		moved += l.size
 	}
 	return moved, errors.Join(j.FS.SyncDir(to), j.FS.SyncDir(from))
+}
+
+// free is a name that nothing has, made of one that something may have.
+func (j *Job) free(name string) string {
+	try := name
+	for n := 2; ; n++ {
+		if _, err := j.FS.Stat(try); err != nil { // rename says what else is wrong
+			return try
+		}
+		try = fmt.Sprintf("%s.%d", name, n)
+	}
 }
 
 // dropLog removes one log, unless it is somebody else's, or one that only a newer version can judge.

@@ -128,10 +128,16 @@ func (j *Job) Finalize(ctx context.Context, definition json.RawMessage) (Delta, 
 	if st.Applied.IsZero() {
 		return Delta{}, fault.New(fault.WrongState, "the initial replication is not complete").Of(j.VM, "")
 	}
-	if st.Received == st.Applied && len(st.Points) == 0 { // what this site remembers may be of an earlier attempt
-		if err := j.adopt(ctx, st); err != nil {
-			return Delta{}, fault.In(err, j.VM, "")
+	switch {
+	case st.Received == st.Applied && len(st.Points) == 0: // what this site remembers may be of an earlier attempt
+		err = fault.In(j.adopt(ctx, st), j.VM, "")
+	case j.Tracker.Position().IsZero(): // and is gone since that attempt, whose logs are on the shelf
+		if _, err = j.apply(ctx); err == nil {
+			err = j.Readopt(ctx)
 		}
+	}
+	if err != nil {
+		return Delta{}, err
 	}
 	d, err := j.cycle(ctx)
 	if err != nil {

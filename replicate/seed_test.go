@@ -1,11 +1,13 @@
 package replicate_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"testing"
 
 	"sitrep/internal/durable/crashfs"
+	"sitrep/internal/replica"
 	"sitrep/replicate/replicatetest"
 )
 
@@ -51,5 +53,52 @@ func TestSeedOfADiskThatChanges(t *testing.T) {
 			}
 			must(t, again.Verified(ctx))
 		}
+	}
+}
+
+// TestFinalizeWithoutMemory loses the site's memory when the initial copy is complete and its first delta is not, everywhere: the same
+// command completes it all the same.
+func TestFinalizeWithoutMemory(t *testing.T) {
+	ctx := context.Background()
+	fs := crashfs.New()
+	r := replicatetest.New(fs, "os", "data")
+	g := replicatetest.Guest{"os": make([]byte, 12*replicatetest.BlockSize), "data": make([]byte, 3*replicatetest.BlockSize)}
+	g["os"][5] = 1
+	must(t, r.Write(g))
+	must(t, r.Prepare(ctx, g))
+	j, done, err := r.Job(ctx, false)
+	must(t, err)
+	_, err = j.Seed(ctx)
+	must(t, errors.Join(err, done()))
+	copy(g["os"][replicatetest.BlockSize:], bytes.Repeat([]byte{7}, 2*replicatetest.BlockSize))
+	must(t, r.Write(g))
+	later := g.Clone()
+	later["data"][9] = 3
+	lost := 0
+	first, step := replicatetest.Cuts()
+	for k := first; ; k += step {
+		cut := fs.AfterCrash(crashfs.KeepAll, 0)
+		cut.CutAfter(k)
+		if err := r.On(cut).Protect(ctx); err == nil {
+			break
+		}
+		for _, p := range crashfs.Policies() {
+			again := r.On(cut.AfterCrash(p, uint64(k)))
+			if st, err := again.State(ctx); err != nil || st.Phase != replica.Seeding {
+				continue
+			}
+			lost++
+			must(t, again.FS.Rename("/site/.sitrep", "/site/gone"))
+			must(t, again.Write(later))
+			if err := again.Protect(ctx); err != nil {
+				t.Fatalf("cut at %d, %v: %v", k, p, err)
+			}
+			must(t, errors.Join(again.SameReplica(ctx, later), again.Verified(ctx)))
+			_, err := again.Points(ctx)
+			must(t, err)
+		}
+	}
+	if lost == 0 {
+		t.Error("no cut was in the middle of it")
 	}
 }

@@ -585,11 +585,11 @@ func TestLocked(t *testing.T) {
 	rnd := random(t)
 	r, m := rich(t, rnd)
 	r.scribble(m, rnd)
-	for _, path := range []string{r.path(".sitrep", "locks", "web01.lock"), r.path("store", "web01", "lock")} {
+	for path, code := range map[string]string{r.path(".sitrep", "locks", "web01.lock"): "locked", r.path("store", "web01", "lock"): "replica-held"} {
 		lock, err := durable.OS().Lock(path)
 		check(t, err)
 		for _, verb := range []string{"delta", "apply", "verify", "pause", "unprotect"} {
-			r.refused(11, "locked", []string{"web01"}, verb, "web01")
+			r.refused(11, code, []string{"web01"}, verb, "web01")
 		}
 		r.ok("status", "web01") // looking is free
 		r.ok("points", "web01")

@@ -24,6 +24,7 @@ const (
 	VMUnknown        Code = "vm-unknown"
 	PrerequisiteFail Code = "prerequisite"
 	RunLocked        Code = "locked"
+	ReplicaHeld      Code = "replica-held"
 	Exists           Code = "exists"
 
 	DiskMissing      Code = "disk-missing"
@@ -113,7 +114,7 @@ func again(verb string) string {
 	switch verb {
 	case "replicate", "apply", "resync":
 		return "sitrep " + verb + " {vm} --now"
-	case "protect", "unprotect", "pause", "resume", "verify", "check", "failback":
+	case "protect", "unprotect", "pause", "resume", "verify", "check", "failback", "store unlock":
 		return "sitrep " + verb + " {vm}"
 	}
 	if strings.HasPrefix(verb, "failover ") && verb != "failover continue" {
@@ -166,6 +167,7 @@ func table() map[Code]row {
 		VMUnknown:        {Usage, "The site file has no VM of this name.", "Look for its name in the list.", "sitrep status --all"},
 		PrerequisiteFail: {Prerequisite, "The VM does not meet a prerequisite of protection.", "Do what the finding says; sitrep check {vm} lists all of them.", "{again}"},
 		RunLocked:        {Locked, "Another run of sitrep works on this VM.", "Wait until it ends.", "sitrep jobs --vm {vm}"},
+		ReplicaHeld:      {Locked, "Another run of sitrep, or one that is gone, holds the replica.", "Wait until it ends; only when that run, or its machine, is gone for good, take the replica over from it.", "sitrep store unlock {vm}"},
 		Exists:           {Refused, "The file is there already.", "Give another name, or move the file away.", ""},
 
 		DiskMissing:      {Critical, "The source disk is not where the site file says.", "Bring the disk back or correct its path.", "sitrep resume {vm}"},

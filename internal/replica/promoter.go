@@ -29,6 +29,12 @@ type Promoter interface {
 	// RemovePromoted deletes what Promote has made, or begun to make, under this name; that there is nothing is no error. One that
 	// is written to meanwhile is fault.Busy.
 	RemovePromoted(ctx context.Context, name string) error
+	// Demote is RemovePromoted for a name that no ledger has, but an operator gives: what bears no mark of Promote is
+	// fault.Exists, and left as it is.
+	Demote(ctx context.Context, name string) error
+	// Strangers lists where there lies, among the promoted disks, what bears no mark of Promote, sorted: by a name that nobody has
+	// promoted anything to, or by that of a promoted disk, when somebody has brought back there what a machine wrote elsewhere.
+	Strangers(ctx context.Context) ([]string, error)
 }
 
 // Promotion is one disk that is to be made. Point, Disk and Name are needed.
@@ -44,8 +50,10 @@ type Promotion struct {
 // Promoted is a disk that was made.
 type Promoted struct {
 	Where string // its address, without secrets
-	// Stamp is what PromotedDisk.Stamp says of it as long as nothing has written to it.
+	// Stamp is what PromotedDisk.Stamp says of it as it is now, and as long as nothing writes to it.
 	Stamp string
+	// Found says that it was there already: something may have written to it.
+	Found bool
 }
 
 // Proof says how it is known that a promoted disk holds what the recovery point held.

@@ -33,7 +33,7 @@ type Store interface {
 	// Create makes a new, empty replica with the given first ledger and opens it for writing.
 	// It fails with fault.AlreadyProtected when the VM has one.
 	Create(ctx context.Context, first State) (Replica, error)
-	// Open opens the replica of a VM for writing and takes its lock: fault.RunLocked when another run holds it,
+	// Open opens the replica of a VM for writing and takes its lock: fault.ReplicaHeld when another run holds it,
 	// fault.NotProtected when there is none, fault.StoreNotMounted when the store itself is not there,
 	// fault.ReplicaForeign when the ledger is of another VM, fault.LedgerCorrupt when it cannot be read.
 	Open(ctx context.Context, vm string) (Replica, error)

@@ -50,9 +50,12 @@ type State struct {
 	Vault   string `json:"vault"`
 	Replica hrl.ID `json:"replica"` // names this relationship for ever: a new protection makes a new one
 	// Generation goes up at every failover and failback; a writer with an old one is refused.
-	Generation uint64    `json:"generation"`
-	Owner      Owner     `json:"owner"`
-	Created    time.Time `json:"created"`
+	Generation uint64 `json:"generation"`
+	Owner      Owner  `json:"owner"`
+	// Unlocking is set, with a higher Generation, by whoever takes the replica over from a run that is gone, until all of the
+	// store knows of it.
+	Unlocking bool      `json:"unlocking,omitempty"`
+	Created   time.Time `json:"created"`
 
 	Phase      Phase     `json:"phase"`
 	PhaseSince time.Time `json:"phase_since"`
@@ -95,6 +98,9 @@ type State struct {
 	Test *Failover `json:"test_failover,omitempty"`
 	// LastTest is the last test failover that was cleaned up.
 	LastTest *TestResult `json:"last_test_failover,omitempty"`
+
+	// Promoted is the Stamp of each disk that "points --promote" has made, by its name, when it was made.
+	Promoted map[string]string `json:"promoted,omitempty"`
 }
 
 // Failover is what a failover has made, and how far it is. Done makes it go on where a killed one stopped.

@@ -46,7 +46,7 @@ func (r *vmReplica) takeLock(generation uint64) error {
 	lock, err := r.fs.Lock(path)
 	switch {
 	case errors.Is(err, durable.ErrLocked):
-		return fault.Wrap(fault.RunLocked, err, "the replica is in use").At(path)
+		return fault.Wrap(fault.ReplicaHeld, err, "the replica is in use").At(path)
 	case errors.Is(err, fs.ErrNotExist): // removed since we looked
 		return fault.New(fault.NotProtected, "the store has no replica of this VM").At(r.folder)
 	case err != nil:
@@ -94,7 +94,7 @@ func (r *vmReplica) lockAll(generation uint64) error {
 		path := filepath.Join(r.folder, e.Name)
 		lock, err := r.fs.Lock(path)
 		if errors.Is(err, durable.ErrLocked) {
-			return fault.Wrap(fault.RunLocked, err, "the replica is in use").At(path)
+			return fault.Wrap(fault.ReplicaHeld, err, "the replica is in use").At(path)
 		}
 		if err == nil {
 			err = lock.Close()

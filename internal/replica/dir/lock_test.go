@@ -61,7 +61,7 @@ func TestOneHolder(t *testing.T) {
 
 // expected takes the errors that a run may see while others work.
 func expected(t *testing.T, err error) {
-	if err != nil && !fault.Is(err, fault.RunLocked) && !fault.Is(err, fault.NotProtected) && !fault.Is(err, fault.AlreadyProtected) &&
+	if err != nil && !fault.Is(err, fault.ReplicaHeld) && !fault.Is(err, fault.NotProtected) && !fault.Is(err, fault.AlreadyProtected) &&
 		!fault.Is(err, fault.Busy) {
 		t.Error(err)
 	}

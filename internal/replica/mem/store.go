@@ -131,7 +131,7 @@ func (v *vm) open() (replica.Replica, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.holder != nil {
-		return nil, fault.New(fault.RunLocked, "the replica is in use").Of(v.name, "")
+		return nil, fault.New(fault.ReplicaHeld, "the replica is in use").Of(v.name, "")
 	}
 	r := &memReplica{vm: v, write: true}
 	st, err := r.load()
@@ -229,7 +229,7 @@ func (s *Store) Seize(ctx context.Context, name string, take func(replica.State)
 		return nil, fault.In(err, name, "")
 	}
 	if v.holder != nil && next.Generation == st.Generation {
-		return nil, fault.New(fault.RunLocked, "the replica is in use").Of(name, "")
+		return nil, fault.New(fault.ReplicaHeld, "the replica is in use").Of(name, "")
 	}
 	if err := replica.CheckTake(st, next, r.path("ledger.json")); err != nil {
 		return nil, fault.In(err, name, "")

@@ -85,7 +85,7 @@ func rules() []struct {
 		{fault.StoreCorrupted, []bloberror.Code{bloberror.MD5Mismatch, codeCRC64Mismatch}},
 		{fault.StoreLimit, []bloberror.Code{codeSnapshotCount, codeBlobOverwritten, bloberror.SnapshotsPresent,
 			bloberror.PendingCopyOperation, bloberror.RequestBodyTooLarge, bloberror.MetadataTooLarge, bloberror.BlockCountExceedsLimit, codeMemoryLimit}},
-		{fault.RunLocked, []bloberror.Code{bloberror.LeaseAlreadyPresent, bloberror.LeaseIsBreakingAndCannotBeAcquired,
+		{fault.ReplicaHeld, []bloberror.Code{bloberror.LeaseAlreadyPresent, bloberror.LeaseIsBreakingAndCannotBeAcquired,
 			bloberror.LeaseIDMissing, bloberror.LeaseIDMismatchWithBlobOperation, bloberror.LeaseIDMismatchWithLeaseOperation,
 			bloberror.LeaseLost, bloberror.LeaseNotPresentWithBlobOperation, bloberror.LeaseNotPresentWithLeaseOperation,
 			bloberror.LeaseIsBrokenAndCannotBeRenewed}},

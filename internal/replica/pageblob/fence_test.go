@@ -95,7 +95,7 @@ func TestTwoSites(t *testing.T) {
 
 	recovery := quick()
 	recovery.Holder = "recovery"
-	wantCode(t, "opening what another site works on", second(open(t, name, recovery).Open(ctx, "vm")), fault.RunLocked)
+	wantCode(t, "opening what another site works on", second(open(t, name, recovery).Open(ctx, "vm")), fault.ReplicaHeld)
 	theirs, err := open(t, name, recovery).Seize(ctx, "vm", takeOver)
 	if err != nil {
 		t.Fatal(err)
@@ -134,7 +134,7 @@ func TestTwoSites(t *testing.T) {
 	if err := old.Close(); err != nil {
 		t.Errorf("the old site closes: %v", err)
 	}
-	wantCode(t, "the old site opens the replica", second(open(t, name, quick()).Open(ctx, "vm")), fault.RunLocked)
+	wantCode(t, "the old site opens the replica", second(open(t, name, quick()).Open(ctx, "vm")), fault.ReplicaHeld)
 	if err := theirs.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -265,7 +265,7 @@ func TestSameHolder(t *testing.T) {
 	}
 	other := quick()
 	other.Holder = "other"
-	wantCode(t, "another site", second(open(t, name, other).Open(ctx, "vm")), fault.RunLocked)
+	wantCode(t, "another site", second(open(t, name, other).Open(ctx, "vm")), fault.ReplicaHeld)
 	r, err := open(t, name, quick()).Open(ctx, "vm")
 	if err != nil {
 		t.Fatal(err)

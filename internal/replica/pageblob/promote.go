@@ -68,6 +68,7 @@ type promotion struct {
 	proof     replica.Proof
 	count     func(int64)
 	stamp     string // ETag of the disk when it is complete
+	found     bool   // it was complete already
 }
 
 // Promote copies a disk of a recovery point to VM/promoted/NAME.vhd: by the service, or, where that cannot be done, by reading and
@@ -81,7 +82,7 @@ func (r *vmReplica) Promote(ctx context.Context, s replica.State, what replica.P
 		return replica.Promoted{}, in(err, r.vm, what.Disk)
 	}
 	scheme, _, _ := strings.Cut(p.dst.pages.URL(), "://") // the rest of which may hold a signature
-	return replica.Promoted{Where: scheme + "://" + p.dst.where(), Stamp: p.stamp}, nil
+	return replica.Promoted{Where: scheme + "://" + p.dst.where(), Stamp: p.stamp, Found: p.found}, nil
 }
 
 func (r *vmReplica) promotion(ctx context.Context, s *replica.State, what replica.Promotion) (*promotion, error) {
@@ -172,7 +173,7 @@ func (p *promotion) proceed(ctx context.Context) error {
 	case at.meta[metaPromoted] != p.of:
 		return fault.New(fault.Exists, "there is another disk of this name").At(p.dst.where())
 	case at.meta[metaCopied] != "":
-		p.stamp = at.etag
+		p.stamp, p.found = at.etag, true
 		return nil
 	case at.status == "":
 		return p.copy(ctx, ifMatch(at.etag)) // half read and written

@@ -280,21 +280,54 @@ func (r *vmReplica) Promoted(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
+// Strangers lists the page blobs among the promoted disks that bear no mark; see replica.Promoter.
+func (r *vmReplica) Strangers(ctx context.Context) ([]string, error) {
+	list, err := r.s.list(ctx, r.s.pages, r.vm, promotedFolder, container.ListBlobsInclude{Metadata: true})
+	if err != nil {
+		return nil, in(err, r.vm, "")
+	}
+	var where []string
+	for _, e := range list {
+		if e.meta[metaPromoted] == "" {
+			where = append(where, r.s.where(r.vm+"/"+e.name))
+		}
+	}
+	slices.Sort(where)
+	return where, nil
+}
+
 // RemovePromoted deletes a promoted disk, aborting its copy; see replica.Promoter.
 func (r *vmReplica) RemovePromoted(ctx context.Context, name string) error {
+	return r.deleted(ctx, name, byName)
+}
+
+// Demote deletes a promoted disk that bears the mark; see replica.Promoter.
+func (r *vmReplica) Demote(ctx context.Context, name string) error {
+	return r.deleted(ctx, name, byMark)
+}
+
+// claim is what makes a blob one that may be deleted.
+type claim int
+
+const (
+	byName claim = iota // a ledger has the name
+	byMark
+)
+
+func (r *vmReplica) deleted(ctx context.Context, name string, c claim) error {
 	err := r.writable(ctx)
 	if err == nil {
 		err = checkPromoted(name)
 	}
 	if err == nil {
-		err = r.removePromoted(ctx, name)
+		err = r.removePromoted(ctx, name, c)
 	}
 	return in(err, r.vm, "")
 }
 
 // removePromoted deletes the blob if nothing has written to it since it was looked at, and the ledger was still ours after that: a
 // run that was left behind does not delete what another one's machine runs from.
-func (r *vmReplica) removePromoted(ctx context.Context, name string) error {
+func (r *vmReplica) removePromoted(ctx context.Context, name string, c claim) error {
 	b := r.pageBlob(promotedFolder + name + pagesSuffix)
 	for try := 1; ; try++ {
 		at, err := r.lookPromoted(ctx, b.c, b.where())
@@ -303,6 +336,9 @@ func (r *vmReplica) removePromoted(ctx context.Context, name string) error {
 		}
 		if err != nil || at == nil {
 			return err
+		}
+		if c == byMark && at.meta[metaPromoted] == "" {
+			return fault.New(fault.Exists, "the page blob bears no mark of \"points --promote\": it is somebody else's, and is left as it is").At(b.where())
 		}
 		if at.status == blob.CopyStatusTypePending {
 			_, err := b.c.AbortCopyFromURL(ctx, at.id, nil)

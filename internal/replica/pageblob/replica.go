@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/lease"
 
 	"sitrep/internal/fault"
@@ -192,8 +194,8 @@ func (r *vmReplica) takeLock(ctx context.Context) error {
 		}
 	}
 	if err != nil {
-		if e := fault.Find(classify(err, where)); e.Code == fault.RunLocked {
-			return fault.New(fault.RunLocked, "another site works on the replica (it has the lease of the lock)").At(where)
+		if e := fault.Find(classify(err, where)); e.Code == fault.ReplicaHeld {
+			return fault.New(fault.ReplicaHeld, "another run has the lease of the lock%s", r.holder(ctx)).At(where)
 		}
 		return classify(err, where)
 	}
@@ -201,7 +203,31 @@ func (r *vmReplica) takeLock(ctx context.Context) error {
 	return nil
 }
 
-// notHeld fails with fault.RunLocked when the lease is that of a run that has taken the replica over with this run's generation
+// holder says what is known of the run that has the lease, from where a lease does not tell: who owns the replica, and when something
+// was written to it last. It is for people, and "" when nothing can be said.
+func (r *vmReplica) holder(ctx context.Context) string {
+	k, err := r.loadLedger(ctx)
+	if err != nil {
+		return ""
+	}
+	o := k.state.Owner
+	said := fmt.Sprintf("; the replica is that of site %q, on host %q since %s", o.Site, o.Host, o.Since.UTC().Format(time.RFC3339))
+	var last time.Time
+	for _, c := range []*container.Client{r.s.pages, r.s.blocks} {
+		list, err := r.s.list(ctx, c, r.vm, "", container.ListBlobsInclude{})
+		if err != nil {
+			return said
+		}
+		for _, e := range list {
+			if e.modified.After(last) && !strings.HasPrefix(e.name, promotedFolder) { // machines write there
+				last = e.modified
+			}
+		}
+	}
+	return said + ", and was last written to at " + last.UTC().Format(time.RFC3339)
+}
+
+// notHeld fails with fault.ReplicaHeld when the lease is that of a run that has taken the replica over with this run's generation
 // before: what seizes again, after an interruption, does not seize from itself.
 func (r *vmReplica) notHeld(ctx context.Context) error {
 	where := r.s.whereBlock(r.lockBlob())
@@ -221,7 +247,7 @@ func (r *vmReplica) notHeld(ctx context.Context) error {
 // seizeLock takes the lease from whoever has it, and notes for which generation.
 func (r *vmReplica) seizeLock(ctx context.Context) error {
 	err := r.takeLock(ctx)
-	if fault.Is(err, fault.RunLocked) {
+	if fault.Is(err, fault.ReplicaHeld) {
 		err = r.breakLock(ctx)
 	}
 	if err != nil {

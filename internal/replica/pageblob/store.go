@@ -306,6 +306,7 @@ type entry struct {
 	snapshot string // "" for the blob itself
 	etag     string
 	meta     map[string]string
+	modified time.Time // zero: not known
 }
 
 // list lists the blobs of a VM in one of the containers, with their snapshots when these are asked for.
@@ -331,6 +332,9 @@ func (s *Store) list(ctx context.Context, c *container.Client, vm, folder string
 			}
 			if item.Properties != nil {
 				e.etag = etagOf(item.Properties.ETag)
+				if item.Properties.LastModified != nil {
+					e.modified = *item.Properties.LastModified
+				}
 			}
 			out = append(out, e)
 		}

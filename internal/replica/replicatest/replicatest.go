@@ -191,13 +191,13 @@ func testLock(t *testing.T, place Place) {
 	first := FirstState("vm")
 	r := begin(t, place, first)
 	_, err := place().Open(t.Context(), "vm")
-	wantCode(t, err, fault.RunLocked)
+	wantCode(t, err, fault.ReplicaHeld)
 	if e := fault.Find(err); e.VM != "vm" {
 		t.Errorf("the error does not name the VM: %v", err)
 	}
-	wantCode(t, place().Remove(t.Context(), "vm"), fault.RunLocked)
+	wantCode(t, place().Remove(t.Context(), "vm"), fault.ReplicaHeld)
 	_, err = place().Create(t.Context(), first)
-	wantCode(t, err, fault.RunLocked)
+	wantCode(t, err, fault.ReplicaHeld)
 	other, err := place().Create(t.Context(), FirstState("other"))
 	check(t, err)
 	check(t, other.Close())
@@ -205,7 +205,7 @@ func testLock(t *testing.T, place Place) {
 	check(t, err)
 	check(t, v.Close())
 	_, err = place().Open(t.Context(), "vm")
-	wantCode(t, err, fault.RunLocked)
+	wantCode(t, err, fault.ReplicaHeld)
 	reopen(t, place, r, "vm")
 }
 

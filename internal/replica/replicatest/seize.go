@@ -204,7 +204,7 @@ func testSeize(t *testing.T, place Place) {
 			check(t, h.Check(ctx))
 			check(t, old.Close())
 			_, err := place().Open(ctx, h.VM)
-			wantCode(t, err, fault.RunLocked) // the new owner has it
+			wantCode(t, err, fault.ReplicaHeld) // the new owner has it
 			check(t, h.Close())
 			check(t, h.Attach(ctx, place()))
 			for range 3 {
@@ -242,7 +242,7 @@ func testSeizeAgain(t *testing.T, place Place) {
 			r, err := place().Seize(ctx, "vm", takes(generation))
 			check(t, err)
 			_, err = place().Seize(ctx, "vm", takes(generation)) // it has it, and does not let go
-			wantCode(t, err, fault.RunLocked)
+			wantCode(t, err, fault.ReplicaHeld)
 			h.rep, h.state = r, load(t, r)
 			if again == 0 {
 				check(t, r.Close())
