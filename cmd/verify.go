@@ -81,7 +81,7 @@ func (w *world) verify(ctx context.Context, vm *site.VM, v verifyOptions) (vmObj
 			if err := s.lostPoints(ctx, o); err != nil {
 				return err
 			}
-			s.say("%s: no difference, %s read in %s%s", vm.Name, size(o.Read), span(c.took()), s.unfinished(ctx, o))
+			s.say("%s: no difference, %s read in %s%s", vm.Name, size(o.Read), span(c.took()), s.unfinished(o))
 		}
 		return err
 	})
@@ -174,18 +174,20 @@ func (s *session) isOff(ctx context.Context) bool {
 }
 
 // unfinished says what the next verify does after one that has not read everything.
-func (s *session) unfinished(ctx context.Context, o *verifyObject) string {
+func (s *session) unfinished(o *verifyObject) string {
 	const over = "; the time is over, the next verify goes on "
-	st, err := s.engine.Replica.Ledger().Load(ctx)
-	half := func(d replica.Disk) bool { return d.VerifyCursor > 0 }
-	never := slices.IndexFunc(st.Disks, func(d replica.Disk) bool { return d.VerifiedAt.IsZero() })
-	switch {
-	case o.Complete:
+	if o.Complete {
 		return ""
-	case err != nil || slices.ContainsFunc(st.Disks, half):
+	}
+	half := func(d replicate.Verified) bool { return d.Cursor > 0 && !d.Complete }
+	if slices.ContainsFunc(o.Disks, half) {
 		return over + "here"
-	case never >= 0:
-		return over + "with disk " + st.Disks[never].Name
+	}
+	for _, d := range s.state.Disks { // as they were before this run
+		now := func(v replicate.Verified) bool { return v.Name == d.Name && v.Complete }
+		if d.VerifiedAt.IsZero() && !slices.ContainsFunc(o.Disks, now) {
+			return over + "with disk " + d.Name
+		}
 	}
 	return "; that was the rest of what earlier runs have left, all disks are proven, and the next verify begins again"
 }
