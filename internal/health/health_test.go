@@ -199,7 +199,9 @@ func TestJudge(t *testing.T) {
 
 		{"a recovery point is lost", facts{func(f *health.Facts) { f.Ledger.Lost = []replica.Point{{ID: "a", CutAt: noon.Add(-time.Hour)}} }},
 			"replicating", health.Warning, []health.Code{health.PointsLost}, []string{"a recovery point is lost"}, "sitrep points web"},
-		{"two are", facts{func(f *health.Facts) { f.Ledger.Lost = []replica.Point{{ID: "a"}, {ID: "b", CutAt: noon.Add(-time.Hour)}} }},
+		{"two are", facts{func(f *health.Facts) {
+			f.Ledger.Lost = []replica.Point{{ID: "a"}, {ID: "b", CutAt: noon.Add(-time.Hour)}}
+		}},
 			"replicating", health.Warning, []health.Code{health.PointsLost}, []string{"2 recovery points are lost"}, "sitrep points web"},
 
 		{"an hour old", facts{asOf(-time.Hour)}, "replicating", health.Normal, nil, nil, ""},
