@@ -23,7 +23,8 @@ func (j *Job) Plan(ctx context.Context) (out Outcome, err error) {
 	if err := allowed(r.state); err != nil {
 		return out, err
 	}
-	cursors, sealed := map[string]int64{}, map[string]bool{}
+	cursors := map[string]int64{}
+	var sealed map[string]bool
 	if under := r.state.Resync; under != nil {
 		out.Continued, out.Deep = true, under.Deep || j.Deep
 		if under.Deep || !j.Deep {
