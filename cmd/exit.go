@@ -17,6 +17,7 @@ const (
 	exitRefused      = 6
 	exitDiffers      = 7
 	exitLocked       = 11
+	exitWaits        = 12
 	exitInterrupted  = 130
 )
 
@@ -43,6 +44,8 @@ func exitCode(err error) int {
 		return exitUsage
 	case fault.Locked:
 		return exitLocked
+	case fault.Waits:
+		return exitWaits
 	}
 	return exitFailed
 }
@@ -50,7 +53,7 @@ func exitCode(err error) int {
 // gravity is the order in which the codes of several VMs outweigh each other, the gravest first.
 func gravity() []int {
 	return []int{exitInterrupted, exitUsage, exitCritical, exitRefused, exitDiffers, exitResync, exitPrerequisite,
-		exitFailed, exitLocked, exitDone}
+		exitFailed, exitWaits, exitLocked, exitDone}
 }
 
 // gravest returns the error whose exit code outweighs the others, the first of them; nil when there is none.

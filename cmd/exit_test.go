@@ -26,6 +26,7 @@ func contract() map[int][]fault.Code {
 		6:   {fault.Fenced, fault.NotProtected, fault.AlreadyProtected, fault.WrongState, fault.Exists},
 		7:   {fault.Difference},
 		11:  {fault.RunLocked, fault.ReplicaHeld},
+		12:  {fault.ManualAction},
 		130: {fault.Interrupted},
 	}
 }
@@ -63,7 +64,7 @@ func errCancelledRead(*testing.T) error {
 	return fault.Wrap(fault.DiskCorrupt, context.Canceled, "reading")
 }
 
-// TestGravest holds the order 4, 6, 7, 5, 3, 1, 11, 0 of several VMs.
+// TestGravest holds the order 4, 6, 7, 5, 3, 1, 12, 11, 0 of several VMs.
 func TestGravest(t *testing.T) {
 	order := []error{
 		context.Canceled,
@@ -74,6 +75,7 @@ func TestGravest(t *testing.T) {
 		fault.New(fault.LogGap, ""),
 		fault.New(fault.PrerequisiteFail, ""),
 		fault.New(fault.IO, ""),
+		fault.New(fault.ManualAction, ""),
 		fault.New(fault.RunLocked, ""),
 		nil,
 	}

@@ -50,7 +50,7 @@ func (p *program) failoverCommand() *cli.Command {
 		}),
 		Subcommands: []*cli.Command{
 			p.failoverKind(failover.Test, "make and start a VM from a recovery point beside the replication, in an isolated network",
-				&cli.StringFlag{Name: "network", Usage: "connect the NICs to the recovery network `NAME` (default: isolated)"}, pointFlag()),
+				&cli.StringFlag{Name: "network", Usage: "connect the NICs to the recovery network `NAME` (default: isolated)"}, pointFlag(), assumeDoneFlag()),
 			p.failoverKind(failover.Planned, "stop the source, bring over its last changes, start the VM at the recovery site"),
 			p.failoverKind(failover.Unplanned, "start the VM at the recovery site, whatever became of the source; after it: change the recovery point",
 				pointFlag(), &cli.BoolFlag{Name: "no-shutdown", Usage: "do not try to stop the source"}, hostLostFlag()),
@@ -65,6 +65,10 @@ func pointFlag() cli.Flag {
 
 func hostLostFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "host-lost", Usage: "the host at which the VM was recovered is gone for good: what is there is left"}
+}
+
+func assumeDoneFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "assume-done", Usage: "of the test of a plan: take its manual actions to be done, and wait for nobody"}
 }
 
 func planFlag() cli.Flag {
@@ -96,6 +100,8 @@ func (p *program) failoverKind(k failover.Kind, usage string, flags ...cli.Flag)
 				return err
 			}
 			switch {
+			case c.Bool("assume-done") && !c.IsSet("plan"):
+				return fault.New(fault.UsageError, "--assume-done is about the manual actions of a recovery plan: it needs --plan")
 			case c.IsSet("plan") && o.hostLost:
 				return fault.New(fault.UsageError, "--host-lost is of one VM: give it with each VM of the plan whose host is lost")
 			case c.IsSet("plan"):

@@ -164,7 +164,8 @@ func (w *world) failoverPlan(ctx context.Context, c *cli.Context, k failover.Kin
 	if o.Point != "" && !isPointName(o.Point) {
 		return fault.New(fault.UsageError, "a plan takes --point latest, latest-processed or latest-app-consistent: an ID is of one VM")
 	}
-	rec := failover.PlanRecord{Plan: plan.Name, Type: string(k), Point: o.Point, Network: o.network, NoShutdown: o.NoShutdown, Started: w.now().UTC()}
+	rec := failover.PlanRecord{Plan: plan.Name, Type: string(k), Point: o.Point, Network: o.network, NoShutdown: o.NoShutdown,
+		AssumeDone: c.Bool("assume-done"), Started: w.now().UTC()}
 	return w.startPlan(ctx, plan, rec)
 }
 
@@ -181,20 +182,26 @@ func (w *world) onlyPlan(c *cli.Context) (*site.Plan, error) {
 
 // startPlan runs a plan, or goes on with the one of the same type that was begun.
 func (w *world) startPlan(ctx context.Context, plan *site.Plan, rec failover.PlanRecord) error {
+	return w.runPlan(ctx, plan, func() (failover.PlanRecord, error) { return w.begunOr(ctx, plan, rec) }, "")
+}
+
+// begunOr is the record of a plan that is under way, or rec, with which it begins.
+func (w *world) begunOr(ctx context.Context, plan *site.Plan, rec failover.PlanRecord) (failover.PlanRecord, error) {
 	old, ok, err := w.planRecord(plan.Name)
 	if err != nil {
-		return err
+		return rec, err
 	}
 	if ok && old.Ended.IsZero() && w.underWay(ctx, plan, old) {
 		if old.Type != rec.Type && !(rec.Type == string(failover.Unplanned) && old.Type == string(failover.Planned)) {
-			return fault.New(fault.WrongState, "plan %s is under way as %s since %s: \"%s\" goes on with it, and \"%s\" ends it",
+			return rec, fault.New(fault.WrongState, "plan %s is under way as %s since %s: \"%s\" goes on with it, and \"%s\" ends it",
 				plan.Name, old.Type, stamp(old.Started), w.commands("sitrep failover continue --plan "+plan.Name), w.commands("sitrep failover "+ends(old.Type)+" --plan "+plan.Name))
 		}
 		if old.Type == rec.Type {
+			old.AssumeDone = old.AssumeDone || rec.AssumeDone
 			rec = old
 		}
 	}
-	return w.runPlan(ctx, plan, rec, "")
+	return rec, nil
 }
 
 // ends is the command that ends a plan of a type without completing it.
@@ -237,7 +244,7 @@ func partOf(st replica.State, typ string) bool {
 func (p *program) continueCommand() *cli.Command {
 	return &cli.Command{
 		Name: "continue", Usage: "go on with a recovery plan after a manual action, or after what failed was mended",
-		Flags: []cli.Flag{planFlag(), &cli.StringFlag{Name: "done", Usage: "the manual `ACTION` is done: its name or its text"}},
+		Flags: []cli.Flag{planFlag(), &cli.StringFlag{Name: "done", Usage: "the manual `ACTION` is done: its name or its text"}, assumeDoneFlag()},
 		Action: p.action("failover continue", func(ctx context.Context, c *cli.Context) error {
 			w, err := p.open()
 			if err != nil {
@@ -250,21 +257,41 @@ func (p *program) continueCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			rec, ok, err := w.planRecord(plan.Name)
-			if err != nil {
-				return err
-			}
-			if !ok || !rec.Ended.IsZero() || !w.underWay(ctx, plan, rec) {
-				return fault.New(fault.WrongState, "plan %s is not under way", plan.Name)
-			}
-			return w.runPlan(ctx, plan, rec, c.String("done"))
+			return w.runPlan(ctx, plan, func() (failover.PlanRecord, error) { return w.underWayAs(ctx, plan, c.Bool("assume-done")) }, c.String("done"))
 		}),
 	}
 }
 
-// runPlan does what is left of a plan.
-func (w *world) runPlan(ctx context.Context, plan *site.Plan, rec failover.PlanRecord, done string) error {
+// underWayAs is the record of a plan that is under way.
+func (w *world) underWayAs(ctx context.Context, plan *site.Plan, assumeDone bool) (failover.PlanRecord, error) {
+	rec, ok, err := w.planRecord(plan.Name)
+	switch {
+	case err != nil:
+		return rec, err
+	case !ok || !rec.Ended.IsZero() || !w.underWay(ctx, plan, rec):
+		return rec, fault.New(fault.WrongState, "plan %s is not under way", plan.Name)
+	case assumeDone && rec.Type != string(failover.Test):
+		return rec, fault.New(fault.UsageError, "--assume-done is for tests: plan %s is under way as %s", plan.Name, rec.Type)
+	}
+	rec.AssumeDone = rec.AssumeDone || assumeDone
+	return rec, nil
+}
+
+// runPlan does what is left of a plan, by the record that pick finds: under the lock of the plan, so that no other run changes it
+// meanwhile. A dry run changes nothing and takes none.
+func (w *world) runPlan(ctx context.Context, plan *site.Plan, pick func() (failover.PlanRecord, error), done string) (err error) {
 	w.together()
+	if !w.opts.dryRun {
+		lock, err := w.memory.LockPlan(plan.Name)
+		if err != nil {
+			return err
+		}
+		defer lock.Close()
+	}
+	rec, err := pick()
+	if err != nil {
+		return err
+	}
 	run, members, err := w.planRun(ctx, plan, rec)
 	if err != nil {
 		return err
@@ -278,11 +305,6 @@ func (w *world) runPlan(ctx context.Context, plan *site.Plan, rec failover.PlanR
 		}
 		return w.planMembers(ctx, members)
 	}
-	lock, err := w.memory.Lock("plan " + plan.Name)
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
 	job, err := w.memory.Begin(w.res.Command, "Recovery plan "+plan.Name+" ("+rec.Type+")", "")
 	if err != nil {
 		return err
@@ -311,11 +333,11 @@ func (w *world) runPlan(ctx context.Context, plan *site.Plan, rec failover.PlanR
 // reported prints each of the errors that were joined, so that each has its cause and its advice and the gravest makes the
 // exit code.
 func (w *world) reported(err error) error {
-	joined, ok := err.(interface{ Unwrap() []error })
-	if !ok {
+	list := failover.Problems(err)
+	if len(list) < 2 {
 		return err
 	}
-	f := &failures{errs: joined.Unwrap()}
+	f := &failures{errs: list}
 	for _, err := range f.errs {
 		w.printError(w.stderr, err, "")
 	}

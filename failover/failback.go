@@ -132,7 +132,7 @@ func (j *Job) failbackSteps(st replica.State, o FailbackOptions) []Step {
 	return out
 }
 
-// Failback brings the VM home, up to and including the step until ("" = all of it). Run again, it goes on.
+// Failback brings the VM home, up to and including the step until ("" = all of it); see Run. Run again, it goes on.
 func (j *Job) Failback(ctx context.Context, o FailbackOptions, until StepID) error {
 	st, err := j.load(ctx)
 	if err == nil {
@@ -145,12 +145,9 @@ func (j *Job) Failback(ctx context.Context, o FailbackOptions, until StepID) err
 		return j.in(err)
 	}
 	f := &homeward{Job: j, opts: o}
-	for _, s := range j.failbackSteps(st, o) {
+	for _, s := range upTo(j.failbackSteps(st, o), until) {
 		if err := j.Step(s.Name, func() (int64, string, error) { return f.do(ctx, s.ID) }); err != nil {
 			return j.in(err)
-		}
-		if s.ID == until {
-			break
 		}
 	}
 	return nil

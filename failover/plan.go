@@ -46,6 +46,27 @@ type Step struct {
 	Text string
 }
 
+// order is all steps of a failover and of a failback, in the order in which they are done.
+func order() []StepID {
+	return []StepID{StepCheck, StepBegin, StepStopSource, StepLastChanges, StepTakeOver, StepFinish, StepProve, StepClear, StepDisks,
+		StepCreate, StepStart, StepBoot, StepHook, StepComplete,
+		StepFailbackBegin, StepTargets, StepSyncRunning, StepStopRecovered, StepSyncStopped, StepCreateHome, StepStartHome, StepBootHome, StepFailbackDone}
+}
+
+// upTo is the steps that come no later than until ("" = all). The steps are what is left, so until itself may not be among them.
+func upTo(steps []Step, until StepID) []Step {
+	if until == "" {
+		return steps
+	}
+	all := order()
+	last := slices.Index(all, until)
+	end := slices.IndexFunc(steps, func(s Step) bool { return slices.Index(all, s.ID) > last })
+	if end < 0 {
+		return steps
+	}
+	return steps[:end]
+}
+
 // Plan is what a failover will do from where it stands.
 type Plan struct {
 	VM    string

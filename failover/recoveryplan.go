@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -36,11 +37,25 @@ type Action struct {
 // On says in which direction of a plan an action is done; "" is both.
 type On string
 
-// The directions. OnFailover is test failovers too.
+// The directions. OnFailover is test failovers too, OnReal is planned and unplanned ones only.
 const (
 	OnFailover On = "failover"
+	OnReal     On = "real"
 	OnFailback On = "failback"
 )
+
+// applies says whether an action is done by a plan of a type that brings VMs home, or does not.
+func (o On) applies(homeward, test bool) bool {
+	switch o {
+	case OnFailover:
+		return !homeward
+	case OnReal:
+		return !homeward && !test
+	case OnFailback:
+		return homeward
+	}
+	return true
+}
 
 func (a Action) text() string {
 	if a.Script != "" {
@@ -87,8 +102,12 @@ type PlanRecord struct {
 	// Options of the command that continue repeats.
 	NoShutdown bool   `json:"no_shutdown,omitempty"`
 	Mode       string `json:"mode,omitempty"`
-	// Done names the steps that are done, in order.
-	Done []string `json:"done,omitempty"`
+	// AssumeDone says that the manual actions of a test are taken to be done: nobody is asked, and nobody is waited for.
+	AssumeDone bool `json:"assume_done,omitempty"`
+	// Done names the steps that are done, in order, and DoneText is what each of them was: a step of the same name that is about
+	// something else, because the plan was edited meanwhile, is not done. Records of before it was kept have none.
+	Done     []string          `json:"done,omitempty"`
+	DoneText map[string]string `json:"done_text,omitempty"`
 	// Waiting is the manual action that the plan waits for.
 	Waiting string `json:"waiting,omitempty"`
 	// Failed is what went wrong in a plan that went on.
@@ -139,17 +158,42 @@ const stepCheck = "prerequisites check"
 func (p *PlanRun) Outline() []string {
 	var out []string
 	for _, s := range p.steps() {
-		if !slices.Contains(p.Record.Done, s.name) {
+		if !p.done(s) {
 			out = append(out, s.name+": "+s.text)
 		}
 	}
 	return out
 }
 
+// done says that the step was done, as it is in the plan now.
+func (p *PlanRun) done(s planStep) bool {
+	was, known := p.Record.DoneText[s.name]
+	return slices.Contains(p.Record.Done, s.name) && (!known || was == s.text)
+}
+
+// isDone notes that the step is done, in the record that is saved next.
+func (p *PlanRun) isDone(s planStep) {
+	p.Record.Waiting = ""
+	if !slices.Contains(p.Record.Done, s.name) {
+		p.Record.Done = append(slices.Clone(p.Record.Done), s.name)
+	}
+	p.Record.DoneText = maps.Clone(p.Record.DoneText)
+	if p.Record.DoneText == nil {
+		p.Record.DoneText = map[string]string{}
+	}
+	p.Record.DoneText[s.name] = s.text
+}
+
+func (p *PlanRun) isTest() bool { return p.Record.Type == string(Test) }
+
+// assumes says that manual actions are taken to be done. That is for tests: nobody relies on them.
+func (p *PlanRun) assumes() bool { return p.Record.AssumeDone && p.isTest() }
+
 // planStep is one step of a plan. A step of VMs is done for each at the same time.
 type planStep struct {
 	name, text string
 	do         func(ctx context.Context) error
+	manual     bool
 }
 
 // steps is the whole plan as data.
@@ -159,17 +203,17 @@ func (p *PlanRun) steps() []planStep {
 	for _, g := range p.Plan.Groups {
 		all = append(all, g.VMs...)
 	}
-	out = append(out, planStep{stepCheck, strings.Join(all, ", "), p.forEach(all, Member.Check)})
+	out = append(out, planStep{stepCheck, strings.Join(all, ", "), p.forEach(all, Member.Check), false})
 	if p.StopsSources {
 		for i := len(p.Plan.Groups) - 1; i >= 0; i-- {
 			g := p.Plan.Groups[i]
-			out = append(out, planStep{fmt.Sprintf("shutdown of group %d", i+1), strings.Join(g.VMs, ", "), p.forEach(g.VMs, Member.Shutdown)})
+			out = append(out, planStep{fmt.Sprintf("shutdown of group %d", i+1), strings.Join(g.VMs, ", "), p.forEach(g.VMs, Member.Shutdown), false})
 		}
 	}
-	out = append(out, planStep{"failover of all VMs", strings.Join(all, ", "), p.forEach(all, Member.Prepare)})
+	out = append(out, planStep{"failover of all VMs", strings.Join(all, ", "), p.forEach(all, Member.Prepare), false})
 	for i, g := range p.Plan.Groups {
 		out = append(out, p.actions(i+1, "pre", g.Pre)...)
-		out = append(out, planStep{fmt.Sprintf("group %d: start", i+1), strings.Join(g.VMs, ", "), p.forEach(g.VMs, Member.Boot)})
+		out = append(out, planStep{fmt.Sprintf("group %d: start", i+1), strings.Join(g.VMs, ", "), p.forEach(g.VMs, Member.Boot), false})
 		out = append(out, p.actions(i+1, "post", g.Post)...)
 	}
 	return out
@@ -178,10 +222,10 @@ func (p *PlanRun) steps() []planStep {
 func (p *PlanRun) actions(group int, when string, list []Action) []planStep {
 	var out []planStep
 	for i, a := range list {
-		if a.On != "" && (a.On == OnFailback) != p.Homeward {
+		if !a.On.applies(p.Homeward, p.isTest()) {
 			continue // the others keep their numbers, which are those of the plan as it is written
 		}
-		out = append(out, planStep{ActionID(group, when, i+1), a.text(), p.action(group, when, i+1, a)})
+		out = append(out, planStep{ActionID(group, when, i+1), a.text(), p.action(group, when, i+1, a), a.Script == ""})
 	}
 	return out
 }
@@ -203,7 +247,7 @@ func (p *PlanRun) forEach(names []string, f func(Member, context.Context) error)
 			})
 		}
 		_ = g.Wait() // the errors are in errs
-		return errors.Join(errs...)
+		return several(errs...)
 	}
 }
 
@@ -218,6 +262,9 @@ func (p *PlanRun) action(group int, when string, n int, a Action) func(context.C
 			return p.RunScript(ctx, a, p.context(group, when))
 		}
 		id := ActionID(group, when, n)
+		if p.assumes() {
+			return nil
+		}
 		if p.Ask != nil {
 			done, err := p.Ask(ctx, id+": "+a.Manual)
 			if done || err != nil {
@@ -245,8 +292,7 @@ func (p *PlanRun) Confirm(action string) error {
 		}
 		known = true
 		if p.Record.Waiting == s.name { // another action may have the same text
-			p.Record.Waiting = ""
-			p.Record.Done = append(p.Record.Done, s.name)
+			p.isDone(s)
 			return p.Save(p.Record)
 		}
 	}
@@ -264,21 +310,29 @@ func (p *PlanRun) Confirm(action string) error {
 func (p *PlanRun) Run(ctx context.Context) error {
 	p.Record.Failed = nil
 	for _, s := range p.steps() {
-		if slices.Contains(p.Record.Done, s.name) {
+		if p.done(s) {
 			continue
 		}
 		if err := ctx.Err(); err != nil {
-			return errors.Join(append(p.errs, err)...)
+			return several(append(p.errs, err)...)
 		}
-		err := p.Step(s.name, func() (int64, string, error) { return 0, s.text, p.settle(s, s.do(ctx)) })
+		err := p.Step(s.name, func() (int64, string, error) { return 0, p.noteOf(s), p.settle(s, s.do(ctx)) })
 		if err != nil {
-			return errors.Join(append(p.errs, flat(err)...)...)
+			return several(append(p.errs, Problems(err)...)...)
 		}
 	}
 	if len(p.Record.Failed) == 0 {
 		p.Record.Ended = p.Now().UTC()
 	}
-	return errors.Join(append(p.errs, p.Save(p.Record))...)
+	return several(append(p.errs, p.Save(p.Record))...)
+}
+
+// noteOf is what the job says of a step.
+func (p *PlanRun) noteOf(s planStep) string {
+	if s.manual && p.assumes() {
+		return "assumed done: " + s.text
+	}
+	return s.text
 }
 
 // settle records what became of a step. The error that it returns stops the plan.
@@ -286,18 +340,17 @@ func (p *PlanRun) settle(s planStep, err error) error {
 	var w *waits
 	switch {
 	case err == nil:
-		p.Record.Waiting = ""
-		p.Record.Done = append(p.Record.Done, s.name)
+		p.isDone(s)
 		return p.Save(p.Record)
 	case errors.As(err, &w):
 		p.Record.Waiting = w.id
-		return errors.Join(p.Save(p.Record), fault.New(fault.ManualAction, "plan %s waits: %s: %s", p.Plan.Name, w.id, w.text).
+		return several(p.Save(p.Record), fault.New(fault.ManualAction, "plan %s waits: %s: %s", p.Plan.Name, w.id, w.text).
 			Then(fmt.Sprintf("sitrep failover continue --plan %s --done '%s'", p.Plan.Name, w.id)))
 	case fault.Cancelled(err):
 		return err
 	}
 	var errs []error
-	for _, err := range flat(err) {
+	for _, err := range Problems(err) {
 		if e := fault.Find(err); e != nil && e.Next == "" {
 			e.Next = "sitrep failover continue --plan " + p.Plan.Name
 		}
@@ -305,26 +358,47 @@ func (p *PlanRun) settle(s planStep, err error) error {
 		errs = append(errs, fmt.Errorf("%s: %w", s.name, err))
 	}
 	if serr := p.Save(p.Record); serr != nil {
-		return errors.Join(append(errs, serr)...)
+		return several(append(errs, serr)...)
 	}
 	if !p.GoesOn {
-		return errors.Join(errs...)
+		return several(errs...)
 	}
 	p.errs = append(p.errs, errs...)
 	return nil
 }
 
-// flat is the errors that were joined.
-func flat(err error) []error {
-	joined, ok := err.(interface{ Unwrap() []error })
+// problems is an error that is several, each with a cause and a way out of its own. An error that only wraps several, and has words of
+// its own for them, is one.
+type problems []error
+
+func (p problems) Error() string   { return errors.Join(p...).Error() }
+func (p problems) Unwrap() []error { return p }
+
+// Problems is the errors of a recovery plan, each on its own; any other error is itself, alone.
+func Problems(err error) []error {
+	list, ok := err.(problems)
 	if !ok {
 		return []error{err}
 	}
 	var out []error
-	for _, e := range joined.Unwrap() {
-		out = append(out, flat(e)...)
+	for _, e := range list {
+		out = append(out, Problems(e)...)
 	}
 	return out
+}
+
+// several is the errors that are not nil as one error; nil when there is none.
+func several(errs ...error) error {
+	var list problems
+	for _, err := range errs {
+		if err != nil {
+			list = append(list, err)
+		}
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	return list
 }
 
 func plural(n int, noun string) string {

@@ -15,7 +15,8 @@ import (
 	"sitrep/replicate"
 )
 
-// Run does what is left of a failover, up to and including the step until ("" = all of it). Run again, it goes on.
+// Run does what is left of a failover, up to and including the step until ("" = all of it): nothing that comes after that step,
+// also when the step itself was done by an earlier run. Run again, it goes on.
 func (j *Job) Run(ctx context.Context, k Kind, o Options, until StepID) error {
 	st, err := j.load(ctx)
 	if err != nil {
@@ -26,12 +27,9 @@ func (j *Job) Run(ctx context.Context, k Kind, o Options, until StepID) error {
 		return j.in(err)
 	}
 	r := &run{Job: j, kind: k, opts: o, plan: p}
-	for _, s := range p.Steps {
+	for _, s := range upTo(p.Steps, until) {
 		if err := j.Step(s.Name, func() (int64, string, error) { return r.do(ctx, s.ID) }); err != nil {
 			return j.in(err)
-		}
-		if s.ID == until {
-			break
 		}
 	}
 	return nil

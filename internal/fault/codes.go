@@ -209,7 +209,7 @@ func table() map[Code]row {
 		BootFailed:       {Critical, "The VM was started, but its boot check did not pass.", "Look at its console; another recovery point may boot.", "sitrep points {vm}"},
 		HookFailed:       {Critical, "A script of the site file failed.", "Mend what the script complains about.", "{again}"},
 		AddressTaken:     {Critical, "An address that the VM needs at the recovery site is taken; nothing was started.", "Free the address, or give the NIC another recovery_ip.", "{again}"},
-		ManualAction:     {Refused, "The recovery plan waits for a person to do something.", "Do it, and say so.", "sitrep jobs"},
+		ManualAction:     {Waits, "The recovery plan waits for a person to do something.", "Do it, and say so.", "sitrep jobs"},
 		TestRunning:      {Refused, "A test failover of this VM has not been cleaned up.", "", "sitrep failover cleanup {vm}"},
 		HostChanged:      {Refused, "The recovered VM is at another host than the site file names.", "Name that host in the site file again, or work on the machine where it runs. When it is gone for good, --host-lost leaves what is there.", "{again}"},
 		FailoverFailed:   {Critical, "A failover did not get done.", "Mend what the message names; the same command goes on where it stopped.", "{again}"},

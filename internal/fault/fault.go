@@ -33,6 +33,8 @@ const (
 	Usage
 	// Locked means that another run holds the lock (exit code 11).
 	Locked
+	// Waits means that a recovery plan waits for a person (exit code 12).
+	Waits
 )
 
 // Error is an error for the operator. Only Code is required.

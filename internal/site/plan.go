@@ -57,7 +57,7 @@ func parseActions(v value) []Action {
 		if o.has("timeout") && !o.has("script") {
 			o.get("timeout").fail("timeout: only a script has one")
 		}
-		a := Action{Script: o.get("script").program(), On: choice(o.get("on"), both, both, OnFailover, OnFailback)}
+		a := Action{Script: o.get("script").program(), On: choice(o.get("on"), both, both, OnFailover, OnReal, OnFailback)}
 		if a.On == both {
 			a.On = OnBoth
 		}

@@ -404,10 +404,11 @@ type Action struct {
 // On says in which direction of a recovery plan an action is done.
 type On string
 
-// The directions. OnFailover is test failovers too.
+// The directions. OnFailover is test failovers too, OnReal is planned and unplanned ones only.
 const (
 	OnBoth     On = "" // "both" in the file, and the default
 	OnFailover On = "failover"
+	OnReal     On = "real"
 	OnFailback On = "failback"
 )
 
