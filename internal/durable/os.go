@@ -6,9 +6,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 
 	"sitrep/internal/block"
+	"sitrep/internal/fault"
 )
 
 // OS returns the operating system's own filesystem.
@@ -20,27 +23,97 @@ func (osFS) Open(name string) (File, error)   { return openOS(name, os.O_RDONLY)
 func (osFS) OpenRW(name string) (File, error) { return openOS(name, os.O_RDWR) }
 func (osFS) Create(name string) (File, error) { return openOS(name, os.O_RDWR|os.O_CREATE|os.O_EXCL) }
 
+// openOS opens only what a file or a disk can be: never a pipe, which would keep the caller waiting for its other end, nor a
+// character device, which may do something when it is opened. Links are followed: who names a path means where it leads.
 func openOS(name string, flag int) (File, error) {
-	f, err := os.OpenFile(name, flag, 0o600)
+	if flag&os.O_CREATE == 0 {
+		info, err := os.Stat(name)
+		if err == nil {
+			err = checkKind(name, info.Mode())
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	f, err := os.OpenFile(name, flag|noBlock, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	info, err := f.Stat()
-	if err == nil && info.IsDir() {
-		err = &fs.PathError{Op: "open", Path: name, Err: syscall.EISDIR}
+	if err == nil {
+		err = checkKind(name, info.Mode())
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	return fileOf(f, flag), nil
+}
+
+// fileOf is the File of what was opened with these flags.
+func fileOf(f *os.File, flag int) File {
 	if flag&os.O_CREATE != 0 {
 		makeSparse(f)
 	}
-	return &osFile{File: f}, nil
+	return &osFile{File: f}
 }
 
-func (osFS) Rename(oldName, newName string) error { return os.Rename(oldName, newName) }
-func (osFS) Remove(name string) error             { return os.Remove(name) }
-func (osFS) Clone(oldName, newName string) error  { return cloneFile(oldName, newName) }
+// checkKind refuses what is neither a regular file nor a block device.
+func checkKind(name string, mode fs.FileMode) error {
+	block := mode&fs.ModeDevice != 0 && mode&fs.ModeCharDevice == 0
+	switch {
+	case mode.IsDir():
+		return &fs.PathError{Op: "open", Path: name, Err: syscall.EISDIR}
+	case mode.IsRegular(), block:
+		return nil
+	}
+	return unsafeFile(name, "is "+kindOf(mode)+", not a file or a block device")
+}
+
+// kindOf names what is no regular file.
+func kindOf(mode fs.FileMode) string {
+	switch {
+	case mode.IsDir():
+		return "a folder"
+	case mode&fs.ModeSymlink != 0:
+		return "a symbolic link"
+	case mode&fs.ModeNamedPipe != 0:
+		return "a named pipe"
+	case mode&fs.ModeSocket != 0:
+		return "a socket"
+	case mode&fs.ModeCharDevice != 0:
+		return "a character device"
+	case mode&fs.ModeDevice != 0:
+		return "a block device"
+	}
+	return "a special file"
+}
+
+// unsafeFile is the error of a name behind which something else lies than what sitrep puts there.
+func unsafeFile(name, why string) error { return fault.New(fault.UnsafeFile, "%s", why).At(name) }
+
+// mayBeReplaced refuses a rename onto anything but a regular file or nothing: a device, a pipe or a link that somebody named
+// would be gone.
+func mayBeReplaced(name string, info fs.FileInfo, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().IsRegular():
+		return nil
+	}
+	return unsafeFile(name, "is "+kindOf(info.Mode())+" and is not replaced by a file")
+}
+
+func (osFS) Rename(oldName, newName string) error {
+	info, err := os.Lstat(newName)
+	if err := mayBeReplaced(newName, info, err); err != nil {
+		return err
+	}
+	return os.Rename(oldName, newName)
+}
+func (osFS) Remove(name string) error            { return os.Remove(name) }
+func (osFS) Clone(oldName, newName string) error { return cloneFile(oldName, newName) }
 
 func (osFS) Link(oldName, newName string) error {
 	err := os.Link(oldName, newName)
@@ -82,10 +155,20 @@ func (f osFS) syncFound(parent string) error {
 }
 
 func (osFS) ReadDir(name string) ([]Entry, error) {
-	list, err := os.ReadDir(name)
+	d, err := openFolder(name)
 	if err != nil {
 		return nil, err
 	}
+	return listed(d)
+}
+
+// listed lists an open folder and closes it.
+func listed(d *os.File) ([]Entry, error) {
+	list, err := d.ReadDir(-1)
+	if err = errors.Join(err, d.Close()); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(list, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
 	out := make([]Entry, len(list))
 	for i, e := range list {
 		out[i] = Entry{Name: e.Name(), Dir: e.IsDir()}
@@ -101,7 +184,13 @@ func (osFS) Stat(name string) (Stamp, error) {
 	return stampOf(info), nil
 }
 
-func (osFS) SyncDir(name string) error { return syncDir(name) }
+func (osFS) SyncDir(name string) error {
+	d, err := openFolder(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(syncFolder(d), d.Close())
+}
 
 func (osFS) Boot() string { return bootID() }
 

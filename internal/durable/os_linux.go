@@ -37,16 +37,21 @@ func bootID() string {
 	return strings.TrimSpace(string(id))
 }
 
-func syncDir(name string) error {
-	d, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	err = d.Sync()
+// noBlock keeps open(2) from waiting: for the other end of a pipe that took the place of a file since it was looked at.
+const noBlock = unix.O_NONBLOCK
+
+// openFolder opens a folder, and nothing else.
+func openFolder(name string) (*os.File, error) {
+	return os.OpenFile(name, os.O_RDONLY|unix.O_DIRECTORY, 0)
+}
+
+// syncFolder makes the names in an open folder durable.
+func syncFolder(d *os.File) error {
+	err := d.Sync()
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTSUP) {
-		err = nil // the filesystem (some network ones) has no such call and makes names durable by itself
+		return nil // the filesystem (some network ones) has no such call and makes names durable by itself
 	}
-	return errors.Join(err, d.Close())
+	return err
 }
 
 // Free is how many bytes an ordinary user can still write to the volume of a folder; see the function Free.
@@ -67,11 +72,32 @@ func (l fileLock) Close() error {
 	return errors.Join(err, l.f.Close())
 }
 
-// lockFile locks what the name stands for when it is locked: a holder may remove the file before it releases it, and
-// who opened it in between must not take the lock of a file that has no name any more.
+// lockFile locks a file that may be created, by its name, without following a link.
 func lockFile(name string) (io.Closer, error) {
+	return lockNamed(name, func() (*os.File, error) {
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|noBlock, 0o600)
+		if errors.Is(err, unix.ELOOP) {
+			return nil, unsafeFile(name, "is a symbolic link, and no lock is taken behind one")
+		}
+		if err != nil {
+			return nil, err
+		}
+		info, err := f.Stat()
+		if err == nil && !info.Mode().IsRegular() {
+			err = unsafeFile(name, "is "+kindOf(info.Mode())+", and no lock is taken on one")
+		}
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		return f, nil
+	}, func() (fs.FileInfo, error) { return os.Lstat(name) })
+}
+
+// lockNamed locks what the name stands for when it is locked: a holder may remove the file before it releases it, and
+// who opened it in between must not take the lock of a file that has no name any more.
+func lockNamed(name string, open func() (*os.File, error), stat func() (fs.FileInfo, error)) (io.Closer, error) {
 	for {
-		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+		f, err := open()
 		if err != nil {
 			return nil, err
 		}
@@ -87,7 +113,7 @@ func lockFile(name string) (io.Closer, error) {
 		if err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
-		named, err := os.Stat(name)
+		named, err := stat()
 		if err == nil && os.SameFile(mine, named) {
 			return fileLock{f}, nil
 		}
@@ -124,7 +150,7 @@ func lockedBy(f *os.File) error {
 }
 
 func cloneFile(oldName, newName string) error {
-	src, err := os.Open(oldName)
+	src, err := openOS(oldName, os.O_RDONLY)
 	if err != nil {
 		return err
 	}
@@ -133,19 +159,25 @@ func cloneFile(oldName, newName string) error {
 	if err != nil {
 		return err
 	}
-	err = retryEINTR(func() error { return unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) })
+	return cloneInto(dst, src, func() error { return os.Remove(newName) })
+}
+
+// cloneInto makes the new file dst a clone of src, and closes it; one that fails is removed.
+func cloneInto(dst *os.File, from File, remove func() error) error {
+	src := from.(*osFile).File
+	err := retryEINTR(func() error { return unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) })
 	if cerr := dst.Close(); err == nil {
 		err = cerr
 	}
 	if err == nil {
 		return nil
 	}
-	if isAny(err, unix.EOPNOTSUPP, unix.ENOTTY, unix.EXDEV, unix.EINVAL, unix.ENOSYS, unix.EPERM) {
-		err = errors.Join(errors.ErrUnsupported, &os.LinkError{Op: "clone", Old: oldName, New: newName, Err: err})
-	} else {
-		err = &os.LinkError{Op: "clone", Old: oldName, New: newName, Err: err}
+	unsupported := isAny(err, unix.EOPNOTSUPP, unix.ENOTTY, unix.EXDEV, unix.EINVAL, unix.ENOSYS, unix.EPERM)
+	err = &os.LinkError{Op: "clone", Old: src.Name(), New: dst.Name(), Err: err}
+	if unsupported {
+		err = errors.Join(errors.ErrUnsupported, err)
 	}
-	return errors.Join(err, os.Remove(newName))
+	return errors.Join(err, remove())
 }
 
 // extentOf asks the filesystem where data begins. A block device, or a filesystem without the call, is all data.

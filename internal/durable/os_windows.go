@@ -47,7 +47,11 @@ func punch(f *osFile, off, n int64) error {
 	return nil
 }
 
-func syncDir(string) error { return nil } // NTFS journals names; a folder's handle cannot be flushed
+const noBlock = 0 // opening a pipe does not wait
+
+func openFolder(name string) (*os.File, error) { return os.Open(name) }
+
+func syncFolder(*os.File) error { return nil } // NTFS journals names; a folder's handle cannot be flushed
 
 type fileLock struct{ f *os.File }
 

@@ -26,6 +26,8 @@ const (
 	RunLocked        Code = "locked"
 	ReplicaHeld      Code = "replica-held"
 	Exists           Code = "exists"
+	// UnsafeFile is a link, a pipe, a device or a file of somebody else where a file of sitrep, or a disk, has to be.
+	UnsafeFile Code = "unsafe-file"
 
 	DiskMissing      Code = "disk-missing"
 	DiskFormat       Code = "disk-format"
@@ -168,6 +170,7 @@ func table() map[Code]row {
 		PrerequisiteFail: {Prerequisite, "The VM does not meet a prerequisite of protection.", "Do what the finding says; sitrep check {vm} lists all of them.", "{again}"},
 		RunLocked:        {Locked, "Another run of sitrep works on this VM.", "Wait until it ends.", "sitrep jobs --vm {vm}"},
 		ReplicaHeld:      {Locked, "Another run of sitrep, or one that is gone, holds the replica.", "Wait until it ends; only when that run, or its machine, is gone for good, take the replica over from it.", "sitrep store unlock {vm}"},
+		UnsafeFile:       {Critical, "What lies there is not what sitrep puts there: a link, a pipe, a device, or a file of another account. Somebody who can write to the folder may have meant to have other files read, overwritten or removed.", "Find out who put it there; then bring back what belongs there, or remove it.", "sitrep resume {vm}"},
 		Exists:           {Refused, "The file is there already.", "Give another name, or move the file away.", ""},
 
 		DiskMissing:      {Critical, "The source disk is not where the site file says.", "Bring the disk back or correct its path.", "sitrep resume {vm}"},

@@ -47,7 +47,7 @@ type Dir struct {
 
 // Open returns the memory that lies, or will lie, in the folder path. It reads and creates nothing.
 func Open(fsys durable.FS, path string, now func() time.Time) *Dir {
-	return &Dir{fs: fsys, path: path, now: now}
+	return &Dir{fs: durable.Within(fsys, path), path: path, now: now}
 }
 
 // Path returns the path of a file or folder of the memory.

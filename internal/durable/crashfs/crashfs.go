@@ -35,6 +35,7 @@ import (
 
 	"sitrep/internal/block"
 	"sitrep/internal/durable"
+	"sitrep/internal/fault"
 )
 
 // ErrCut is what every operation returns once the power is cut.
@@ -210,6 +211,39 @@ func (s *FS) Open(name string) (durable.File, error) { return s.open(name, false
 
 // OpenRW is part of durable.FS.
 func (s *FS) OpenRW(name string) (durable.File, error) { return s.open(name, true) }
+
+// within is the part of an FS that lies in a folder; see durable.Within. There are no links here but hard ones.
+type within struct {
+	*FS
+	root string
+}
+
+// Within is asked for by durable.Within.
+func (s *FS) Within(root string) durable.FS { return within{s, clean(root)} }
+
+func (w within) Open(name string) (durable.File, error)   { return w.oneName(name, w.FS.Open) }
+func (w within) OpenRW(name string) (durable.File, error) { return w.oneName(name, w.FS.OpenRW) }
+
+// OpenLinked is asked for by durable.OpenLinked.
+func (w within) OpenLinked(name string) (durable.File, error) { return w.FS.Open(name) }
+
+// oneName refuses a file that has more names than the one below root.
+func (w within) oneName(name string, open func(string) (durable.File, error)) (durable.File, error) {
+	if rel, err := filepath.Rel(w.root, clean(name)); err != nil || !filepath.IsLocal(rel) {
+		return nil, fault.New(fault.UnsafeFile, "does not lie in %s", w.root).At(name)
+	}
+	f, err := open(name)
+	if err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	links := f.(*file).f.links
+	w.mu.Unlock()
+	if links > 1 {
+		return nil, errors.Join(fault.New(fault.UnsafeFile, "has %d names", links).At(name), f.Close())
+	}
+	return f, nil
+}
 
 func (s *FS) open(name string, write bool) (durable.File, error) {
 	s.mu.Lock()

@@ -38,13 +38,17 @@ var _ replica.Prober = (*Store)(nil)
 
 // Probe tries the folder; see replica.Prober. A folder that is not there is made for the time of the probe.
 func (s *Store) Probe(ctx context.Context) ([]replica.Check, error) {
-	p := &probe{fs: s.fs, root: s.root, patience: probeTicks}
-	return p.run(ctx)
+	return newProbe(s.all, s.root, probeTicks).run(ctx)
+}
+
+func newProbe(fsys durable.FS, root string, patience time.Duration) *probe {
+	return &probe{fs: durable.Within(fsys, root), all: fsys, root: root, patience: patience}
 }
 
 // probe is one trial of a folder.
 type probe struct {
-	fs       durable.FS
+	fs       durable.FS // within root
+	all      durable.FS // for the folders above root
 	root     string
 	patience time.Duration // how long to wait for the filesystem's clock
 
@@ -72,7 +76,7 @@ func (p *probe) run(ctx context.Context) ([]replica.Check, error) {
 // begin makes the folder of the probe, and a file in it.
 func (p *probe) begin() error {
 	for dir := p.root; ; dir = filepath.Dir(dir) {
-		if _, err := p.fs.Stat(dir); !errors.Is(err, fs.ErrNotExist) || filepath.Dir(dir) == dir {
+		if _, err := p.all.Stat(dir); !errors.Is(err, fs.ErrNotExist) || filepath.Dir(dir) == dir {
 			break
 		}
 		p.made = append(p.made, dir)
@@ -134,7 +138,7 @@ func (p *probe) end() (err error) {
 	}
 	err = errors.Join(err, p.removeAll(p.folder))
 	for _, dir := range p.made {
-		err = errors.Join(err, durable.RemoveIfThere(p.fs, dir))
+		err = errors.Join(err, durable.RemoveIfThere(p.all, dir))
 	}
 	return err
 }

@@ -26,7 +26,7 @@ import (
 func probed(t *testing.T, fsys durable.FS, root string) []replica.Check {
 	t.Helper()
 	before := names(t, fsys, filepath.Dir(root))
-	p := &probe{fs: fsys, root: root, patience: 20 * time.Millisecond}
+	p := newProbe(fsys, root, 20*time.Millisecond)
 	checks, err := p.run(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -98,13 +98,13 @@ func TestProbeIsNoReplica(t *testing.T) {
 		t.Fatal(err)
 	}
 	seen := 0
-	p := &probe{fs: &faultyFS{FS: fsys, create: func(string) error {
+	p := newProbe(&faultyFS{FS: fsys, create: func(string) error {
 		seen++
 		for name, err := range store.List(t.Context()) {
 			t.Errorf("the list has %q: %v", name, err)
 		}
 		return nil
-	}}, root: "/store"}
+	}}, "/store", 0)
 	if _, err := p.run(t.Context()); err != nil || seen == 0 {
 		t.Fatal(seen, err)
 	}
@@ -159,12 +159,12 @@ func TestProbeCancelled(t *testing.T) {
 	fsys := crashfs.New()
 	ctx, cancel := context.WithCancel(t.Context())
 	n := 0
-	p := &probe{fs: &faultyFS{FS: fsys, create: func(string) error {
+	p := newProbe(&faultyFS{FS: fsys, create: func(string) error {
 		if n++; n == 5 {
 			cancel()
 		}
 		return nil
-	}}, root: "/store"}
+	}}, "/store", 0)
 	checks, err := p.run(ctx)
 	if !fault.Cancelled(err) || len(replica.Unfit(checks)) > 0 {
 		t.Errorf("%v, %v", checks, err)
@@ -246,7 +246,7 @@ func TestProbeFindsFaults(t *testing.T) {
 		})
 	}
 	t.Run("what cannot be removed", func(t *testing.T) {
-		p := &probe{fs: &faultyFS{FS: crashfs.New(), remove: injected}, root: "/store"}
+		p := newProbe(&faultyFS{FS: crashfs.New(), remove: injected}, "/store", 0)
 		checks, err := p.run(t.Context())
 		if bad := replica.Unfit(checks); err != nil || !slices.Contains(bad, "what was made can be removed") {
 			t.Errorf("%q, %v", bad, err)

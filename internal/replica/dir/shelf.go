@@ -96,7 +96,7 @@ func (s *shelf) link(f durable.File, tmp string) (int64, error) {
 
 // sameFile says whether path is f, and makes what was written to f durable.
 func (s *shelf) sameFile(f durable.File, path string) (same bool, err error) {
-	g, err := s.r.fs.OpenRW(path)
+	g, err := durable.OpenLinked(s.r.fs, path)
 	if err != nil {
 		return false, err
 	}
@@ -234,7 +234,7 @@ func (s *shelf) Open(ctx context.Context, name string) (durable.File, error) {
 	if err := checkLogName(name); err != nil {
 		return nil, fault.In(err, s.r.vm, "")
 	}
-	f, err := s.r.fs.Open(s.Path(name))
+	f, err := durable.OpenLinked(s.r.fs, s.Path(name)) // beside the disk it may have its first name still
 	if err != nil {
 		return nil, fault.In(err, s.r.vm, "")
 	}

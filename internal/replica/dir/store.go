@@ -15,6 +15,9 @@
 // Names become visible in one step, by rename; what is half made has a name of durable.TempName and is removed by the
 // next run that holds the VM's lock.
 //
+// Others may be able to write to the folder. What they put there is not followed, opened or removed as if it were ours: see
+// durable.Within.
+//
 // # Taking over
 //
 // A failover takes the replica from a run that may hang, or be stopped, with the lock held and files open for writing, and
@@ -87,14 +90,17 @@ type identity struct {
 
 // Store is a folder of replicas.
 type Store struct {
-	fs   durable.FS
+	fs   durable.FS // within root
+	all  durable.FS // for the folders above root
 	root string
 }
 
 var _ replica.Store = (*Store)(nil)
 
 // New returns the store in the folder root. It touches nothing.
-func New(fsys durable.FS, root string) *Store { return &Store{fs: fsys, root: root} }
+func New(fsys durable.FS, root string) *Store {
+	return &Store{fs: durable.Within(fsys, root), all: fsys, root: root}
+}
 
 // Describe returns the folder.
 func (s *Store) Describe() string { return s.root }
