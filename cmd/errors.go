@@ -119,7 +119,11 @@ func (p *program) retryText(c fault.Class, at *time.Time) string {
 // wrongArgument is the error of a file or folder that was named on the command line: when it is not there, the command
 // line is wrong, and no VM or site file has anything to do with it.
 func wrongArgument(err error, name string) error {
-	if e := fault.FromOS(err); e.Code != fault.NotFound {
+	switch e := fault.FromOS(err); e.Code {
+	case fault.UnsafeFile:
+		return fault.New(fault.UsageError, "%s: name another file on the command line", e.Msg).At(name)
+	case fault.NotFound:
+	default:
 		return e
 	}
 	return fault.New(fault.UsageError, "there is no such file or folder: the path on the command line is wrong").At(name)

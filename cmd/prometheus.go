@@ -1,11 +1,14 @@
 package cmd
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"sitrep/internal/durable"
@@ -31,6 +34,9 @@ func (w *world) writeMetrics(file string, list []*statusObject) error {
 	if err != nil {
 		return fault.FromOS(err)
 	}
+	if isStream(path) {
+		return writeStream(path, text)
+	}
 	err = durable.Replace(w.fs, path, func(f durable.File) error {
 		if _, err := f.WriteAt([]byte(text), 0); err != nil {
 			return err
@@ -39,6 +45,34 @@ func (w *world) writeMetrics(file string, list []*statusObject) error {
 	})
 	if err != nil {
 		return wrongArgument(err, file)
+	}
+	return nil
+}
+
+// stdoutOr is onStdout for the names that the system has for it.
+func stdoutOr(file string) string {
+	switch file {
+	case "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1":
+		return onStdout
+	}
+	return file
+}
+
+// isStream says whether a name leads to something that is written to and never replaced: a terminal, a pipe, /dev/null.
+func isStream(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode()&(fs.ModeCharDevice|fs.ModeNamedPipe) != 0
+}
+
+// writeStream writes without waiting for somebody to read a pipe that nobody has open.
+func writeStream(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return fault.FromOS(err)
+	}
+	_, err = f.WriteString(text)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fault.FromOS(err)
 	}
 	return nil
 }

@@ -107,7 +107,7 @@ func (p *program) statusCommand() *cli.Command {
 }
 
 func (p *program) status(ctx context.Context, c *cli.Context) error {
-	file := c.String("prometheus")
+	file := stdoutOr(c.String("prometheus"))
 	switch {
 	case c.Bool("watch") && (c.Bool("check") || file != "" || p.opts.json):
 		return fault.New(fault.UsageError, "--watch is for people: it excludes --check, --prometheus and --json")

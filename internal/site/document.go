@@ -35,9 +35,26 @@ func (d *doc) read(data []byte) *yaml.Node {
 		d.add(second.Line, second.Column, "", "a site file holds one YAML document, and here a second one begins")
 		return nil
 	}
+	if n := root.Content[0]; !isSiteFile(n) { // it may be anybody's file, with anybody's secrets
+		d.add(n.Line, n.Column, "", "this is no site file: it has none of the keys %s (what it has is not shown)", strings.Join(siteKeys, ", "))
+		return nil
+	}
 	d.dead = map[*yaml.Node]bool{}
 	d.refuse(root.Content[0], nil)
 	return root.Content[0]
+}
+
+// isSiteFile says whether a document can be meant as a site file: a list, or a mapping that has at least one of its keys.
+func isSiteFile(n *yaml.Node) bool {
+	if n.Kind != yaml.MappingNode {
+		return n.Kind != yaml.ScalarNode
+	}
+	for i := 0; i < len(n.Content); i += 2 {
+		if contains(siteKeys, n.Content[i].Value) {
+			return true
+		}
+	}
+	return false
 }
 
 // decode reads the first document, and the second when there is one. The library is known to panic on some malformed

@@ -58,13 +58,25 @@ vmm:
 }
 
 func TestErrorsAreCapped(t *testing.T) {
-	all := errorsOf(t, "x: y\n"+strings.Repeat("k: v\n", 1000))
-	// x, k, 999 duplicates of k, and four missing keys
-	if len(all.List) != maxErrors || all.More != 1+1000+4-maxErrors {
+	all := errorsOf(t, "vault: y\n"+strings.Repeat("k: v\n", 1000))
+	// k, 999 duplicates of k, and three missing keys
+	if len(all.List) != maxErrors || all.More != 1000+3-maxErrors {
 		t.Errorf("%d and %d more", len(all.List), all.More)
 	}
 	if !strings.HasSuffix(all.Error(), fmt.Sprintf("site.yaml: and %d more errors", all.More)) {
 		t.Error(all.Error()[len(all.Error())-80:])
+	}
+}
+
+// TestFileOfAnotherProgram: who may run sitrep as root must not read with it what root may read.
+func TestFileOfAnotherProgram(t *testing.T) {
+	for what, text := range map[string]string{
+		"shadow": "root:$y$j9T$topsecret:19000:0:99999:7:::\ndaemon:*:19000:0:99999:7:::\n", "scalar": "topsecret\n",
+		"keys": "topsecret: x\nb: topsecret\n", "mixed": "vault: v\n\"root:$6$topsecret\": x\n\"root:$6$topsecret2\": x\n",
+	} {
+		if all := errorsOf(t, text); strings.Contains(all.Error(), "secret") || what != "mixed" && len(all.List) != 1 {
+			t.Errorf("%s: %v", what, all)
+		}
 	}
 }
 

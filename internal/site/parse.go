@@ -24,6 +24,9 @@ type refs struct {
 	target    func(NIC) (*RecoveryNetwork, *Subnet)
 }
 
+// siteKeys are the keys of a site file.
+var siteKeys = []string{"vault", "store", "policies", "networks", "recovery", "network_mapping", "vmm", "recovery_plans"}
+
 // site reads the whole document, what is referred to before what refers to it, wherever it stands in the file.
 func (d *doc) site(s *Site, root value) {
 	r := &refs{
@@ -38,7 +41,7 @@ func (d *doc) site(s *Site, root value) {
 		macs:     map[string]int{},
 		target:   s.Target,
 	}
-	o := root.object("vault", "store", "policies", "networks", "recovery", "network_mapping", "vmm", "recovery_plans")
+	o := root.object(siteKeys...)
 	s.Vault = o.need("vault").name(maxName)
 	s.Store = parseStore(o.need("store"))
 	r.store = s.Store.Directory

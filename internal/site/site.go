@@ -424,6 +424,8 @@ func Load(fsys durable.FS, path string) (*Site, error) {
 		return nil, fault.Wrap(fault.SiteInvalid, err, "there is no site file; \"sitrep init\" writes a starter").At(path)
 	case errors.Is(err, syscall.EISDIR):
 		return nil, fault.Wrap(fault.SiteInvalid, err, "this is a folder, and no site file").At(path)
+	case fault.Is(err, fault.UnsafeFile):
+		return nil, fault.Wrap(fault.SiteInvalid, err, "this is no site file").At(path)
 	case err != nil:
 		return nil, fault.FromOS(err)
 	}

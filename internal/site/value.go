@@ -2,6 +2,7 @@ package site
 
 import (
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -112,6 +113,9 @@ func (o object) field(k, val *yaml.Node, keys []string, lines map[string]int) {
 	o.fields[k.Value] = f
 }
 
+// keyText is what keys look like.
+var keyText = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9 _-]*$`)
+
 // unknown reports a key that has no meaning here.
 func (v value) unknown(keys []string) {
 	if v.d.full() {
@@ -124,7 +128,11 @@ func (v value) unknown(keys []string) {
 	} else if hint == "" {
 		hint = "; known here: " + strings.Join(keys, ", ")
 	}
-	v.fail("unknown key %s%s", quote(v.n.Value), hint)
+	shown := "(not shown)"
+	if keyText.MatchString(v.n.Value) { // anything else may be a line of another file
+		shown = quote(v.n.Value)
+	}
+	v.fail("unknown key %s%s", shown, hint)
 }
 
 func join(path, key string) string {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"syscall"
 	"time"
 
 	"sitrep/internal/fault"
@@ -139,7 +140,7 @@ type watch struct {
 
 // look reads what is new, and says whether a line matches.
 func (w *watch) look(context.Context) (bool, error) {
-	f, err := os.Open(w.path)
+	f, err := os.OpenFile(w.path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -192,7 +193,7 @@ func (w *watch) matches() bool {
 
 // lastLines is the end of a console for people: without control characters.
 func lastLines(path string) string {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return ""
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
@@ -162,7 +163,7 @@ func (c Config) secret() (kind, secret string, err error) {
 
 // readSecret reads a file that only its owner may read.
 func readSecret(path string) (string, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe is refused below, and not waited for
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", fault.New(fault.SiteInvalid, "the file with the secret of the storage account is missing").At(path)
 	}
