@@ -230,7 +230,7 @@ func (w *world) captureBeside(ctx context.Context, vm *site.VM, mem state.VM, o 
 	m := w.meter(vm.Name)
 	defer m.stop()
 	e := w.engine(vm, nil, mem.Replica, m)
-	e.LogLimit = vm.Policy().LogLimitPercent
+	e.LogLimit, e.Applied = vm.Policy().LogLimitPercent, mem.Applied
 	if err := w.withSource(e, vm, mem.Disks, w.trackDir(vm)); err != nil {
 		return err
 	}
@@ -257,30 +257,28 @@ func (w *world) noteCycle(vm *site.VM, began time.Time, sent int64, err error) e
 }
 
 // cycle is a delta, or the part of it that is done here when another machine applies.
-func (s *session) cycle(ctx context.Context) (d replicate.Delta, err error) {
-	if s.vm.Policy().Apply != site.ApplyElsewhere {
-		return s.engine.Delta(ctx)
+func (s *session) cycle(ctx context.Context) (replicate.Delta, error) {
+	if s.vm.Policy().Apply == site.ApplyElsewhere {
+		return s.engine.Relay(ctx)
 	}
-	if s.state.Phase != replica.Replicating {
-		return s.engine.Delta(ctx) // refuses, in the engine's words
-	}
-	if d.Captured, err = s.engine.Capture(ctx); err != nil {
-		return d, err
-	}
-	d.Shipped, err = s.engine.Ship(ctx)
-	return d, err
+	return s.engine.Delta(ctx)
 }
 
 func (o *deltaObject) fill(d replicate.Delta) {
 	o.capture(d.Captured)
 	o.Shipped, o.Applied, o.Points = d.Shipped, d.Applied, d.Points
+	o.Sent = sentOf(d)
+}
+
+// sentOf is the bytes that a cycle has moved to the store.
+func sentOf(d replicate.Delta) int64 {
+	return total(slices.Collect(maps.Values(d.Sent)), func(n int64) int64 { return n })
 }
 
 func (o *deltaObject) capture(c replicate.Captured) {
 	o.captured = !c.At.IsZero()
 	o.From, o.To, o.Unchanged = c.From.Seq, c.To.Seq, c.Unchanged()
 	o.Disks = diskObjects(c.Disks)
-	o.Sent = sentBytes(o.Disks)
 }
 
 func (o *deltaObject) summary() string {
@@ -335,7 +333,7 @@ func (w *world) relation(ctx context.Context, vm *site.VM, h *vmHead) (state.VM,
 			return mem, fault.New(fault.WrongState, "nothing is captured: the VM is in state %s since %s",
 				st.Phase, stamp(st.PhaseSince)).Of(vm.Name, "")
 		}
-		return state.VM{Replica: st.Replica, Disks: disksOf(st)}, w.remember(ctx, vm, st)
+		return state.VM{Replica: st.Replica, Disks: disksOf(st), Applied: st.Applied.Seq}, w.remember(ctx, vm, st)
 	case known && len(mem.Disks) > 0 && fault.FromOS(serr).Class() == fault.Recoverable && !fault.Cancelled(serr):
 		w.log.Warn("the store is out of reach, changes are captured without it", "vm", vm.Name, "error", serr)
 		return mem, nil
@@ -351,6 +349,7 @@ func (w *world) planDelta(ctx context.Context, vm *site.VM, o *deltaObject) erro
 		}
 		c, err := s.engine.PlanDelta(ctx)
 		o.capture(c)
+		o.Sent = sentBytes(o.Disks)
 		if err != nil {
 			return err
 		}

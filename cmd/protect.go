@@ -258,7 +258,7 @@ func (s *session) settle(ctx context.Context, o *seedObject) (int64, string, err
 		return 0, "", err
 	}
 	d, err := s.engine.Finalize(ctx, def)
-	sent := sentBytes(diskObjects(d.Disks))
+	sent := sentOf(d)
 	o.Sent, o.Points = o.Sent+sent, d.Points
 	if err != nil {
 		return sent, "", err

@@ -110,7 +110,9 @@ func (j *Job) logRoom(d track.CutDisk, limit int) (int64, error) {
 	}
 	room := d.Size() / 100 * int64(limit)
 	for _, l := range logs {
-		room -= l.size
+		if l.id.To.Seq > j.Applied {
+			room -= l.size
+		}
 	}
 	if room <= 0 {
 		return 0, j.overLimit(d, limit)

@@ -27,37 +27,68 @@ func (j *Job) Delta(ctx context.Context) (Delta, error) {
 }
 
 // cycle is Delta without the question whether the phase allows it.
-func (j *Job) cycle(ctx context.Context) (Delta, error) {
-	var d Delta
+func (j *Job) cycle(ctx context.Context) (d Delta, err error) {
 	if err := j.ready(ctx); err != nil {
 		return d, err
 	}
-	j.sent = map[string]int64{}
-	err := j.forward(ctx, &d) // first what waits, so that its logs take no space beside the new ones
-	if err != nil {
+	defer d.share()
+	if err := j.forward(ctx, &d); err != nil { // first what waits, so that its logs take no space beside the new ones
 		return d, err
 	}
-	c, err := j.capture(ctx, 0)
-	d.Captured = c
-	if err != nil {
+	if d.Captured, err = j.capture(ctx, 0); err != nil {
 		return d, err
 	}
 	if err := j.forward(ctx, &d); err != nil {
 		return d, err
 	}
-	st, err := j.confirm(ctx, c)
+	st, err := j.confirm(ctx, d.Captured)
 	d.Points = len(st.Points)
+	return d, err
+}
+
+// share tells each disk what was sent of it.
+func (d *Delta) share() {
 	for i := range d.Disks {
-		d.Disks[i].Sent = j.sent[d.Disks[i].Name]
+		d.Disks[i].Sent = d.Sent[d.Disks[i].Name]
 	}
+}
+
+// Relay is the part of Delta that is done at the source when another machine applies: it removes the logs that have been applied,
+// ships what waits, takes a cut and ships it. An error of class Resync marks the VM before it is returned.
+func (j *Job) Relay(ctx context.Context) (Delta, error) {
+	st, err := j.Replica.Ledger().Load(ctx)
+	if err != nil {
+		return Delta{}, err
+	}
+	if err := replicating(st, "delta"); err != nil {
+		return Delta{}, err
+	}
+	d, err := j.relay(ctx, st)
+	return d, j.mark(ctx, err)
+}
+
+func (j *Job) relay(ctx context.Context, st replica.State) (d Delta, err error) {
+	defer d.share()
+	if err := j.release(ctx, st); err != nil {
+		return d, err
+	}
+	if err := j.ship(ctx, &d); err != nil {
+		return d, err
+	}
+	if d.Captured, err = j.capture(ctx, j.LogLimit); err != nil {
+		return d, err
+	}
+	if err := j.ship(ctx, &d); err != nil {
+		return d, err
+	}
+	st, err = j.confirm(ctx, d.Captured)
+	d.Points = len(st.Points)
 	return d, err
 }
 
 // forward ships and applies the logs that wait, and removes them.
 func (j *Job) forward(ctx context.Context, d *Delta) error {
-	shipped, err := j.ship(ctx)
-	d.Shipped += shipped
-	if err != nil {
+	if err := j.ship(ctx, d); err != nil {
 		return err
 	}
 	applied, err := j.apply(ctx)

@@ -45,9 +45,11 @@ type Job struct {
 	// FS is where the disks and their logs lie, and LogDir the folder of each disk's logs, by the disk's name.
 	FS     durable.FS
 	LogDir map[string]string
-	// LogLimit is the share of a disk's size, in percent, that the change logs may take which Capture leaves waiting; 0 is no
-	// limit. A cut that would take more is given up with fault.LogLimit. Delta, which ships what it writes, has no limit.
+	// LogLimit is the share of a disk's size, in percent, that the change logs may take which Capture or Relay leave waiting; 0 is
+	// no limit. A cut that would take more is given up with fault.LogLimit. Delta, which ships what it writes, has no limit.
 	LogLimit int
+	// Applied is what the replica is known to have applied, for a Capture without the store: logs that lead there wait for nothing.
+	Applied uint64
 	// Keep is how many recovery points stay (1 or more).
 	Keep  int
 	Meter progress.Meter
@@ -55,8 +57,6 @@ type Job struct {
 	Now   func() time.Time
 	// Pace is how the source is read and the replica written.
 	Pace Pace
-
-	sent map[string]int64 // bytes moved to the store by the last ship, by disk
 }
 
 // Pace is the size of one transfer in bytes and how many are under way at once. The zero Pace chooses.
@@ -105,6 +105,15 @@ type Delta struct {
 	Shipped int // cuts put on the shelf, earlier ones that were waiting included
 	Applied int // cuts applied
 	Points  int // recovery points there are now
+	// Sent is the bytes that were moved to the store, by disk: also those of cuts that had been waiting, and of a cycle that failed.
+	Sent map[string]int64
+}
+
+func (d *Delta) sent(disk string, n int64) {
+	if d.Sent == nil {
+		d.Sent = map[string]int64{}
+	}
+	d.Sent[disk] += n
 }
 
 // First returns the first ledger of a new relationship. The disks' order is the order of the initial copy.

@@ -42,10 +42,11 @@ func (j *Job) Seed(ctx context.Context) (results []DiskResult, err error) {
 	for i := range st.Disks {
 		fresh = fresh && st.Disks[i].Seeded == 0
 		s := &seeding{job: j, index: i, state: &st}
-		if err := s.run(ctx, cut); err != nil {
+		err := s.run(ctx, cut)
+		results = append(results, s.result) // also what an interrupted copy has sent
+		if err != nil {
 			return results, fault.In(err, j.VM, st.Disks[i].Name)
 		}
-		results = append(results, s.result)
 	}
 	return results, j.seeded(ctx, st, cut, fresh)
 }

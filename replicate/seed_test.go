@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"sitrep/internal/durable/crashfs"
+	"sitrep/internal/fault"
+	"sitrep/internal/progress"
 	"sitrep/internal/replica"
 	"sitrep/replicate/replicatetest"
 )
@@ -100,5 +102,39 @@ func TestFinalizeWithoutMemory(t *testing.T) {
 	}
 	if lost == 0 {
 		t.Error("no cut was in the middle of it")
+	}
+}
+
+// stopper is a meter that ends the run when so many bytes were copied.
+type stopper struct {
+	progress.Meter
+	left int64
+	stop func()
+}
+
+func (s *stopper) Add(task string, n int64) {
+	if s.left -= n; s.left <= 0 {
+		s.stop()
+	}
+	s.Meter.Add(task, n)
+}
+
+// TestInterruptedCopyTellsWhatItSent: the bytes that an interrupted initial copy has moved are told, and counted.
+func TestInterruptedCopyTellsWhatItSent(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	r := replicatetest.New(crashfs.New(), "os")
+	g := replicatetest.Guest{"os": bytes.Repeat([]byte{7}, 12<<20)}
+	must(t, r.Write(g))
+	must(t, r.Prepare(ctx, g))
+	j, done, err := r.Job(ctx, false)
+	must(t, err)
+	j.Pace.Tasks, j.Meter = 1, &stopper{Meter: j.Meter, left: 5 << 20, stop: cancel}
+	results, err := j.Seed(ctx)
+	if !fault.Cancelled(err) {
+		t.Fatalf("error %v", err)
+	}
+	must(t, done())
+	if len(results) != 1 || results[0].Sent < 4<<20 || results[0].Sent >= 12<<20 {
+		t.Errorf("%+v", results)
 	}
 }

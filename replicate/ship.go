@@ -26,28 +26,28 @@ func (j *Job) Ship(ctx context.Context) (int, error) {
 	if err := replicating(st, "ship"); err != nil {
 		return 0, err
 	}
-	n, err := j.ship(ctx)
-	return n, j.mark(ctx, err)
+	var d Delta
+	err = j.ship(ctx, &d)
+	return d.Shipped, j.mark(ctx, err)
 }
 
-func (j *Job) ship(ctx context.Context) (int, error) {
+// ship counts in d what it does.
+func (j *Job) ship(ctx context.Context, d *Delta) error {
 	st, err := j.Replica.Ledger().Load(ctx)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	steps, err := j.queue(st)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	if j.sent == nil {
-		j.sent = map[string]int64{}
-	}
-	for i, s := range steps {
-		if st, err = j.shipStep(ctx, st, s); err != nil {
-			return i, err
+	for _, s := range steps {
+		if st, err = j.shipStep(ctx, st, s, d); err != nil {
+			return err
 		}
+		d.Shipped++
 	}
-	return len(steps), nil
+	return nil
 }
 
 // queue lists the cuts that lead from what the replica has received to where the tracker stands. Anything that does not
@@ -105,15 +105,15 @@ func (j *Job) stepFrom(st replica.State, at hrl.Pos, from map[string]map[hrl.Pos
 	return s, nil
 }
 
-func (j *Job) shipStep(ctx context.Context, st replica.State, s step) (replica.State, error) {
+func (j *Job) shipStep(ctx context.Context, st replica.State, s step, done *Delta) (replica.State, error) {
 	seg := replica.Segment{Span: s.span, Sizes: map[string]int64{}, Bytes: map[string]int64{}}
 	for _, d := range st.Disks {
 		l := s.logs[d.Name]
 		sent, err := j.put(ctx, d.Name, l)
+		done.sent(d.Name, sent)
 		if err != nil {
 			return st, fault.In(err, j.VM, d.Name)
 		}
-		j.sent[d.Name] += sent
 		seg.CutAt, seg.AppConsistent = l.id.CutAt, l.id.AppConsistent
 		seg.Sizes[d.Name], seg.Bytes[d.Name] = l.id.Size, l.size
 	}

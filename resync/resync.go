@@ -132,11 +132,11 @@ func (j *Job) Run(ctx context.Context) (out Outcome, err error) {
 	}
 	for i := range r.state.Disks {
 		res, err := r.disk(ctx, cut, i)
+		res.add(healing[res.Name])
+		out.Disks = append(out.Disks, res) // also what an interrupted one has sent
 		if err != nil {
 			return out, fault.In(err, j.VM, r.state.Disks[i].Name)
 		}
-		res.add(healing[res.Name])
-		out.Disks = append(out.Disks, res)
 	}
 	out.Consistent, err = r.finish(ctx, cut, !out.Continued)
 	return out, fault.In(err, j.VM, "")
@@ -282,14 +282,19 @@ func (r *run) disk(ctx context.Context, cut track.Cut, i int) (res Result, err e
 	c := newComparer(ctx, src.Image(), replica.DiskSums{Pages: pages, Of: r.state.Disks[i]}, r.state.Resync.Deep, r.pace)
 	c.sealed = r.state.Resync.Sealed[d.Name]
 	defer c.stop()
+	sent := r.state.Resync.Sent
+	defer func() {
+		if res.add(c.totals()); err != nil { // of what was compared, not all is sent
+			res.Sent = r.state.Resync.Sent - sent
+		}
+		res.Took = time.Since(began)
+	}()
 	for s := range c.slices(from) {
 		if err := r.repair(ctx, i, pages, s); err != nil {
 			return res, err
 		}
 		r.Meter.Add(task, s.Len)
 	}
-	res.add(c.totals())
-	res.Took = time.Since(began)
 	if n := c.lostBlocks(); n > 0 && c.err() == nil {
 		r.Log.Warn("something else wrote to blocks of the replica, and the source has changed them since: recovery points from "+
 			"before that hold what was written there", "vm", r.VM, "disk", d.Name, "blocks", n)
