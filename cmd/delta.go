@@ -51,7 +51,7 @@ func (p *program) deltaCommand() *cli.Command {
 				o := &deltaObject{}
 				switch {
 				case w.opts.dryRun:
-					return o, w.planDelta(ctx, vm, o)
+					return o, w.locked(vm, func() error { return w.planDelta(ctx, vm, o) })
 				case c.Bool("capture-only"):
 					return o, w.locked(vm, func() error { return w.captureOnly(ctx, vm, o) })
 				}
@@ -341,6 +341,14 @@ func (w *world) relation(ctx context.Context, vm *site.VM, h *vmHead) (state.VM,
 	return mem, serr
 }
 
+// moving says that a plan was made of disks that did not hold still.
+func moving(yes bool) string {
+	if !yes {
+		return ""
+	}
+	return "; the disks were written to while they were read"
+}
+
 // planDelta says what delta would do, by doing all of it that changes nothing.
 func (w *world) planDelta(ctx context.Context, vm *site.VM, o *deltaObject) error {
 	return w.onReplica(ctx, vm, forReading, &o.vmHead, func(s *session) error {
@@ -356,10 +364,11 @@ func (w *world) planDelta(ctx context.Context, vm *site.VM, o *deltaObject) erro
 		o.Points = len(s.state.Points)
 		o.Estimated = s.sending(vm, s.estimate(vm, rateDelta, o.Sent), o.Sent)
 		if o.Unchanged && o.Sent == 0 {
-			s.planned(vm, "nothing to send: nothing changed")
+			s.planned(vm, "nothing to send: nothing changed%s", moving(c.Moving))
 			return nil
 		}
-		s.planned(vm, "send %s for %s of changed blocks, %s", size(o.Sent), size(changedBytes(o.Disks)), estimateText(o.Estimated))
+		s.planned(vm, "send %s for %s of changed blocks, %s%s", size(o.Sent), size(changedBytes(o.Disks)), estimateText(o.Estimated),
+			moving(c.Moving))
 		return nil
 	})
 }

@@ -170,14 +170,26 @@ func (w *world) failoverSteps(ctx context.Context, vm *site.VM, j *failover.Job,
 	return w.toldOf(ctx, vm, o, err)
 }
 
-// toldOf fills in how the VM stands, and returns err.
+// toldOf fills in how the VM stands, keeps it in memory, and returns err. The caller holds the VM's lock.
 func (w *world) toldOf(ctx context.Context, vm *site.VM, o *failoverObject, err error) error {
-	st, lerr := w.present(context.WithoutCancel(ctx), vm)
-	if lerr != nil {
-		if err == nil {
-			return lerr
-		}
+	st, lerr := w.stands(ctx, vm, o)
+	switch {
+	case lerr != nil && err == nil:
+		return lerr
+	case lerr != nil:
 		return err
+	}
+	if nerr := w.noteLedger(vm, st); nerr != nil {
+		w.log.Warn("the site's memory cannot be kept in order", "error", nerr)
+	}
+	return err
+}
+
+// stands fills in how the VM stands. It may be asked while another run works on the VM.
+func (w *world) stands(ctx context.Context, vm *site.VM, o *failoverObject) (replica.State, error) {
+	st, err := w.present(context.WithoutCancel(ctx), vm)
+	if err != nil {
+		return st, err
 	}
 	w.describe(vm, st, &o.vmHead)
 	o.Generation, o.Owner = st.Generation, &st.Owner
@@ -186,7 +198,7 @@ func (w *world) toldOf(ctx context.Context, vm *site.VM, o *failoverObject, err 
 		rec = st.Test
 	}
 	if rec == nil {
-		return err
+		return st, nil
 	}
 	o.Point, o.Host = rec.Point, rec.Host
 	if !rec.CutAt.IsZero() {
@@ -206,12 +218,7 @@ func (w *world) toldOf(ctx context.Context, vm *site.VM, o *failoverObject, err 
 			o.Downtime = &s
 		}
 	}
-	if !w.opts.dryRun {
-		if nerr := w.noteLedger(vm, st); nerr != nil {
-			w.log.Warn("the site's memory cannot be kept in order", "error", nerr)
-		}
-	}
-	return err
+	return st, nil
 }
 
 // showPlan prints what will be made before anything starts: the recovery point and the table of networks; of a dry run every

@@ -399,7 +399,7 @@ func (w *world) planRun(ctx context.Context, plan *site.Plan, rec failover.PlanR
 			if m.job, err = w.failoverJob(ctx, vm, m.opts); err != nil {
 				return nil, nil, fault.In(err, vm.Name, "")
 			}
-			if err := w.toldOf(ctx, vm, m.obj, nil); err != nil { // an earlier run may have made it
+			if _, err := w.stands(ctx, vm, m.obj); err != nil { // an earlier run may have made it
 				w.log.Warn("how the VM stands is not known", "vm", vm.Name, "error", err)
 			}
 			claims, err := m.claims(ctx)
@@ -495,7 +495,7 @@ func (w *world) savePlan(rec failover.PlanRecord) error {
 
 // together makes it safe that several VMs are worked on at the same time: lines do not mix, and no bars are drawn.
 func (w *world) together() {
-	w.stdout, w.stderr = &lines{w: w.stdout}, &lines{w: w.stderr}
+	w.stdout, w.stderr = &lines{w: w.stdout}, w.errs
 	if w.opts.progress == "auto" || w.opts.progress == "bar" {
 		w.opts.progress = "none"
 	}

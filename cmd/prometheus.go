@@ -34,6 +34,10 @@ func (w *world) writeMetrics(file string, list []*statusObject) error {
 	if err != nil {
 		return fault.FromOS(err)
 	}
+	if w.opts.dryRun {
+		w.say("plan: write %s of metrics into %s", size(int64(len(text))), path)
+		return nil
+	}
 	if isStream(path) {
 		return writeStream(path, text)
 	}

@@ -50,7 +50,7 @@ func (p *program) resyncCommand() *cli.Command {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				o := &resyncObject{}
 				if w.opts.dryRun {
-					return o, w.planResync(ctx, vm, o, opts)
+					return o, w.locked(vm, func() error { return w.planResync(ctx, vm, o, opts) })
 				}
 				return o, w.attempt(ctx, vm, &o.vmHead, paceOf(c), func() error {
 					if due, err := w.resyncDue(ctx, vm, o, opts); err != nil || !due {
@@ -259,7 +259,7 @@ func (w *world) planResync(ctx context.Context, vm *site.VM, o *resyncObject, op
 		}
 		o.Points = len(s.state.Points)
 		o.Estimated = s.estimateResync(o)
-		s.planned(vm, "%s; send %s, %s", o.summary(), size(o.Sent), estimateText(o.Estimated))
+		s.planned(vm, "%s; send %s, %s%s", o.summary(), size(o.Sent), estimateText(o.Estimated), moving(out.Moving))
 		return nil
 	})
 }

@@ -80,6 +80,7 @@ type program struct {
 	pause  func(context.Context, time.Duration) error // nil: the clock on the wall decides
 
 	opts options
+	errs *lines // stderr, for several goroutines: that of log
 	log  *slog.Logger
 	res  result
 	// verdict is the exit code of a command whose exit code is its answer.
@@ -159,11 +160,15 @@ func (p *program) before(c *cli.Context) error {
 	default:
 		return fault.New(fault.UsageError, "--progress is auto, bar, lines or none, not %q", o.progress)
 	}
+	if o.dryRun {
+		p.fs = durable.ReadOnly(p.fs)
+	}
 	level := slog.LevelWarn
 	if o.verbose {
 		level = slog.LevelDebug
 	}
-	p.log = slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: level}))
+	p.errs = &lines{w: p.stderr}
+	p.log = slog.New(slog.NewTextHandler(p.errs, &slog.HandlerOptions{Level: level}))
 	return nil
 }
 

@@ -90,6 +90,9 @@ func (s *session) source() error {
 	if err := s.sourceAtRest(); err != nil {
 		return err
 	}
+	if s.opts.dryRun { // the VM is not held still for a plan
+		return nil
+	}
 	return s.hold(s.engine, s.vm, newestAppConsistent(s.state))
 }
 

@@ -48,6 +48,9 @@ func (p *program) open() (*world, error) {
 		return w, nil
 	}
 	w.store = replica.WithRetries(w.limited(store), replica.Retries{Sleep: p.sleep, Log: p.log})
+	if p.opts.dryRun {
+		w.store = replica.Looking(w.store)
+	}
 	return w, nil
 }
 
@@ -283,7 +286,11 @@ func (w *world) withSource(j *replicate.Job, vm *site.VM, disks []state.Disk, wh
 	if err != nil {
 		return err
 	}
-	j.Tracker, err = scan.Open(w.fs, scan.Config{VM: vm.Name, Disks: tracked, Dir: where, Now: w.now})
+	open := scan.Open
+	if w.opts.dryRun {
+		open = scan.Look
+	}
+	j.Tracker, err = open(w.fs, scan.Config{VM: vm.Name, Disks: tracked, Dir: where, Now: w.now})
 	return err
 }
 

@@ -130,6 +130,9 @@ func (w *world) noteSuccess(vm *site.VM, kind string, bytes int64, took time.Dur
 
 // noteLedger keeps what the ledger says, for when it is out of reach.
 func (w *world) noteLedger(vm *site.VM, st replica.State) error {
+	if w.opts.dryRun {
+		return nil
+	}
 	return w.memory.ChangeVM(vm.Name, func(mem *state.VM) {
 		if mem.Replica == st.Replica {
 			mem.Phase, mem.AsOf, mem.Applied = st.Phase, st.AsOf, st.Applied.Seq

@@ -42,7 +42,12 @@ func (j *Job) PlanDelta(ctx context.Context) (c Captured, err error) {
 		}
 		c.Disks = append(c.Disks, r)
 	}
-	return c, fault.In(cut.Check(ctx), j.VM, "")
+	err = cut.Check(ctx)
+	c.Moving = fault.Is(err, fault.DiskModified)
+	if c.Moving { // nothing relies on what was counted
+		err = nil
+	}
+	return c, fault.In(err, j.VM, "")
 }
 
 func (j *Job) countDisk(ctx context.Context, d track.CutDisk) (DiskResult, error) {

@@ -93,7 +93,9 @@ type Captured struct {
 	At       time.Time
 	// AppConsistent says that the applications had flushed at At.
 	AppConsistent bool
-	Disks         []DiskResult
+	// Moving is of a plan: the disks were written to while they were read, so that the figures are of no one moment.
+	Moving bool
+	Disks  []DiskResult
 }
 
 // Unchanged says that the disks are what they were at From.

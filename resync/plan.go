@@ -52,7 +52,12 @@ func (j *Job) Plan(ctx context.Context) (out Outcome, err error) {
 		}
 		out.Disks = append(out.Disks, res)
 	}
-	return out, fault.In(cut.Check(ctx), j.VM, "")
+	err = cut.Check(ctx)
+	out.Moving = fault.Is(err, fault.DiskModified)
+	if out.Moving { // nothing relies on what was counted
+		err = nil
+	}
+	return out, fault.In(err, j.VM, "")
 }
 
 // counting is how a disk is compared.

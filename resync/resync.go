@@ -97,8 +97,10 @@ type Outcome struct {
 	// Consistent says that the replica is the source as of At, and a recovery point. When it is not, because the source went
 	// on changing, the next delta makes it so.
 	Consistent bool
-	At         time.Time
-	Disks      []Result
+	// Moving is of a plan: the disks were written to while they were compared, so that the figures are of no one moment.
+	Moving bool
+	At     time.Time
+	Disks  []Result
 }
 
 // Run compares and repairs all disks. Afterwards deltas go on from the new position.

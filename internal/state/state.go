@@ -212,10 +212,13 @@ func (d *Dir) vmFile(name string) string { return d.Path("vms", name+".json") }
 
 // Lock says that this run works on the VM until Close. When another run does, it fails with fault.RunLocked.
 func (d *Dir) Lock(vm string) (io.Closer, error) {
-	if err := d.fs.MkdirAll(d.Path("locks")); err != nil {
-		return nil, fault.FromOS(err)
-	}
 	c, err := d.fs.Lock(d.Path("locks", vm+".lock"))
+	if errors.Is(err, fs.ErrNotExist) { // the first run
+		if err := d.fs.MkdirAll(d.Path("locks")); err != nil {
+			return nil, fault.FromOS(err)
+		}
+		c, err = d.fs.Lock(d.Path("locks", vm+".lock"))
+	}
 	if errors.Is(err, durable.ErrLocked) {
 		return nil, fault.New(fault.RunLocked, "another run works on this VM%s", d.runner(vm)).Of(vm, "")
 	}

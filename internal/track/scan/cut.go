@@ -61,8 +61,10 @@ func (t *Tracker) newCut(ctx context.Context, since hrl.Pos) (c *cut, err error)
 		}
 	}()
 	for _, d := range t.c.Disks {
-		if err := sweepClones(t.fs, d.Path); err != nil {
-			return c, fault.In(err, "", d.Name)
+		if !t.looking {
+			if err := sweepClones(t.fs, d.Path); err != nil {
+				return c, fault.In(err, "", d.Name)
+			}
 		}
 		cd := &cutDisk{cut: c, d: d}
 		if !since.IsZero() {
@@ -91,7 +93,7 @@ func (d *cutDisk) openSums() (err error) {
 			d.Size(), d.prev.Size).At(d.d.Path)
 	}
 	if !d.untouched {
-		d.sumsFile, err = d.cut.t.fs.Open(d.cut.t.sumsPath(d.d.Name, d.prev.Sums))
+		d.sumsFile, err = d.cut.t.openSums(*d.prev)
 	}
 	return err
 }
@@ -234,7 +236,9 @@ func (d *cutDisk) clone() {
 }
 
 // mustStandStill says whether the view is right only if nothing is written to the disk while views are taken.
-func (d *cutDisk) mustStandStill() bool { return d.temp == "" || len(d.cut.disks) > 1 }
+func (d *cutDisk) mustStandStill() bool {
+	return !d.cut.t.looking && (d.temp == "" || len(d.cut.disks) > 1)
+}
 
 // lookAgain is asked after all views were taken.
 func (d *cutDisk) lookAgain() error {

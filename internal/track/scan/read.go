@@ -91,7 +91,7 @@ type scan struct {
 	blockSize int64
 	emit      func(context.Context, track.Change) error
 	done      func(block.Range)
-	redo      *redoWriter // nil when there is no position to advance
+	redo      *redoWriter // nil when there is no position to advance, or when nothing may be written
 
 	mu    sync.Mutex
 	stats track.Stats
@@ -107,10 +107,11 @@ func (d *cutDisk) newScan(o track.Options, emit func(context.Context, track.Chan
 	}
 	s.walk.unit = block.RoundUp(s.walk.unit, d.d.BlockSize)
 	if d.prev != nil {
-		t := d.cut.t
-		n := t.number()
 		s.walk.table, s.walk.tableEnd = sums.NewTable(d.sumsFile), d.prev.blocks()
-		s.redo = &redoWriter{fs: t.fs, path: t.redoPath(d.d.Name, n), number: n}
+		if t := d.cut.t; !t.looking {
+			n := t.number()
+			s.redo = &redoWriter{fs: t.fs, path: t.redoPath(d.d.Name, n), number: n}
+		}
 	}
 	return s
 }

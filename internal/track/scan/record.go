@@ -126,7 +126,7 @@ func (t *Tracker) load() error {
 		return err
 	}
 	rec, err := t.read()
-	if err == nil && rec != nil {
+	if err == nil && rec != nil && !t.looking {
 		err = t.replayAll(rec)
 	}
 	if errors.Is(err, errDamaged) {
@@ -143,6 +143,9 @@ func (t *Tracker) load() error {
 		}
 	}
 	t.rec = rec
+	if t.looking {
+		return nil
+	}
 	return t.sweep(rec)
 }
 

@@ -122,6 +122,11 @@ func (w *redoWriter) remove() error {
 
 // replay verifies the redo file of a disk, then puts it into the sums.
 func (t *Tracker) replay(d diskRecord) error {
+	return t.readRedo(d, func(f durable.File) error { return t.applyRedo(f, d) })
+}
+
+// readRedo opens and verifies the redo file of a disk.
+func (t *Tracker) readRedo(d diskRecord, use func(durable.File) error) error {
 	path := t.redoPath(d.Name, d.Redo.Number)
 	f, err := t.fs.Open(path)
 	if err != nil {
@@ -134,7 +139,7 @@ func (t *Tracker) replay(d diskRecord) error {
 	if err := verifyRedo(f, path, d); err != nil {
 		return err
 	}
-	return t.applyRedo(f, d)
+	return use(f)
 }
 
 func verifyRedo(f durable.File, path string, d diskRecord) error {

@@ -53,6 +53,8 @@ type Tracker struct {
 	why  error   // why there is none; nil when there never was
 	next uint64  // the number of the next file
 	open *cut
+	// looking says that nothing may be written; see Look.
+	looking bool
 }
 
 var _ track.Tracker = (*Tracker)(nil)
@@ -60,6 +62,17 @@ var _ track.Tracker = (*Tracker)(nil)
 // Open reads what the tracker remembers, and completes an Advance that a crash interrupted. What is damaged is no error
 // here: the tracker then stands at no position, and Reason tells why.
 func Open(fsys durable.FS, c Config) (*Tracker, error) {
+	t, err := newTracker(fsys, c)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.load(); err != nil {
+		return nil, fault.In(err, c.VM, "")
+	}
+	return t, nil
+}
+
+func newTracker(fsys durable.FS, c Config) (*Tracker, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -71,11 +84,7 @@ func Open(fsys durable.FS, c Config) (*Tracker, error) {
 		}
 		seen[d.Name] = true
 	}
-	t := &Tracker{fs: fsys, c: c}
-	if err := t.load(); err != nil {
-		return nil, fault.In(err, c.VM, "")
-	}
-	return t, nil
+	return &Tracker{fs: fsys, c: c}, nil
 }
 
 // Position is the position that the tracker stands at; zero when it knows none.
