@@ -1,6 +1,7 @@
 package failover_test
 
 import (
+	"errors"
 	"slices"
 	"testing"
 
@@ -69,7 +70,7 @@ func TestOtherHost(t *testing.T) {
 
 	delete(w.recovery.vms, "web01") // what the lost host had is not there any more
 	for _, name := range w.Disks {
-		must(t, recovered.Remove(w.FS, "/dr/web01/"+name+".vhd"))
+		must(t, errors.Join(w.FS.Remove("/dr/web01/"+name+".vhd"), w.FS.Remove(recovered.RecordPath("/dr/web01/"+name+".vhd"))))
 	}
 	must(t, a().Run(ctx, failover.Test, failover.Options{}, ""))
 	wantCode(t, b().Cleanup(ctx, ""), fault.HostChanged)

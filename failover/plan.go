@@ -307,23 +307,41 @@ func (j *Job) check(ctx context.Context, st replica.State, k Kind, p Plan) error
 			return fault.New(fault.VMAbsent, "%s has no VM %q to be shut down", j.Source.Describe(), j.Source.Name)
 		}
 	}
-	if j.Recovery.Host != nil {
-		power, err := j.Recovery.Host.State(ctx, p.VMDef.Name)
-		if err != nil {
+	if rec := *k.record(&st); j.Recovery.Host != nil && (!mayBeThere(rec) || j.elsewhere(rec)) {
+		if err := j.vacant(ctx, p.VMDef.Name); err != nil {
 			return err
-		}
-		if (power == host.Running || power == host.Paused || power == host.Off) && (!made(*k.record(&st)) || j.elsewhere(*k.record(&st))) {
-			return fault.New(fault.HostRefused, "%s has a VM %q already, and it is %s: it would be made over, and an undo would delete it; "+
-				"rename or remove it there", j.Recovery.Describe(), p.VMDef.Name, power)
 		}
 	}
 	if err := j.pointThere(ctx, st, k, p); err != nil {
 		return err
 	}
-	if rec := *k.record(&st); rec != nil && !j.elsewhere(rec) {
-		return nil // what lies there is of this failover
+	return j.roomFor(ctx, *k.record(&st), k, p)
+}
+
+// vacant refuses a host that has a VM of this name.
+func (j *Job) vacant(ctx context.Context, name string) error {
+	power, err := j.Recovery.Host.State(ctx, name)
+	if err != nil {
+		return err
 	}
-	return j.disksOf(j.DisksIn, k, hrl.ID{}).ready(ctx, p.VMDef.Disks)
+	if power == host.Running || power == host.Paused || power == host.Off {
+		return fault.New(fault.HostRefused, "%s has a VM %q already, and it is %s: it would be made over, and an undo would delete it; "+
+			"rename or remove it there", j.Recovery.Describe(), name, power)
+	}
+	return nil
+}
+
+// roomFor is what can be known beforehand of the place of the disks. What was made there already is this failover's.
+func (j *Job) roomFor(ctx context.Context, rec *replica.Failover, k Kind, p Plan) error {
+	var id hrl.ID
+	switch {
+	case j.elsewhere(rec), rec == nil:
+	case made(rec):
+		return nil
+	default:
+		id = rec.ID
+	}
+	return j.disksOf(j.DisksIn, k, id).ready(ctx, p.VMDef.Disks)
 }
 
 // made says that a VM of this failover may be at its host: the ledger learns of it before it is created there.

@@ -143,11 +143,15 @@ func (p *storeDisks) untouched(ctx context.Context, stamps map[string]string, di
 	return names, nil
 }
 
-func (p *storeDisks) remove(ctx context.Context, names []string, made []host.Disk) error {
+// prove has nothing to ask: the name of a disk in the store is made of the failover's ID, and what the ledger says of its place is not
+// used.
+func (p *storeDisks) prove(host.Disk) error { return nil }
+
+func (p *storeDisks) remove(ctx context.Context, names []string, made []host.Disk) (left []string, err error) {
 	for _, d := range made {
 		names = append(names, d.Name)
 	}
-	return p.with(ctx, func(rep replica.Replica, _ replica.State) error {
+	return nil, p.with(ctx, func(rep replica.Replica, _ replica.State) error {
 		from, err := promoter(rep, p.Store)
 		if err != nil {
 			return err

@@ -265,7 +265,7 @@ func TestMayRemove(t *testing.T) {
 	must(t, w.job().Commit(t.Context()))
 	wantCode(t, may(), fault.WrongState)
 	for _, d := range w.recovery.vms["web01"].def.Disks {
-		must(t, recovered.Remove(w.FS, file(d.Path)))
+		must(t, w.FS.Remove(file(d.Path)))
 	}
 	must(t, may())
 }

@@ -78,7 +78,7 @@ func (r *run) do(ctx context.Context, id StepID) (bytes int64, note string, err 
 	case StepDisks:
 		return r.disks(ctx)
 	case StepCreate:
-		return 0, "", r.onVM(ctx, id, func(d host.Definition) error { return r.Recovery.Host.Create(ctx, d) })
+		return 0, "", r.onVM(ctx, id, func(d host.Definition) error { return r.create(ctx, d) })
 	case StepStart:
 		return 0, "", r.onVM(ctx, id, func(d host.Definition) error { return r.Recovery.Host.Start(ctx, d.Name) })
 	case StepBoot:
@@ -336,7 +336,7 @@ func (r *run) clear(ctx context.Context) error {
 		}
 		rec.ID, rec.Kind, rec.Point, rec.CutAt, rec.VM = hrl.NewID(), string(r.kind), p.ID, p.CutAt, nil // an older point loses what a planned failover did not
 		rec.Started, rec.Finished, rec.DisksIn = r.Now().UTC(), time.Time{}, string(r.DisksIn)
-		rec.DiskStamps = nil
+		rec.DiskStamps, rec.Creating = nil, false
 		rec.Done = slices.DeleteFunc(rec.Done, func(s string) bool { return behindFinish(StepID(s)) })
 	})
 }
@@ -459,6 +459,35 @@ func (r *run) onVM(ctx context.Context, id StepID, f func(host.Definition) error
 	return r.note(ctx, id, nil)
 }
 
+// create makes the VM at its host, of disks that are proven to be this failover's. That it may be there from now on is noted first: a VM
+// of this name that the host has before is somebody else's.
+func (r *run) create(ctx context.Context, d host.Definition) error {
+	st, err := r.load(ctx)
+	if err != nil {
+		return err
+	}
+	rec := *r.kind.record(&st)
+	for _, x := range d.Disks {
+		if err := r.madeIn(r.kind, rec).prove(x); err != nil {
+			return err
+		}
+	}
+	if !mayBeThere(rec) {
+		if err := r.vacant(ctx, d.Name); err != nil {
+			return err
+		}
+		if err := r.note(ctx, "", func(_ *replica.State, rec *replica.Failover) { rec.Creating = true }); err != nil {
+			return err
+		}
+	}
+	return r.Recovery.Host.Create(ctx, d)
+}
+
+// mayBeThere says that the VM of a failover may be at its host.
+func mayBeThere(rec *replica.Failover) bool {
+	return made(rec) && (rec.Creating || slices.Contains(rec.Done, string(StepCreate)))
+}
+
 // complete says in the ledger that the VM runs.
 func (r *run) complete(ctx context.Context) (text string, err error) {
 	err = r.note(ctx, StepComplete, func(st *replica.State, rec *replica.Failover) {
@@ -485,7 +514,7 @@ func (j *Job) removeVM(ctx context.Context, st replica.State, k Kind) error {
 		j.Log.Warn("what was made at a host that is lost is left there", "vm", j.VM, "host", rec.Host, "name", d.Name)
 		return nil
 	}
-	if j.Recovery.Host != nil && made(rec) { // else a VM of this name is somebody else's
+	if j.Recovery.Host != nil && mayBeThere(rec) { // else a VM of this name is somebody else's
 		if err := j.Recovery.Host.Delete(ctx, d.Name); err != nil {
 			return err
 		}

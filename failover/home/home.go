@@ -208,7 +208,7 @@ func (j *Job) Forget(ctx context.Context) error {
 	}
 	for i := range j.Disks {
 		if err == nil {
-			err = durable.RemoveIfThere(j.FS, recovered.RecordPath(j.Disks[i].Target))
+			err = recovered.RemoveRecord(j.FS, j.Disks[i].Target, recovered.Owner{ID: j.ID, VM: j.VM, Disk: j.Disks[i].Name})
 		}
 	}
 	return fault.In(err, j.VM, "")

@@ -20,6 +20,8 @@ type maker struct {
 	Config
 	tmp      string
 	out      sink
+	marked   bool // the record is there
+	named    bool // the file has its own name
 	parallel bool // out takes pieces in any order, and several at once
 	count    func(n int64)
 

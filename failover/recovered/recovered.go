@@ -69,6 +69,7 @@ type record struct {
 	Size   int64       `json:"size"`
 	// Written is guest bytes that were not zero: how much was copied, for whoever finds the disk.
 	Written int64 `json:"written,omitempty"`
+	identity
 }
 
 const maxRecord = 64 << 10 // bytes
@@ -91,7 +92,7 @@ func Make(ctx context.Context, c Config) (r Result, err error) {
 	}
 	m := &maker{Config: c, tmp: durable.TempName(c.Path)}
 	if err := m.make(ctx); err != nil {
-		return r, errors.Join(err, durable.RemoveIfThere(c.FS, m.tmp))
+		return r, errors.Join(err, m.undo())
 	}
 	r.Read, r.Written, r.Took = m.read.Load(), m.written.Load(), time.Since(began)
 	return r, nil
@@ -100,11 +101,19 @@ func Make(ctx context.Context, c Config) (r Result, err error) {
 // found says whether an earlier call has made the disk, and how much it wrote into it.
 func (c *Config) found() (written int64, found bool, err error) {
 	was, there, err := recordOf(c.FS, c.Path)
+	if err == nil && !there && was.ID != (hrl.ID{}) && was.ID != c.ID {
+		err = fault.New(fault.Exists, "another failover, of VM %s, makes a disk of this name here", was.VM).At(c.Path)
+	}
 	if err != nil || !there {
 		return 0, false, err
 	}
-	written, was.Written = was.Written, 0
-	if was != c.record() {
+	now, err := identityOf(c.FS, c.Path)
+	if err != nil {
+		return 0, false, err
+	}
+	same := was.identity.is(now)
+	written, was.Written, was.identity = was.Written, 0, identity{}
+	if was != c.record() || !same {
 		return 0, false, fault.New(fault.Exists, "a file by the name of the recovered disk is there, and it was not made for this failover").At(c.Path)
 	}
 	return written, true, c.FS.SyncDir(filepath.Dir(c.Path)) // the rename may not have been durable yet
@@ -113,10 +122,8 @@ func (c *Config) found() (written int64, found bool, err error) {
 // recordOf reads what lies beside a disk; a record that cannot be understood is the zero one. there is about the disk.
 func recordOf(fsys durable.FS, path string) (was record, there bool, err error) {
 	_, err = fsys.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return was, false, nil
-	}
-	if err != nil {
+	there = err == nil
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return was, false, err
 	}
 	have, err := durable.ReadFile(fsys, RecordPath(path), maxRecord)
@@ -126,7 +133,7 @@ func recordOf(fsys durable.FS, path string) (was record, there bool, err error) 
 	if json.Unmarshal(have, &was) != nil {
 		was = record{}
 	}
-	return was, true, nil
+	return was, there, nil
 }
 
 // Made says whether a disk is there, and how much Make wrote into it if it made it for id: 0 for a disk of somebody else.
@@ -191,6 +198,9 @@ func (m *maker) make(ctx context.Context) error {
 	if err := m.open(); err != nil {
 		return err
 	}
+	if err := m.mark(); err != nil {
+		return errors.Join(err, m.out.close())
+	}
 	task := "recover " + m.Disk
 	m.Meter.Begin(task, m.Source.Size(), 0)
 	defer m.Meter.End(task)
@@ -202,30 +212,44 @@ func (m *maker) make(ctx context.Context) error {
 	if err = errors.Join(err, m.out.close()); err != nil {
 		return err
 	}
-	rec := m.record()
-	rec.Written = m.written.Load()
-	data, err := json.MarshalIndent(rec, "", "  ")
-	if err != nil {
+	if err := m.mark(); err != nil { // with how much was written
 		return err
 	}
-	if err := durable.WriteFile(m.FS, RecordPath(m.Path), append(data, '\n')); err != nil {
+	if _, err := m.FS.Stat(m.Path); !errors.Is(err, fs.ErrNotExist) {
+		if err == nil {
+			err = fault.New(fault.Exists, "a file of this name was put there while the disk was made").At(m.Path)
+		}
 		return err
 	}
 	if err := m.FS.Rename(m.tmp, m.Path); err != nil {
 		return err
 	}
+	m.named = true
 	return m.FS.SyncDir(filepath.Dir(m.Path))
 }
 
-// Remove removes a disk that Make has made, with its record. What is not there is no error.
-func Remove(fsys durable.FS, path string) error {
-	if err := durable.RemoveIfThere(fsys, path); err != nil {
+// mark writes the record of the file that is being made. It is durable on return.
+func (m *maker) mark() (err error) {
+	rec := m.record()
+	rec.Written = m.written.Load()
+	if rec.identity, err = identityOf(m.FS, m.tmp); err != nil {
 		return err
 	}
-	if err := durable.RemoveIfThere(fsys, RecordPath(path)); err != nil {
+	data, err := json.MarshalIndent(rec, "", "  ")
+	if err != nil {
 		return err
 	}
-	return fsys.SyncDir(filepath.Dir(path))
+	m.marked = true
+	return durable.WriteFile(m.FS, RecordPath(m.Path), append(data, '\n'))
+}
+
+// undo removes what a call that failed has made.
+func (m *maker) undo() error {
+	err := durable.RemoveIfThere(m.FS, m.tmp)
+	if m.marked && !m.named {
+		err = errors.Join(err, durable.RemoveIfThere(m.FS, RecordPath(m.Path)))
+	}
+	return err
 }
 
 // sink is a disk that is being made. It reads as zero where nothing was put.

@@ -231,10 +231,13 @@ func TestNotTaken(t *testing.T) {
 		t.Errorf("without a record: %v", err)
 	}
 	sameContent(t, fs, "/d", disk.Raw, s.data)
-	if err := recovered.Remove(fs, "/d"); err != nil {
-		t.Fatal(err)
+	owner := recovered.Owner{ID: c.ID, VM: c.VM, Disk: c.Disk}
+	for range 2 {
+		if why := must(recovered.Remove(fs, "/d", owner))(t); why == "" {
+			t.Fatal("a disk without a mark was removed")
+		}
 	}
-	if err := recovered.Remove(fs, "/d"); err != nil {
+	if err := fs.Remove("/d"); err != nil {
 		t.Fatal(err)
 	}
 	must(recovered.Make(t.Context(), other))(t)
@@ -305,9 +308,7 @@ func BenchmarkMake(b *testing.B) {
 				c.Kind = to.kind
 				must(recovered.Make(b.Context(), c))(b)
 				d.Close()
-				if err := recovered.Remove(durable.OS(), path); err != nil {
-					b.Fatal(err)
-				}
+				must(recovered.Remove(durable.OS(), path, recovered.Owner{ID: hrl.ID{1}, VM: "web", Disk: "os"}))(b)
 			}
 		})
 		b.Run(fmt.Sprintf("qemu-img/%s%s", to.format, to.kind), func(b *testing.B) {

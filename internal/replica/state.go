@@ -130,7 +130,10 @@ type Failover struct {
 	// DiskStamps are what Promoted.Stamp was of disks that were made beside the replica, by name.
 	DiskStamps map[string]string `json:"disk_stamps,omitempty"`
 	// VM is the host.Definition of what was made there.
-	VM       json.RawMessage `json:"vm,omitempty"`
+	VM json.RawMessage `json:"vm,omitempty"`
+	// Creating says that the host may have that VM: it is set before it is created there, when the host had none of its name. Ledgers of
+	// before it was kept have only the finished step.
+	Creating bool      `json:"creating,omitempty"`
 	Finished time.Time       `json:"finished,omitzero"` // the VM was up, its boot check passed
 	Failback *Failback       `json:"failback,omitempty"`
 }
