@@ -26,16 +26,18 @@ import (
 // deltaObject is what delta says of a VM.
 type deltaObject struct {
 	vmHead
-	From      uint64       `json:"from_sequence"`
-	To        uint64       `json:"sequence"`
-	Unchanged bool         `json:"unchanged"`
-	Shipped   int          `json:"cuts_shipped"`
-	Applied   int          `json:"cuts_applied"`
-	Points    int          `json:"points"`
-	Sent      int64        `json:"bytes_sent"`
-	Seconds   float64      `json:"seconds"`
-	Estimated *float64     `json:"estimated_seconds,omitempty"`
-	Disks     []diskObject `json:"disks"`
+	From      uint64   `json:"from_sequence"`
+	To        uint64   `json:"sequence"`
+	Unchanged bool     `json:"unchanged"`
+	Shipped   int      `json:"cuts_shipped"`
+	Applied   int      `json:"cuts_applied"`
+	Points    int      `json:"points"`
+	Sent      int64    `json:"bytes_sent"`
+	Seconds   float64  `json:"seconds"`
+	Estimated *float64 `json:"estimated_seconds,omitempty"`
+	// Pause is for how many seconds the VM was held still.
+	Pause *float64     `json:"pause_seconds,omitempty"`
+	Disks []diskObject `json:"disks"`
 	// Resync is set when the VM was marked and resynchronized instead.
 	Resync *resyncObject `json:"resync,omitempty"`
 
@@ -126,6 +128,7 @@ func (s *session) delta(ctx context.Context, o *deltaObject) error {
 	err := s.step("Capture, ship, apply, recovery point", func() (int64, string, error) {
 		d, err := s.cycle(ctx)
 		o.fill(d)
+		o.Pause = s.quiet.pause()
 		return o.Sent, o.summary(), err
 	})
 	o.Seconds = c.took().Seconds()
@@ -234,10 +237,12 @@ func (w *world) captureBeside(ctx context.Context, vm *site.VM, mem state.VM, o 
 	if err := w.withSource(e, vm, mem.Disks, w.trackDir(vm)); err != nil {
 		return err
 	}
-	if err := w.hold(e, vm, w.now()); err != nil { // without the ledger nobody knows whether a consistent point is due
+	q, err := w.holding(e, vm, w.now()) // without the ledger nobody knows whether a consistent point is due
+	if err != nil {
 		return err
 	}
 	captured, err := e.Capture(ctx)
+	o.Pause = q.pause()
 	o.capture(captured)
 	if f := fault.Find(err); f != nil && f.Class() == fault.Resync {
 		err = errors.Join(err, w.markLocally(vm, err))
@@ -289,8 +294,12 @@ func (o *deltaObject) summary() string {
 	if o.Unchanged {
 		changed = "nothing changed since the last capture"
 	}
-	return fmt.Sprintf("%s, %s sent, %s applied, position %d, %s",
-		changed, size(o.Sent), plural(o.Applied, "cut"), o.To, plural(o.Points, "recovery point"))
+	held := ""
+	if o.Pause != nil {
+		held = ", the VM was held for " + seconds(*o.Pause)
+	}
+	return fmt.Sprintf("%s, %s sent, %s applied, position %d, %s%s",
+		changed, size(o.Sent), plural(o.Applied, "cut"), o.To, plural(o.Points, "recovery point"), held)
 }
 
 // captureOnly writes the change logs beside the disks, and needs the store only to learn the phase, if it is there.

@@ -34,6 +34,7 @@ func (w *world) judge(vm *site.VM, st *replica.State, mem state.VM, running stri
 	if st != nil && mem.Replica != st.Replica { // of another relationship, or not remembered
 		f.Critical, f.Failed, f.Retry, f.Statistics = nil, nil, health.Retry{}, health.Statistics{}
 	}
+	f.Held = w.heldFact(vm)
 	v := health.Judge(f)
 	for i := range v.Reasons {
 		v.Reasons[i].Next = betterNext(v.Reasons[i], mem)

@@ -8,7 +8,6 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
-	"time"
 
 	"sitrep/failover"
 	"sitrep/failover/network"
@@ -218,90 +217,6 @@ func (w *world) networkTable(vm *site.VM, k failover.Kind, into string, taken []
 		said = append(said, n.String())
 	}
 	return nics, said, err
-}
-
-// quiescer holds a VM still while a cut is taken: by its hypervisor, and, when an application-consistent point is due, by
-// its hooks before that.
-type quiescer struct {
-	w       *world
-	vm      *site.VM
-	freezer host.Freezer // nil: the hypervisor cannot
-	due     bool         // of an application-consistent point
-
-	held   bool // by the hypervisor
-	froze  bool // it was held by the hypervisor, once
-	hooked bool // by the hooks
-}
-
-// quiesce returns what holds a VM still; nil when nothing does.
-func (w *world) quiesce(vm *site.VM, newest time.Time) (*quiescer, error) {
-	h, err := w.sourceHost(vm.Host, vm)
-	if err != nil {
-		return nil, err
-	}
-	q := &quiescer{w: w, vm: vm}
-	if vm.Host.Hypervisor != site.HyperV { // which keeps the disks of a suspended VM locked: holding it still would gain nothing
-		q.freezer, _ = h.(host.Freezer)
-	}
-	every := vm.Policy().AppConsistentEvery
-	q.due = every > 0 && vm.Hooks.Freeze != "" && w.now().Sub(newest) >= every
-	if q.freezer == nil && !q.due {
-		return nil, nil
-	}
-	return q, nil
-}
-
-// Freeze lets the applications flush, then holds the VM. A hook that fails costs the consistency of the applications, not the
-// recovery point.
-func (q *quiescer) Freeze(ctx context.Context) (app bool, err error) {
-	if q.due {
-		q.hooked = true // thawed also when the freeze failed half way
-		if err := q.hook(ctx, q.vm.Hooks.Freeze, "freeze"); err != nil {
-			if ctx.Err() != nil {
-				return false, fault.FromOS(ctx.Err())
-			}
-			q.w.log.Warn("the applications could not be quiesced, the recovery point is crash-consistent", "vm", q.vm.Name, "error", err)
-		} else {
-			app = true
-		}
-	}
-	if q.freezer == nil {
-		return app, nil
-	}
-	if q.held, err = q.freezer.Freeze(ctx, q.vm.Name); err != nil {
-		if terr := q.Thaw(context.WithoutCancel(ctx)); terr != nil {
-			q.w.log.Error("the applications were not thawed", "vm", q.vm.Name, "error", terr)
-		}
-		return false, fault.In(err, q.vm.Name, "")
-	}
-	q.froze = q.froze || q.held
-	return app, nil
-}
-
-// Thaw lets the VM go on, then its applications.
-func (q *quiescer) Thaw(ctx context.Context) error {
-	var errs []error
-	if q.held {
-		q.held = false
-		errs = append(errs, q.freezer.Thaw(ctx, q.vm.Name))
-	}
-	if q.hooked {
-		q.hooked = false
-		errs = append(errs, q.hook(ctx, q.vm.Hooks.Thaw, "thaw"))
-	}
-	for _, err := range errs {
-		if err != nil {
-			return fault.In(err, q.vm.Name, "")
-		}
-	}
-	return nil
-}
-
-func (q *quiescer) hook(ctx context.Context, path, operation string) error {
-	_, err := q.w.programs().Run(ctx, hook.Program{Path: path, Args: []string{q.vm.Name}, Timeout: q.vm.Hooks.Timeout,
-		Env:   map[string]string{"SITREP_VM": q.vm.Name, "SITREP_OPERATION": operation},
-		Stdin: hookInput{VM: q.vm.Name, Operation: operation}})
-	return err
 }
 
 // sorted returns the names in order.

@@ -66,6 +66,7 @@ func (m *member) part(ctx context.Context, name string, until failover.StepID) e
 
 // Check shows what will be made. What stands in the way of an unplanned failover is said when its turn comes: the others go on.
 func (m *member) Check(ctx context.Context) error {
+	m.w.letGoLeft(ctx, m.vm)
 	if m.over(ctx) {
 		return nil
 	}

@@ -18,9 +18,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
+	"sync/atomic"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -30,21 +29,34 @@ import (
 	"sitrep/internal/site"
 )
 
-// Run does what args (with the program's name first) ask for, and returns the exit code. The first SIGINT or SIGTERM
-// ends it in good order, the second one kills it.
+// Run does what args (with the program's name first) ask for, and returns the exit code. A signal that asks it to end ends it in
+// good order: see untilSignal.
 func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	context.AfterFunc(ctx, stop)
-
 	p := &program{
 		fs: durable.OS(), stdin: stdin, stdout: stdout, stderr: stderr, getenv: os.Getenv, now: time.Now,
 	}
+	if len(args) > 0 {
+		p.guard = guardProcess(args[0])
+	}
+	ctx, stop := p.untilSignal(ctx)
+	defer stop()
 	return p.run(ctx, args)
 }
 
 // run does what args ask for, and returns the exit code.
 func (p *program) run(ctx context.Context, args []string) int {
+	out := sunk(p.stdout)
+	p.stdout, p.stderr = out, sunk(p.stderr)
+	code := p.do(ctx, args)
+	if err := out.lost(); err != nil {
+		fmt.Fprintf(p.stderr, "sitrep: stdout: %v; the work is done, its output is not complete\n", err)
+		return max(code, exitFailed)
+	}
+	return code
+}
+
+// do does what args ask for, and returns the exit code.
+func (p *program) do(ctx context.Context, args []string) int {
 	app := p.app()
 	app.Setup()
 	err := app.RunContext(ctx, permute(app, args))
@@ -72,12 +84,16 @@ type options struct {
 // program is one run of the command line.
 type program struct {
 	fs     durable.FS
+	disk   durable.FS // fs; of a dry run too one that can be written to, to let a VM go on that was left held
 	stdin  io.Reader
 	stdout io.Writer
 	stderr io.Writer
 	getenv func(string) string
 	now    func() time.Time
 	pause  func(context.Context, time.Duration) error // nil: the clock on the wall decides
+	hurry  chan struct{}                              // closed when the run is told twice to end; nil: never
+	deaf   atomic.Bool                                // to signals that ask the run to end
+	guard  startGuard                                 // nil: what is held has none
 
 	opts options
 	errs *lines // stderr, for several goroutines: that of log
@@ -115,7 +131,7 @@ func (p *program) subcommands() []*cli.Command {
 	return []*cli.Command{
 		p.initCommand(), p.checkCommand(), p.storeCommand(), p.protectCommand(), p.replicateCommand(), p.deltaCommand(), p.applyCommand(),
 		p.resyncCommand(), p.verifyCommand(), p.pointsCommand(), p.statusCommand(), p.whyCommand(), p.jobsCommand(), p.pauseCommand(), p.resumeCommand(),
-		p.failoverCommand(), p.failbackCommand(), p.unprotectCommand(), p.hrlCommand(), p.versionCommand(), p.completionCommand(), p.manCommand(),
+		p.failoverCommand(), p.failbackCommand(), p.unprotectCommand(), p.hrlCommand(), p.versionCommand(), p.completionCommand(), p.manCommand(), p.guardCommand(),
 	}
 }
 
@@ -161,6 +177,7 @@ func (p *program) before(c *cli.Context) error {
 		return fault.New(fault.UsageError, "--progress is auto, bar, lines or none, not %q", o.progress)
 	}
 	if o.dryRun {
+		p.disk = p.fs
 		p.fs = durable.ReadOnly(p.fs)
 	}
 	level := slog.LevelWarn
@@ -221,7 +238,7 @@ func (p *program) finish(err error) int {
 	p.res.Error = p.object(err, "")
 	if p.opts.json && (p.res.Command != "" || err != nil) {
 		if werr := p.res.write(p.stdout); werr != nil {
-			fmt.Fprintf(p.stderr, "sitrep: stdout: %v\n", werr)
+			fmt.Fprintf(p.stderr, "sitrep: the result cannot be written: %v\n", werr)
 			return max(p.res.ExitCode, exitFailed)
 		}
 	}

@@ -42,6 +42,7 @@ type statusObject struct {
 	Running        string         `json:"running_job,omitempty"`
 	Next           string         `json:"next_action"`
 	Cycles         *cyclesObject  `json:"cycles,omitempty"`
+	Pause          *float64       `json:"pause_seconds,omitempty"` // for how long the VM was held still for the last cut
 	// Failover is the failover under way or done, Test the test failover that is there, LastTest how the last one went.
 	Failover *failoverStatus     `json:"failover,omitempty"`
 	Test     *failoverStatus     `json:"test_failover,omitempty"`
@@ -166,6 +167,7 @@ func (w *world) collect(ctx context.Context, vms []*site.VM) (list []*statusObje
 		}
 		o := &statusObject{Cloud: vm.Cloud.Name, Host: vm.Host.Name, HealthReasons: []string{}, Reasons: []reasonObject{}}
 		o.VM = vm.Name
+		w.letGoLeft(ctx, vm)
 		if j, ok := running[vm.Name]; ok {
 			o.Running = j.ID
 		}
@@ -301,6 +303,7 @@ func (o *statusObject) remembered(mem state.VM, s health.Statistics) {
 	if o.LastError = mem.Critical; o.LastError == nil {
 		o.LastError = mem.Failed
 	}
+	o.Pause = mem.Pause
 	o.Marked, o.RetryAt, o.Attempts = mem.Marked, utc(mem.Retry.NextAt), mem.Retry.Attempts
 	if s.Current.End.IsZero() {
 		return
@@ -458,6 +461,9 @@ func (w *world) detailText(o *statusObject) string {
 		add("last test", lastTestText(o.LastTest))
 	} else if o.State == string(replica.Replicating) && o.Test == nil {
 		add("last test", "none yet: \"sitrep failover test "+o.VM+"\" is recommended")
+	}
+	if o.Pause != nil {
+		add("held still", seconds(*o.Pause)+" for the last cut")
 	}
 	if o.Running != "" {
 		add("running", "job "+o.Running)

@@ -52,6 +52,7 @@ type session struct {
 	engine *replicate.Job
 	meter  *meter
 	record *state.Job // nil in a dry run
+	quiet  *quiescer  // what holds the VM still while a cut is taken; nil for nothing
 }
 
 // onReplica does f with the VM's replica, and says in h how the VM stands afterwards.
@@ -93,7 +94,9 @@ func (s *session) source() error {
 	if s.opts.dryRun { // the VM is not held still for a plan
 		return nil
 	}
-	return s.hold(s.engine, s.vm, newestAppConsistent(s.state))
+	var err error
+	s.quiet, err = s.holding(s.engine, s.vm, newestAppConsistent(s.state))
+	return err
 }
 
 // sourceAtRest is source for a VM that is known to be off.
@@ -101,13 +104,13 @@ func (s *session) sourceAtRest() error {
 	return s.withSource(s.engine, s.vm, disksOf(s.state), s.trackDir(s.vm))
 }
 
-// hold has a VM held still while a cut of its disks is taken. newest is when the last application-consistent point was taken.
-func (w *world) hold(j *replicate.Job, vm *site.VM, newest time.Time) error {
+// holding has a VM held still while a cut of its disks is taken. newest is when the last application-consistent point was taken.
+func (w *world) holding(j *replicate.Job, vm *site.VM, newest time.Time) (*quiescer, error) {
 	q, err := w.quiesce(vm, newest)
 	if q != nil {
 		j.Tracker = track.Quiesced(j.Tracker, q)
 	}
-	return err
+	return q, err
 }
 
 // newestAppConsistent is the time of the newest point at which the applications had flushed, zero when there is none.

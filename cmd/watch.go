@@ -44,7 +44,7 @@ func (w *world) watch(ctx context.Context, vms []*site.VM, every time.Duration, 
 
 // screen says whether something is a terminal that understands escape sequences.
 func screen(w io.Writer) bool {
-	f, ok := w.(*os.File)
+	f, ok := fileOf(w)
 	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"
 }
 

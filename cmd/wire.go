@@ -27,6 +27,7 @@ type world struct {
 	*program
 	site   *site.Site
 	memory *state.Dir
+	holds  *state.Dir // memory, of what is held: see program.disk
 	store  replica.Store
 	// noStore says why store is nil.
 	noStore error
@@ -40,7 +41,11 @@ func (p *program) open() (*world, error) {
 		return nil, err
 	}
 	p.res.Site = s.Path
-	w := &world{program: p, site: s, memory: state.Open(p.fs, p.stateDir(s.Dir), p.now)}
+	if p.disk == nil {
+		p.disk = p.fs
+	}
+	w := &world{program: p, site: s, memory: state.Open(p.fs, p.stateDir(s.Dir), p.now),
+		holds: state.Open(p.disk, p.stateDir(s.Dir), p.now)}
 	var store replica.Store
 	if s.Store.Azure == nil {
 		store = dir.New(p.fs, s.Store.Directory)

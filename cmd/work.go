@@ -31,7 +31,11 @@ func (w *world) each(ctx context.Context, vms []*site.VM, f func(context.Context
 			failed.errs = append(failed.errs, fault.FromOS(ctx.Err()))
 			break
 		}
+		w.letGoLeft(ctx, vm)
 		o, err := f(ctx, vm)
+		if err == nil {
+			err = w.stillHeld(vm)
+		}
 		h := o.head()
 		h.VM = vm.Name
 		if err != nil {

@@ -139,7 +139,8 @@ type DiskPrice struct {
 // Cost is how long a mode takes, and for how much of it the VM is down.
 type Cost struct{ Total, Downtime time.Duration }
 
-// Price compares the disks of the recovered VM, held still if it can be, with those at home. It writes nothing.
+// Price compares the disks of the recovered VM with those at home. It writes nothing, and holds no VM still: what the VM writes
+// meanwhile may be counted or not.
 func (j *Job) Price(ctx context.Context) (p Price, err error) {
 	st, err := j.load(ctx)
 	if err == nil {
@@ -152,12 +153,6 @@ func (j *Job) Price(ctx context.Context) (p Price, err error) {
 	if err != nil {
 		return p, j.in(err)
 	}
-	f := &homeward{Job: j}
-	thaw, err := f.freezeIf(ctx, d.Name, true)
-	if err != nil {
-		return p, j.in(err)
-	}
-	defer func() { err = errors.Join(err, thaw()) }()
 	there, missing, err := j.disksThere()
 	if err != nil {
 		return p, j.in(err)

@@ -339,6 +339,9 @@ func (f *homeward) freezeIf(ctx context.Context, vm string, wanted bool) (thaw f
 	if !ok || !wanted {
 		return none, nil
 	}
+	if f.Hold != nil {
+		return f.Hold(ctx, vm)
+	}
 	held, err := freezer.Freeze(ctx, vm)
 	if err != nil || !held {
 		return none, err

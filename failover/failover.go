@@ -97,6 +97,10 @@ type Job struct {
 	// Hook runs the operator's program after the VM was started, and CleanedUp the one after a test was cleaned up. nil: none.
 	Hook, CleanedUp func(ctx context.Context, k Kind, d host.Definition) error
 
+	// Hold holds a VM at the recovery host still until the function that it returns is called, whatever becomes of this run. nil: the
+	// host does that, and a run that is killed leaves the VM held.
+	Hold func(ctx context.Context, name string) (letGo func() error, err error)
+
 	// Home is what failback needs.
 	Home Home
 

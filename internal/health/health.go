@@ -37,6 +37,8 @@ type Facts struct {
 	Now time.Time
 	// Ledger is the replica's, nil when there is none.
 	Ledger *replica.State
+	// Held is set when a run that is gone holds the VM still.
+	Held *Held
 	// Critical is the error that an administrator has to mend, and Failed the one of the last run when it was another.
 	// Either may be nil.
 	Critical, Failed *Failure
@@ -48,6 +50,25 @@ type Facts struct {
 	Running string
 	// ResyncAt is when a VM that is marked for resynchronization gets it unasked; zero when it does not.
 	ResyncAt time.Time
+}
+
+// Held is a VM that was held still by a run which is gone, and that could not be let go on.
+type Held struct {
+	Since time.Time // zero when it is not known
+	Where string    // source or recovery
+	Why   string    // it could not be let go on, "" when that is not known
+}
+
+// Text says it.
+func (h *Held) Text() string {
+	text := "the VM at its " + h.Where + " is held paused by a run that is gone"
+	if !h.Since.IsZero() {
+		text += ", since " + stamp(h.Since)
+	}
+	if h.Why != "" {
+		text += ", and cannot be let go on: " + h.Why
+	}
+	return text
 }
 
 // Failure is an error as it is remembered.

@@ -14,6 +14,7 @@ type Code string
 
 // The codes of the rules.
 const (
+	HeldPaused        Code = "held-paused"
 	Error             Code = "error"
 	ResyncRequired    Code = "resync-required"
 	ResyncInterrupted Code = "resync-interrupted"
@@ -56,6 +57,7 @@ type rule struct {
 // has chosen.
 func rules() []rule {
 	return []rule{
+		{Critical, HeldPaused, heldPaused, func(f *Facts) string { return f.Held.Text() }, run("check")},
 		{Critical, Error, inError, errorText, run("resume")},
 		{Critical, ResyncRequired, resyncRequired, resyncText, nextResync},
 		{Critical, ResyncInterrupted, resyncInterrupted, resyncInterruptedText, nextResync},
@@ -91,6 +93,8 @@ func run(command string) func(*Facts) string {
 }
 
 func nothing(*Facts) string { return "" }
+
+func heldPaused(f *Facts) bool { return f.Held != nil }
 
 func inError(f *Facts) bool { return f.Critical != nil }
 

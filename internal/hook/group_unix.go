@@ -24,3 +24,6 @@ func signalOf(s *os.ProcessState) string {
 
 // sameVariable says whether two names are of one environment variable.
 func sameVariable(a, b string) bool { return a == b }
+
+// inherit gives cmd a file as descriptor 3.
+func inherit(cmd *exec.Cmd, f *os.File) { cmd.ExtraFiles = []*os.File{f} }

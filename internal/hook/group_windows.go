@@ -23,3 +23,6 @@ func signalOf(*os.ProcessState) string { return "" } // there are none
 
 // sameVariable says whether two names are of one environment variable.
 func sameVariable(a, b string) bool { return strings.EqualFold(a, b) }
+
+// inherit gives nothing: handles are inherited in other ways here.
+func inherit(*exec.Cmd, *os.File) {}

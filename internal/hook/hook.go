@@ -45,6 +45,9 @@ type Program struct {
 	Stdin any
 	// Timeout is after which time the program is killed; 0 means only when the context ends.
 	Timeout time.Duration
+	// Inherit is a file that the program gets as descriptor 3, where the system has such; nil gives none. Whoever holds the other end
+	// of a pipe learns when the program and all that it has started have ended.
+	Inherit *os.File
 }
 
 // Output is what a program has said.
@@ -99,6 +102,9 @@ func (r Runner) Run(ctx context.Context, p Program) (Output, error) {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.Env = stdin, stdout, stderr, env
 	cmd.Dir, cmd.WaitDelay = p.Dir, lingering
 	ownGroup(cmd)
+	if p.Inherit != nil {
+		inherit(cmd, p.Inherit)
+	}
 	start := time.Now()
 	err = cmd.Run()
 	out := Output{Stdout: stdout.String(), Stderr: stderr.String(), Took: time.Since(start)}

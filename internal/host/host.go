@@ -62,6 +62,12 @@ type Freezer interface {
 	Thaw(ctx context.Context, vm string) error
 }
 
+// Marker is a Freezer that tells a VM that it holds from one that somebody else has paused.
+type Marker interface {
+	// Marked says that Freeze holds the VM, or was about to, and that Thaw did not follow.
+	Marked(vm string) (bool, error)
+}
+
 // Console is a Host that keeps what a VM writes to its serial console.
 type Console interface {
 	// ConsoleLog is the path of a file to which the console's output of the present, or last, run is appended.

@@ -12,6 +12,8 @@
 //	jobs/ID.json      one record for each job
 //	jobs/ID.lock      locked by the kernel while the job's process lives
 //	locks/VM.lock     locked by the kernel while a run works on the VM
+//	held/VM.json      that the VM is held still, and how it goes on
+//	held/VM.lock      locked by the kernel while a run holds the VM, or lets it go on
 //
 // Opening a folder does not create it; only what writes does, so that a run that changes nothing leaves no trace.
 package state
@@ -155,6 +157,8 @@ type VM struct {
 	Phase   replica.Phase `json:"phase,omitempty"`
 	AsOf    time.Time     `json:"as_of,omitzero"`
 	Applied uint64        `json:"applied,omitempty"`
+	// Pause is for how many seconds the VM was held still the last time.
+	Pause *float64 `json:"pause_seconds,omitempty"`
 	// Rates are the last measured bytes per second, by kind of work.
 	Rates map[string]float64 `json:"rates,omitempty"`
 }

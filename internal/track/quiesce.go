@@ -2,7 +2,6 @@ package track
 
 import (
 	"context"
-	"errors"
 
 	"sitrep/internal/hrl"
 )
@@ -12,8 +11,9 @@ type Quiescer interface {
 	// Freeze returns when the VM writes no more. app says that its applications have flushed, so that what is cut is
 	// application-consistent. When it fails nothing is held.
 	Freeze(ctx context.Context) (app bool, err error)
-	// Thaw lets the VM go on. It is called once for each Freeze that succeeded, with a context that is not cancelled.
-	Thaw(ctx context.Context) error
+	// Thaw lets the VM go on. It is called once for each Freeze that succeeded, with a context that is not cancelled. A VM that cannot
+	// be let go on is the Quiescer's to tell: what was cut is as good.
+	Thaw(ctx context.Context)
 }
 
 // Quiesced returns t with the cuts of deltas taken while q holds the VM still: until all views are frozen, or, where the
@@ -36,18 +36,17 @@ func (t *quiesced) Cut(ctx context.Context, since hrl.Pos) (Cut, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &quiescedCut{app: app, thaw: func() error { return t.q.Thaw(context.WithoutCancel(ctx)) }}
+	c := &quiescedCut{app: app, thaw: func() { t.q.Thaw(context.WithoutCancel(ctx)) }}
 	if c.Cut, err = t.Tracker.Cut(ctx, since); err != nil {
-		return nil, errors.Join(err, c.thaw())
+		c.goOn()
+		return nil, err
 	}
 	for _, d := range c.Disks() {
 		if !d.Frozen() && !d.Untouched() {
 			return c, nil
 		}
 	}
-	if err := c.goOn(); err != nil {
-		return nil, errors.Join(err, c.Cut.Close())
-	}
+	c.goOn()
 	return c, nil
 }
 
@@ -55,16 +54,15 @@ func (t *quiesced) Cut(ctx context.Context, since hrl.Pos) (Cut, error) {
 type quiescedCut struct {
 	Cut
 	app  bool
-	thaw func() error // nil when the VM goes on
+	thaw func() // nil when the VM goes on
 }
 
-func (c *quiescedCut) goOn() error {
+func (c *quiescedCut) goOn() {
 	thaw := c.thaw
-	if thaw == nil {
-		return nil
-	}
 	c.thaw = nil
-	return thaw()
+	if thaw != nil {
+		thaw()
+	}
 }
 
 func (c *quiescedCut) AppConsistent() bool { return c.app }
@@ -72,7 +70,11 @@ func (c *quiescedCut) AppConsistent() bool { return c.app }
 // Check is asked after the last read: the VM may go on then.
 func (c *quiescedCut) Check(ctx context.Context) error {
 	err := c.Cut.Check(ctx)
-	return errors.Join(err, c.goOn())
+	c.goOn()
+	return err
 }
 
-func (c *quiescedCut) Close() error { return errors.Join(c.goOn(), c.Cut.Close()) }
+func (c *quiescedCut) Close() error {
+	c.goOn()
+	return c.Cut.Close()
+}

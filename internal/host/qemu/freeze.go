@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -27,8 +28,10 @@ func (h *Host) Freeze(ctx context.Context, vm string) (held bool, err error) {
 			_, err := h.definition(vm)
 			return err
 		}
-		_, err = os.Lstat(h.frozenMark(vm))
-		marked := err == nil
+		marked, err := h.Marked(vm)
+		if err != nil {
+			return err
+		}
 		if power != host.Running {
 			held = power == host.Paused && marked
 			return nil
@@ -45,12 +48,22 @@ func (h *Host) Freeze(ctx context.Context, vm string) (held bool, err error) {
 	return held, err
 }
 
-// Thaw lets the VM go on. One that runs, or is off by now, is no error.
+// Thaw lets the VM go on that Freeze has paused. One that runs, or is off by now, is no error; one that somebody else has paused
+// stays paused.
 func (h *Host) Thaw(ctx context.Context, vm string) error {
 	return h.locked(ctx, vm, func() error { return h.thaw(ctx, vm) })
 }
 
 func (h *Host) thaw(ctx context.Context, vm string) error {
+	marked, err := h.Marked(vm)
+	if err != nil || !marked {
+		return err
+	}
+	return h.goOn(ctx, vm)
+}
+
+// goOn lets a VM go on, whoever has paused it.
+func (h *Host) goOn(ctx context.Context, vm string) error {
 	power, err := h.state(ctx, vm)
 	if err != nil {
 		return err
@@ -61,6 +74,18 @@ func (h *Host) thaw(ctx context.Context, vm string) error {
 		}
 	}
 	return h.unmark(vm)
+}
+
+// Marked says whether Freeze has paused the VM, or was about to, and Thaw did not follow yet.
+func (h *Host) Marked(vm string) (bool, error) {
+	_, err := os.Lstat(h.frozenMark(vm))
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	}
+	return false, fault.FromOS(err)
 }
 
 func (h *Host) unmark(vm string) error {

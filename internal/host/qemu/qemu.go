@@ -85,6 +85,7 @@ type Host struct{ c Config }
 var (
 	_ host.Host    = (*Host)(nil)
 	_ host.Freezer = (*Host)(nil)
+	_ host.Marker  = (*Host)(nil)
 	_ host.Console = (*Host)(nil)
 )
 
@@ -275,7 +276,7 @@ func (h *Host) start(ctx context.Context, vm string) error {
 	case power == host.Running:
 		return h.unmark(vm)
 	case power == host.Paused:
-		return h.thaw(ctx, vm)
+		return h.goOn(ctx, vm)
 	}
 	if path, ok := h.c.QMP[vm]; ok {
 		return fault.New(fault.HostRefused, "the VM is off, and it is not sitrep that starts it: its control socket is made by something else").At(path)

@@ -1,0 +1,134 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"sitrep/internal/fault"
+	"sitrep/internal/host"
+	"sitrep/internal/site"
+	"sitrep/internal/state"
+)
+
+// quiescer holds a VM still while a cut is taken: by its hypervisor, and, when an application-consistent point is due, by
+// its hooks before that. It is a track.Quiescer.
+type quiescer struct {
+	w       *world
+	vm      *site.VM
+	freezer host.Freezer // nil: the hypervisor cannot
+	due     bool         // of an application-consistent point
+
+	hold   *hold         // while it is held
+	froze  bool          // it was held by the hypervisor, once
+	paused time.Duration // how long it was held, in all
+}
+
+// longPause is for how long a VM can be held without a word.
+const longPause = 30 * time.Second
+
+// quiesce returns what holds a VM still; nil when nothing does.
+func (w *world) quiesce(vm *site.VM, newest time.Time) (*quiescer, error) {
+	f, err := w.freezerAt(vm, state.AtSource)
+	if err != nil {
+		return nil, err
+	}
+	q := &quiescer{w: w, vm: vm, freezer: f}
+	every := vm.Policy().AppConsistentEvery
+	q.due = every > 0 && vm.Hooks.Freeze != "" && w.now().Sub(newest) >= every
+	if q.freezer == nil && !q.due {
+		return nil, nil
+	}
+	return q, nil
+}
+
+// Freeze lets the applications flush, then holds the VM. A hook that fails costs the consistency of the applications, not the
+// recovery point. A VM that somebody has paused writes nothing, and is left to them.
+func (q *quiescer) Freeze(ctx context.Context) (app bool, err error) {
+	if paused, err := q.pausedByOthers(ctx); err != nil || paused {
+		return false, err
+	}
+	q.hold, err = q.w.beginHold(ctx, q.vm, state.Held{Side: state.AtSource, Name: q.vm.Name, Host: q.freezer != nil, Hooks: q.due})
+	if err != nil {
+		return false, err
+	}
+	// What has begun to hold the VM is waited for, and undone then: what is cut off half way may come about all the same.
+	late, cancel := q.w.reluctantly(ctx, hookGrace)
+	defer cancel()
+	if q.due {
+		app, err = q.flush(late)
+	}
+	if err == nil && ctx.Err() == nil && q.freezer != nil {
+		var held bool
+		if held, err = q.freezer.Freeze(late, q.vm.Name); err == nil {
+			q.froze = q.froze || held
+			q.hold.rec.Host = held
+		}
+	}
+	if err == nil && ctx.Err() == nil {
+		return app, nil
+	}
+	q.Thaw(ctx)
+	if ctx.Err() != nil {
+		err = fault.FromOS(ctx.Err())
+	}
+	return false, fault.In(err, q.vm.Name, "")
+}
+
+// pausedByOthers says whether somebody else has paused the VM.
+func (q *quiescer) pausedByOthers(ctx context.Context) (bool, error) {
+	if _, marks := q.freezer.(host.Marker); q.freezer == nil || marks { // which tells by itself
+		return false, nil
+	}
+	h, ok := q.freezer.(host.Host)
+	if !ok {
+		return false, nil
+	}
+	power, err := h.State(ctx, q.vm.Name)
+	return power == host.Paused, err
+}
+
+// flush runs the freeze hook.
+func (q *quiescer) flush(ctx context.Context) (app bool, err error) {
+	_, err = q.w.runHook(ctx, q.vm, q.vm.Hooks.Freeze, "freeze", q.hold.guard.pipe())
+	switch {
+	case err == nil:
+		return true, nil
+	case fault.Is(err, fault.Interrupted):
+		return false, err
+	}
+	q.w.log.Warn("the applications could not be quiesced, the recovery point is crash-consistent", "vm", q.vm.Name, "error", err)
+	return false, nil
+}
+
+// Thaw lets the VM go on, then its applications. That it could not is told, and remembered until it goes on; the cut is as good.
+func (q *quiescer) Thaw(ctx context.Context) {
+	h := q.hold
+	if h == nil {
+		return
+	}
+	q.hold = nil
+	paused, err := h.letGo(ctx)
+	q.paused += paused
+	if err != nil {
+		q.w.log.Error("the VM could not be let go on", "vm", q.vm.Name, "error", err)
+	} else if paused > longPause {
+		q.w.log.Warn("the VM was held still for long: put its disks on a filesystem with reflinks", "vm", q.vm.Name, "paused", span(paused))
+	}
+	err = q.w.memory.ChangeVM(q.vm.Name, func(mem *state.VM) {
+		s := q.paused.Seconds()
+		mem.Pause = &s
+	})
+	if err != nil {
+		q.w.log.Warn("the site's memory cannot be kept in order", "error", errors.Join(err))
+	}
+}
+
+// pause is for how many seconds the VM was held, nil when it was not.
+func (q *quiescer) pause() *float64 {
+	if q == nil || q.paused == 0 {
+		return nil
+	}
+	s := q.paused.Seconds()
+	return &s
+}
