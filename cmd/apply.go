@@ -38,7 +38,11 @@ func (p *program) applyCommand() *cli.Command {
 }
 
 func (w *world) apply(ctx context.Context, vm *site.VM, o *applyObject) error {
-	return w.jobOn(ctx, vm, "Apply change logs", &o.vmHead, func(s *session) error {
+	a := forWriting
+	if vm.Policy().Apply == site.ApplyElsewhere {
+		a = forUpkeep
+	}
+	return w.jobAs(ctx, vm, a, "Apply change logs", &o.vmHead, func(s *session) error {
 		o.Bytes = shelfBytes(s.state)
 		s.meter.plan(o.Bytes)
 		c := s.clock()

@@ -40,8 +40,8 @@ func wantWords(t *testing.T, text string, words ...string) {
 	}
 }
 
-// TestAzureUnlock: a run stops in the middle of a delta, with the replica held, and its machine is made anew. That one is told what
-// leads on, takes the replica over, and replicates. The first run goes on after all, and is refused by the store.
+// TestAzureUnlock: a run stops in the middle of a delta, with the replica held, and its machine is made anew. That one is told who writes
+// to the replica and what leads on, takes it over, and replicates. The first run goes on after all, and is refused by the store.
 func TestAzureUnlock(t *testing.T) {
 	f := newFronted(t, "")
 	f.run(0, "protect", "web01")
@@ -68,15 +68,16 @@ func TestAzureUnlock(t *testing.T) {
 	second.write("os.raw", f.os)
 	second.write("data.raw", f.data)
 	code, _, errs := second.result("delta", "web01", "--now")
-	if code != 11 {
+	if code != 6 {
 		t.Errorf("exit code %d", code)
 	}
-	wantWords(t, errs, "last written to at 20", "store unlock web01", "gone for good", "on host")
+	wantWords(t, errs, "last at 20", "takeover web01", "gone for good", "on host")
 	wantWords(t, second.run(0, "store", "unlock", "web01", "--dry-run"), "generation 2")
-	if code, _, _ := second.result("delta", "web01", "--now"); code != 11 {
+	if code, _, _ := second.result("delta", "web01", "--now"); code != 6 {
 		t.Errorf("after the plan the exit code is %d", code)
 	}
 	second.run(0, "store", "unlock", "web01")
+	f.run(6, "delta", "web01", "--now", "--state", "third")
 	wantWords(t, second.run(0, "jobs", "--vm", "web01"), "Take the replica over", "Succeeded")
 	if code, _, errs := second.result("delta", "web01", "--now"); code == 5 { // a machine that never replicated it
 		second.run(0, "resync", "web01", "--now")

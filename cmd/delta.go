@@ -72,6 +72,11 @@ func (w *world) deltaOrResync(ctx context.Context, vm *site.VM, o *deltaObject, 
 	}()
 	return w.attempt(ctx, vm, &o.vmHead, p, func() error {
 		st, needs, err := w.ledgerOrMark(ctx, vm)
+		if err == nil {
+			if err := w.mine(vm.Name, st); err != nil { // nobody else is told to resynchronize
+				return err
+			}
+		}
 		switch {
 		case needs && w.resyncsItself(vm):
 			o.Resync = &resyncObject{}
@@ -330,6 +335,11 @@ func (w *world) relation(ctx context.Context, vm *site.VM, h *vmHead) (state.VM,
 		return mem, err
 	}
 	st, needs, serr := w.ledgerOrMark(ctx, vm)
+	if serr == nil {
+		if err := w.mine(vm.Name, st); err != nil {
+			return mem, err
+		}
+	}
 	switch {
 	case needs: // it takes no more space
 		h.State, h.Health = string(st.Phase), healthCritical

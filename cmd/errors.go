@@ -182,7 +182,7 @@ func (p *program) fill(text, vm string) string {
 
 // commandWords matches "sitrep COMMAND" in a text.
 var commandWords = regexp.MustCompile(`\bsitrep (apply|check|delta|failback|failover|help|hrl|init|jobs|pause|points|protect|` +
-	`replicate|resume|resync|status|store|unprotect|verify|why)\b`)
+	`replicate|resume|resync|status|store|takeover|unprotect|verify|why)\b`)
 
 // commands puts the global flags that say where the site is into the commands of a text.
 func (p *program) commands(text string) string {

@@ -39,9 +39,18 @@ func (w *world) failoverJob(ctx context.Context, vm *site.VM, o failoverOptions)
 	if err != nil {
 		return nil, err
 	}
+	by, err := w.owner()
+	if err != nil {
+		return nil, err
+	}
+	if !w.opts.dryRun {
+		if by.Run, err = w.newRun(vm.Name, st); err != nil {
+			return nil, err
+		}
+	}
 	folder := cmpOr(w.site.Recovery.Folder, filepath.Join(w.site.Dir, site.DefaultRecoveredFolder))
 	j := &failover.Job{
-		VM: vm.Name, Store: w.store, FS: w.fs, By: w.owner(), Keep: vm.Policy().RecoveryPoints,
+		VM: vm.Name, Store: w.store, FS: w.fs, By: by, Keep: vm.Policy().RecoveryPoints,
 		Source:   failover.Place{Host: source, Name: vm.Name, Grace: vm.ShutdownGrace, Foreign: vm.QMP != ""},
 		Recovery: failover.Place{Host: recovery, ID: id, Name: vm.Name, Grace: vm.ShutdownGrace},
 		Folder:   filepath.Join(folder, vm.Name), TestFolder: filepath.Join(folder, vm.Name+"-test"),
@@ -57,6 +66,7 @@ func (w *world) failoverJob(ctx context.Context, vm *site.VM, o failoverOptions)
 		return w.nics(ctx, vm, k, o)
 	}
 	j.Recovery.Booted = w.bootCheck(vm, recovery, primaryIP)
+	j.NotMine = w.mine(vm.Name, st)
 	j.LastChanges = func(ctx context.Context) error { return w.lastChanges(ctx, vm, j) }
 	j.Hold = func(ctx context.Context, name string) (func() error, error) { return w.holdRecovered(ctx, vm, name) }
 	if vm.Hooks.Failover != "" {

@@ -16,7 +16,7 @@ import (
 // the point demote has made. One of the two is "".
 func (w *world) promote(ctx context.Context, vm *site.VM, promote, demote string, o *exportObject) error {
 	return w.locked(vm, func() error {
-		return w.onReplica(ctx, vm, forWriting, &o.vmHead, func(s *session) error {
+		return w.onReplica(ctx, vm, forUpkeep, &o.vmHead, func(s *session) error {
 			p, ok := replica.PromoterOf(s.engine.Replica)
 			if !ok {
 				return fault.New(fault.PrerequisiteFail, "a store in a folder has nothing to promote: \"sitrep points %s --export ID --to FOLDER\" makes disks",

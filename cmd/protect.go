@@ -90,14 +90,20 @@ func (w *world) enable(ctx context.Context, vm *site.VM, j *state.Job, o *seedOb
 	if err != nil {
 		return err
 	}
-	var r replica.Replica
+	var r, claimed replica.Replica
 	err = j.Step(stepRelationship, func() (int64, string, error) {
 		if r, err = w.relationship(ctx, vm, disks, begun); err != nil {
 			return 0, "", err
 		}
 		st, err := r.Ledger().Load(ctx)
 		if err == nil {
+			err = w.mine(vm.Name, st)
+		}
+		if err == nil {
 			err = w.remember(ctx, vm, st)
+		}
+		if err == nil {
+			claimed, err = w.claim(vm.Name, r, st)
 		}
 		return 0, "replica " + st.Replica.String(), err
 	})
@@ -111,7 +117,7 @@ func (w *world) enable(ctx context.Context, vm *site.VM, j *state.Job, o *seedOb
 	if err != nil {
 		return err
 	}
-	return w.session(ctx, vm, r, st, &o.vmHead, func(s *session) error {
+	return w.session(ctx, vm, claimed, st, &o.vmHead, func(s *session) error {
 		if later {
 			return nil
 		}
@@ -151,6 +157,11 @@ func (w *world) mayProtect(ctx context.Context, vm *site.VM, o *seedObject) (dis
 func (w *world) continues(st *replica.State) error {
 	if err := w.owned(*st); err != nil {
 		return err
+	}
+	if st.Phase == replica.Seeding {
+		if err := w.mine(st.VM, *st); err != nil {
+			return err
+		}
 	}
 	switch {
 	case st.Phase == replica.Retired:
@@ -213,7 +224,11 @@ func (w *world) relationship(ctx context.Context, vm *site.VM, disks []replica.D
 	if begun {
 		return w.store.Open(ctx, vm.Name)
 	}
-	return w.store.Create(ctx, replicate.First(vm.Name, w.site.Vault, w.owner(), disks, w.now().UTC()))
+	o, err := w.owner()
+	if err != nil {
+		return nil, err
+	}
+	return w.store.Create(ctx, replicate.First(vm.Name, w.site.Vault, o, disks, w.now().UTC()))
 }
 
 // seed makes the initial copy, as a step of the job.

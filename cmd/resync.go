@@ -76,6 +76,11 @@ func (w *world) resyncDue(ctx context.Context, vm *site.VM, o *resyncObject, opt
 	if err != nil && !needs {
 		return false, err
 	}
+	if err == nil {
+		if err := w.mine(vm.Name, st); err != nil {
+			return false, err
+		}
+	}
 	now, window := w.now(), vm.Policy().ResyncWindow
 	due := needs && window.Contains(now)
 	o.Due = &due

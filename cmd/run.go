@@ -26,6 +26,7 @@ import (
 
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
+	"sitrep/internal/hrl"
 	"sitrep/internal/site"
 )
 
@@ -94,6 +95,10 @@ type program struct {
 	hurry  chan struct{}                              // closed when the run is told twice to end; nil: never
 	deaf   atomic.Bool                                // to signals that ask the run to end
 	guard  startGuard                                 // nil: what is held has none
+	// host and machine are the name and the identity of this machine; nil: as the system says.
+	host, machine func() string
+	runID         hrl.ID      // of this run, as ledgers name it; zero until something is written
+	askable       func() bool // whether somebody can be asked; nil: at a terminal
 
 	opts options
 	errs *lines // stderr, for several goroutines: that of log
@@ -131,7 +136,7 @@ func (p *program) subcommands() []*cli.Command {
 	return []*cli.Command{
 		p.initCommand(), p.checkCommand(), p.storeCommand(), p.protectCommand(), p.replicateCommand(), p.deltaCommand(), p.applyCommand(),
 		p.resyncCommand(), p.verifyCommand(), p.pointsCommand(), p.statusCommand(), p.whyCommand(), p.jobsCommand(), p.pauseCommand(), p.resumeCommand(),
-		p.failoverCommand(), p.failbackCommand(), p.unprotectCommand(), p.hrlCommand(), p.versionCommand(), p.completionCommand(), p.manCommand(), p.guardCommand(),
+		p.failoverCommand(), p.failbackCommand(), p.takeoverCommand(), p.unprotectCommand(), p.hrlCommand(), p.versionCommand(), p.completionCommand(), p.manCommand(), p.guardCommand(),
 	}
 }
 

@@ -36,8 +36,13 @@ func (w *world) verb(ctx context.Context, vm *site.VM, name string, h *vmHead, f
 
 // jobOn is verb for whoever holds the VM's lock.
 func (w *world) jobOn(ctx context.Context, vm *site.VM, name string, h *vmHead, f func(*session) error) error {
+	return w.jobAs(ctx, vm, forWriting, name, h, f)
+}
+
+// jobAs is jobOn for what is not only the writer's.
+func (w *world) jobAs(ctx context.Context, vm *site.VM, a access, name string, h *vmHead, f func(*session) error) error {
 	return w.job(vm, name, h, func(job *state.Job) error {
-		return w.onReplica(ctx, vm, forWriting, h, func(s *session) error {
+		return w.onReplica(ctx, vm, a, h, func(s *session) error {
 			s.record = job
 			return f(s)
 		})

@@ -67,7 +67,15 @@ func (w *world) verify(ctx context.Context, vm *site.VM, v verifyOptions) (vmObj
 	if w.opts.dryRun {
 		return o, w.planVerify(ctx, vm, v, o)
 	}
-	return o, w.verb(ctx, vm, "Verify the replica", &o.vmHead, func(s *session) error {
+	a := forUpkeep
+	if v.source { // whose disks it compares has to be the one that replicates them
+		a = forWriting
+	}
+	return o, w.locked(vm, func() error { return w.verifyAs(ctx, vm, a, v, o) })
+}
+
+func (w *world) verifyAs(ctx context.Context, vm *site.VM, a access, v verifyOptions, o *verifyObject) error {
+	return w.jobAs(ctx, vm, a, "Verify the replica", &o.vmHead, func(s *session) error {
 		c := s.clock()
 		err := s.step("Verify", func() (int64, string, error) {
 			err := s.verify(ctx, v, o)

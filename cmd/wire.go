@@ -49,7 +49,7 @@ func (p *program) open() (*world, error) {
 	var store replica.Store
 	if s.Store.Azure == nil {
 		store = dir.New(p.fs, s.Store.Directory)
-	} else if store, w.noStore = p.azureStore(s); w.noStore != nil {
+	} else if store, w.noStore = w.azureStore(s); w.noStore != nil {
 		return w, nil
 	}
 	w.store = replica.WithRetries(w.limited(store), replica.Retries{Sleep: p.sleep, Log: p.log})
@@ -60,18 +60,14 @@ func (p *program) open() (*world, error) {
 }
 
 // azureStore is the store in Azure. Nothing is asked yet, but the secret has to be there.
-func (p *program) azureStore(s *site.Site) (replica.Store, error) {
+func (w *world) azureStore(s *site.Site) (replica.Store, error) {
 	a := s.Store.Azure
-	host, err := os.Hostname()
-	if err != nil {
-		return nil, err
-	}
 	store, err := pageblob.Open(pageblob.Config{
 		AccountURL: a.AccountURL, LogAccountURL: a.LogAccountURL, Container: a.Container,
 		ConnectionStringEnv: a.ConnectionStringEnv, KeyEnv: a.KeyEnv, SASEnv: a.SASEnv,
 		ConnectionStringFile: a.ConnectionStringFile, KeyFile: a.KeyFile, SASFile: a.SASFile,
 	}, pageblob.Options{
-		Holder: host + ":" + p.stateDir(s.Dir), Log: p.log, Concurrency: a.Concurrency,
+		HolderOf: w.holder, Log: w.log, Concurrency: a.Concurrency,
 		BytesPerSecond: paced(a.BlobRate), RequestsPerSecond: int64(a.BlobRequests),
 	})
 	if err != nil {
@@ -102,11 +98,15 @@ func (w *world) haveStore() error {
 }
 
 // access says what a replica is opened for.
-type access bool
+type access int
 
 const (
-	forReading access = false
-	forWriting access = true
+	forReading access = iota
+	// forWriting is what only the writer of the replica does, as whom this site then stands in the ledger.
+	forWriting
+	// forUpkeep is what any machine of the vault may do beside the writer: to apply what it has shipped, where the policy says that this
+	// is done elsewhere; to prove the replica; to make disks of its points.
+	forUpkeep
 )
 
 // replica opens the replica of a VM. It tells a store that is not mounted, and a replica that has vanished, from a VM
@@ -120,7 +120,7 @@ func (w *world) replica(ctx context.Context, vm *site.VM, a access) (replica.Rep
 		return nil, none, err
 	}
 	open := w.store.View
-	if a == forWriting {
+	if a != forReading {
 		open = w.store.Open
 	}
 	r, err := open(ctx, vm.Name)
@@ -128,16 +128,23 @@ func (w *world) replica(ctx context.Context, vm *site.VM, a access) (replica.Rep
 		return nil, none, w.missing(vm, err)
 	}
 	st, err := r.Ledger().Load(ctx)
-	if err == nil && a == forWriting {
+	if err == nil && a != forReading {
 		err = w.owned(st)
 	}
 	if err == nil && a == forWriting {
+		err = w.mine(vm.Name, st)
+	}
+	if err == nil && a != forReading {
 		err = w.remember(ctx, vm, st)
+	}
+	out := r
+	if err == nil && a == forWriting {
+		out, err = w.claim(vm.Name, r, st)
 	}
 	if err != nil {
 		return nil, none, errors.Join(err, r.Close())
 	}
-	return r, st, nil
+	return out, st, nil
 }
 
 // owned refuses to write to a replica of another vault: two sites whose VMs have the same name, and that were given the same
@@ -360,20 +367,4 @@ func (w *world) openDisk(vm *site.VM, d *site.Disk) (*disk.Disk, error) {
 		return nil, fault.In(err, vm.Name, d.Name)
 	}
 	return img, nil
-}
-
-// owner is who writes to replicas: this site, on this machine.
-func (w *world) owner() replica.Owner {
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown"
-	}
-	return replica.Owner{Site: siteName(w.site), Host: host, Since: w.now().UTC()}
-}
-
-func siteName(s *site.Site) string {
-	if s.VMM.Server == "" {
-		return s.Vault
-	}
-	return s.Vault + "/" + s.VMM.Server
 }

@@ -198,7 +198,7 @@ func (j *Job) raise(st replica.State) replica.State {
 
 // owns says whether the generation of the ledger is that of this site on this machine.
 func (j *Job) owns(st replica.State) bool {
-	return st.Owner.Site == j.By.Site && st.Owner.Host == j.By.Host
+	return st.Owner.Same(j.By)
 }
 
 // Commit accepts what was done: after a failover older recovery points are removed; after a failback the recovered VM is, and

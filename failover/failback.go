@@ -437,6 +437,7 @@ func (j *Job) commitFailback(ctx context.Context, st replica.State) error {
 					return nil
 				}
 				from := st.Failover.From
+				st.Owner = j.ownerAtHome(*st)
 				for i := range st.Disks {
 					if p := st.Failover.Failback.Disks[st.Disks[i].Name]; p != "" {
 						st.Disks[i].Source = p
@@ -452,6 +453,20 @@ func (j *Job) commitFailback(ctx context.Context, st replica.State) error {
 			})
 		}},
 	})
+}
+
+// ownerAtHome is who replicates the VM from now on: who did before, when the site that failed it over brings it home; else whoever
+// brings it to its new home.
+func (j *Job) ownerAtHome(st replica.State) replica.Owner {
+	home := j.By
+	if source := st.Failover.Source; source.Same(home) || st.Failover.By.Same(home) && source != (replica.Owner{}) {
+		home = source
+	}
+	if home.Same(j.By) {
+		home = j.By
+	}
+	home.Since = j.Now().UTC()
+	return home
 }
 
 // knowsHome refuses to replicate from disks that are not those to which the VM was brought.

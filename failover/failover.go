@@ -94,6 +94,8 @@ type Job struct {
 	// LastChanges brings what the source wrote last into the store. It is called when the source is off, before the replica
 	// is taken over, and opens the replica by itself. nil: there is no source here.
 	LastChanges func(ctx context.Context) error
+	// NotMine says why it cannot be called here: another one replicates the VM. nil: nothing is in its way.
+	NotMine error
 	// Hook runs the operator's program after the VM was started, and CleanedUp the one after a test was cleaned up. nil: none.
 	Hook, CleanedUp func(ctx context.Context, k Kind, d host.Definition) error
 

@@ -128,6 +128,9 @@ func (j *Job) plan(ctx context.Context, st replica.State, k Kind, o Options) (p 
 	if k == Planned && o.Point != "" && p.Point != Latest {
 		return p, fault.New(fault.UsageError, "a planned failover loses nothing: it has no choice of recovery points")
 	}
+	if k == Planned && j.NotMine != nil && !st.Phase.Away() { // before the source is stopped
+		return p, j.NotMine
+	}
 	if k == Planned && rec.Undone() { // the source may have run since
 		return p, fault.New(fault.WrongState, "an undo was begun, and only it can be completed; \"failover unplanned\" makes the VM anew")
 	}
@@ -259,7 +262,7 @@ func (j *Job) steps(st replica.State, k Kind, o Options, p Plan) []Step {
 // began says whether a failover is this site's, on this machine. One of another machine is gone on with only after it was
 // taken over from there too.
 func (j *Job) began(rec *replica.Failover) bool {
-	return rec != nil && rec.By.Site == j.By.Site && rec.By.Host == j.By.Host
+	return rec != nil && rec.By.Same(j.By)
 }
 
 func (j *Job) stopText(k Kind) string {

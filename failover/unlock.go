@@ -20,7 +20,7 @@ func Unlock(ctx context.Context, s replica.Store, vm string, by replica.Owner, n
 			if err := MayUnlock(st); err != nil {
 				return st, err
 			}
-			if u == completed && st.Unlocking && st.Owner.Site == by.Site && st.Owner.Host == by.Host {
+			if u == completed && st.Unlocking && st.Owner.Same(by) {
 				return st, nil
 			}
 			st.Generation++

@@ -54,6 +54,8 @@ const (
 	LedgerVersion    Code = "ledger-version"
 	LedgerConflict   Code = "ledger-conflict"
 	Fenced           Code = "fenced"
+	Declined         Code = "declined"
+	NotOwner         Code = "not-owner"
 	NotProtected     Code = "not-protected"
 	AlreadyProtected Code = "already-protected"
 	ReplicaKept      Code = "replica-kept"
@@ -116,7 +118,7 @@ func again(verb string) string {
 	switch verb {
 	case "replicate", "apply", "resync":
 		return "sitrep " + verb + " {vm} --now"
-	case "protect", "unprotect", "pause", "resume", "verify", "check", "failback", "store unlock":
+	case "protect", "unprotect", "pause", "resume", "verify", "check", "failback", "store unlock", "takeover":
 		return "sitrep " + verb + " {vm}"
 	}
 	if strings.HasPrefix(verb, "failover ") && verb != "failover continue" {
@@ -198,6 +200,8 @@ func table() map[Code]row {
 		LedgerVersion:    {Critical, "The store was written by a newer version.", "Update sitrep.", "sitrep resume {vm}"},
 		LedgerConflict:   {Recoverable, "Another run changed the ledger at the same time.", "", "{again}"},
 		Fenced:           {Refused, "The VM was failed over, or another site owns its replica; nothing was written.", "See who does.", "sitrep status {vm}"},
+		Declined:         {Refused, "The question was not answered with yes; nothing was changed.", "Look whether it is meant.", "sitrep status {vm}"},
+		NotOwner:         {Refused, "Another machine, or another state folder, replicates this VM; nothing was written.", "Leave it to that one. Only when that one is gone for good, take the replica over from it: the command says first what is lost.", "sitrep takeover {vm}"},
 		NotProtected:     {Refused, "The VM is not protected.", "", "sitrep protect {vm}"},
 		AlreadyProtected: {Refused, "The VM is protected already.", "", "sitrep status {vm}"},
 		ReplicaKept:      {Refused, "Protection was disabled and the replica kept, for reading only.", "To protect the VM again, give the kept replica up.", "sitrep unprotect {vm}"},

@@ -49,6 +49,8 @@ type State struct {
 	VM      string `json:"vm"`
 	Vault   string `json:"vault"`
 	Replica hrl.ID `json:"replica"` // names this relationship for ever: a new protection makes a new one
+	// Store is the identity of the store that the replica was last written in, zero in ledgers of before it was kept.
+	Store hrl.ID `json:"store,omitzero"`
 	// Generation goes up at every failover and failback; a writer with an old one is refused.
 	Generation uint64 `json:"generation"`
 	Owner      Owner  `json:"owner"`
@@ -176,6 +178,15 @@ type Owner struct {
 	Site  string    `json:"site"` // vault and VMM server
 	Host  string    `json:"host"` // machine that runs sitrep
 	Since time.Time `json:"since"`
+	// Writer is the random ID of the state folder that it writes from, State that folder's path, without links, and Machine tells its
+	// machine from others (see package machine). They are not there in ledgers of before they were kept; Machine is "" where the system
+	// does not tell.
+	Writer  hrl.ID `json:"writer,omitzero"`
+	State   string `json:"state_folder,omitempty"`
+	Machine string `json:"machine,omitempty"`
+	// Run is the last run that wrote as the owner, and Wrote when. Its state folder has known of it since before it wrote.
+	Run   hrl.ID    `json:"run,omitzero"`
+	Wrote time.Time `json:"last_write,omitzero"`
 }
 
 // Span leads from one position to another.

@@ -7,6 +7,7 @@
 //
 // The folder (".sitrep" beside the site file, unless told otherwise) holds
 //
+//	writer.json       the random ID of this folder, by which a replica knows who writes to it
 //	store.json        the identity of the store, as of the last successful look at it
 //	vms/VM.json       that a VM was protected, as which replica, and what stopped it
 //	jobs/ID.json      one record for each job
@@ -161,6 +162,9 @@ type VM struct {
 	Pause *float64 `json:"pause_seconds,omitempty"`
 	// Rates are the last measured bytes per second, by kind of work.
 	Rates map[string]float64 `json:"rates,omitempty"`
+	// Runs are the runs that may be the last to have written to the replica, as far as this site knows (see replica.Owner): its own, and
+	// the one that it found in the ledger. The newest is the first.
+	Runs []hrl.ID `json:"runs,omitempty"`
 }
 
 // Mark is a reason for resynchronization that was found while the ledger was out of reach.

@@ -163,19 +163,27 @@ func (s *Store) View(ctx context.Context, vm string) (replica.Replica, error) {
 func (r *vmReplica) lockBlob() string { return r.vm + "/" + lockName }
 
 // leaseID is that of the lease of this holder: always the same.
-func (r *vmReplica) leaseID() string {
-	b := sha256.Sum256(fmt.Appendf(nil, "sitrep holder %s", r.s.opts.Holder))
+func (r *vmReplica) leaseID() (string, error) {
+	holder, err := r.s.opts.HolderOf()
+	if err != nil {
+		return "", err
+	}
+	b := sha256.Sum256(fmt.Appendf(nil, "sitrep holder %s", holder))
 	b[6], b[8] = b[6]&0x0f|0x80, b[8]&0x3f|0x80 // version 8 of RFC 9562: made by a rule of one's own
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:16])
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:16]), nil
 }
 
+// leased is the condition of a request of who has the lease, and so has an id for it.
 func (r *vmReplica) leased() *blob.AccessConditions {
-	id := r.leaseID()
+	id, _ := r.leaseID()
 	return &blob.AccessConditions{LeaseAccessConditions: &blob.LeaseAccessConditions{LeaseID: &id}}
 }
 
 func (r *vmReplica) lease() (*lease.BlobClient, error) {
-	id := r.leaseID()
+	id, err := r.leaseID()
+	if err != nil {
+		return nil, err
+	}
 	return lease.NewBlobClient(r.s.blocks.NewBlobClient(r.lockBlob()), &lease.BlobClientOptions{LeaseID: &id})
 }
 

@@ -24,7 +24,7 @@
 //   - The ledger is replaced only if its ETag is the one that was read. Logs on the shelf are created only if they are not
 //     there, and replaced or removed only if they are what was looked at.
 //   - Promoted disks are changed and deleted only if they are what was looked at: a machine's first write ends that.
-//   - The lock is a lease without end on an empty blob. Its id is made from Options.Holder, who a site is: a run that was
+//   - The lock is a lease without end on an empty blob. Its id is made from Options.Holder, who a writer is: a run that was
 //     killed leaves the lease, and the next run of the same site takes it again, because it has the same id. That no other
 //     run of this site is under way is for the site's own lock to say. Another site is refused, until it seizes the replica.
 //     When a site is gone for good and no failover is wanted, an operator breaks the lease of VM/lock.
@@ -47,6 +47,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -64,6 +65,8 @@ import (
 type Options struct {
 	// Holder names who opens replicas for writing: a site on a machine. Two Stores of one Holder do not lock each other out.
 	Holder string
+	// HolderOf is asked for Holder, when it is "", the first time that a replica is opened for writing.
+	HolderOf func() (string, error)
 	// Concurrency is the most requests that are under way at once. Default 16.
 	Concurrency int
 	// BytesPerSecond and RequestsPerSecond pace what is sent to one blob. Default: what a standard account allows, 60 MiB and
@@ -101,6 +104,10 @@ func (o Options) complete() Options {
 	if o.Retry.MaxRetryDelay == 0 {
 		o.Retry.MaxRetryDelay = 20 * time.Second
 	}
+	if o.HolderOf == nil {
+		o.HolderOf = func() (string, error) { return o.Holder, nil }
+	}
+	o.HolderOf = sync.OnceValues(o.HolderOf)
 	if o.CopyPoll <= 0 {
 		o.CopyPoll = time.Second
 	}
