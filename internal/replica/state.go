@@ -136,8 +136,8 @@ type Failover struct {
 	// Creating says that the host may have that VM: it is set before it is created there, when the host had none of its name. Ledgers of
 	// before it was kept have only the finished step.
 	Creating bool      `json:"creating,omitempty"`
-	Finished time.Time       `json:"finished,omitzero"` // the VM was up, its boot check passed
-	Failback *Failback       `json:"failback,omitempty"`
+	Finished time.Time `json:"finished,omitzero"` // the VM was up, its boot check passed
+	Failback *Failback `json:"failback,omitempty"`
 }
 
 // BeingUndone is in Failover.Done when an undo, or the clean-up of a test, has begun to remove what was made.
