@@ -329,7 +329,7 @@ func (j *Job) applied(ctx context.Context, st replica.State, seg replica.Segment
 	}
 	st.Applied, st.Applying, st.Pending = seg.To, nil, st.Pending[1:]
 	st.Consistent, st.AsOf = true, seg.CutAt
-	st.AddPoint(j.point(st, seg.CutAt, seg.AppConsistent), j.Keep)
+	st.AddPoint(st.PointAt(seg.CutAt, seg.AppConsistent), j.Keep)
 	return j.Replica.Ledger().Save(ctx, st)
 }
 

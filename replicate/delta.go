@@ -137,23 +137,13 @@ func (j *Job) confirm(ctx context.Context, c Captured) (replica.State, error) {
 	}
 	st.AsOf, st.Consistent = c.At, true
 	if n := len(st.Points); n == 0 || st.Points[n-1].At != st.Applied {
-		st.AddPoint(j.point(st, c.At, c.AppConsistent), j.Keep)
+		st.AddPoint(st.PointAt(c.At, c.AppConsistent), j.Keep)
 	}
 	if n := len(st.Points); c.AppConsistent { // what the point holds is what the applications have flushed
 		st.Points = slices.Clone(st.Points)
 		st.Points[n-1].AppConsistent = true
 	}
 	return j.Replica.Ledger().Save(ctx, st)
-}
-
-func (j *Job) point(st replica.State, cutAt time.Time, app bool) replica.Point {
-	sizes := make(map[string]int64, len(st.Disks))
-	for _, d := range st.Disks {
-		sizes[d.Name] = d.Size
-	}
-	return replica.Point{
-		ID: replica.PointID(st.Applied, cutAt), At: st.Applied, CutAt: cutAt, AppConsistent: app, Sizes: sizes,
-	}
 }
 
 // adopt makes the tracker stand where the replica stands, by the replica's own block sums.

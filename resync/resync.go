@@ -24,6 +24,7 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
+	"slices"
 	"time"
 
 	"sitrep/internal/block"
@@ -179,13 +180,14 @@ func (r *run) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if st.Applying == nil {
-		if st.Applied, err = r.Replica.Points().Reached(ctx, st); err != nil {
+	if !proven {
+		if err := r.leave(ctx, &st, sealed); err != nil {
 			return err
 		}
 	}
 	st.Phase, st.PhaseSince = replica.Resynchronizing, r.Now()
-	st.Resync = &replica.Resync{Started: r.Now(), Deep: r.Deep || !proven, Sealed: sealed, Cursors: map[string]int64{}}
+	st.Resync = &replica.Resync{Started: r.Now(), Deep: r.Deep || !proven, Sealed: sealed, Cursors: map[string]int64{}, Fresh: !proven,
+		Began: st.Applied}
 	st.Received, st.Pending = st.Applied, nil
 	for i := range st.Disks {
 		st.Disks[i].VerifyCursor = 0
@@ -194,6 +196,48 @@ func (r *run) begin(ctx context.Context) error {
 		return err
 	}
 	return r.sealRest(ctx)
+}
+
+// leave makes st a ledger that a new history can begin with, of a replica that is not what the ledger says. Nothing is overwritten at a
+// position that the pages may not be at: it goes on behind all steps that are there. Points of older versions have no seals of their own:
+// of those that are seen through sums in doubt nothing could be proved any more. The others are judged at the end.
+func (r *run) leave(ctx context.Context, st *replica.State, sealed map[string]bool) error {
+	if len(sealed) < len(st.Disks) {
+		ids, err := replica.UnprovenPoints(ctx, r.Replica, *st)
+		if err != nil {
+			return err
+		}
+		r.warnLost(st.LosePoints(func(p replica.Point) bool { return len(p.Seals) < len(p.Sizes) && slices.Contains(ids, p.ID) }))
+	}
+	at := st.Applied
+	if st.Applying != nil {
+		_, _, err := r.Replica.Points().Preserved(ctx, *st, st.Applying.To)
+		if !fault.Is(err, fault.PointMissing) {
+			return err
+		}
+		at, st.Applying = st.Applying.To, nil // what was overwritten is nowhere
+	} else {
+		var err error
+		if at, err = r.Replica.Points().Reached(ctx, *st); err != nil {
+			return err
+		}
+	}
+	if at == st.Applied {
+		return nil
+	}
+	st.Applied, st.Consistent = at, false
+	st.Disks = slices.Clone(st.Disks)
+	for i := range st.Disks { // what the ledger says is of pages at another position
+		st.Disks[i].Seal, st.Disks[i].Stamp = nil, ""
+	}
+	return nil
+}
+
+// warnLost says which recovery points are lost.
+func (r *run) warnLost(lost []replica.Point) {
+	for _, p := range lost {
+		r.Log.Warn("a recovery point is lost: what it was seen through is not what it was", "vm", r.VM, "point", p.ID)
+	}
 }
 
 // sealRest looks at the sums of the disks that could not be opened before the ledger said Resynchronizing.
@@ -365,8 +409,12 @@ func (r *run) finish(ctx context.Context, cut track.Cut, whole bool) (bool, erro
 		}
 		d.Seal, base[d.Name] = &seal, sums
 	}
+	at, err := r.end(ctx, &st)
+	if err != nil {
+		return false, err
+	}
 	// The tracker first: interrupted between the two, the resynchronization is still under way, and ends with the next run.
-	if err := r.Tracker.Rebase(ctx, st.Applied, base); err != nil {
+	if err := r.Tracker.Rebase(ctx, at, base); err != nil {
 		return false, err
 	}
 	still := whole && cut.Check(ctx) == nil
@@ -377,21 +425,49 @@ func (r *run) finish(ctx context.Context, cut track.Cut, whole bool) (bool, erro
 		}
 		st.AsOf = cut.At()
 		if newest(st) != st.Applied {
-			st.AddPoint(replica.Point{
-				ID: replica.PointID(st.Applied, cut.At()), At: st.Applied, CutAt: cut.At(),
-				AppConsistent: cut.AppConsistent(), Sizes: sizes(st),
-			}, r.Keep)
+			st.AddPoint(st.PointAt(cut.At(), cut.AppConsistent()), r.Keep)
 		}
 	}
 	st.Phase, st.PhaseSince = replica.Replicating, r.Now()
+	fresh := st.Resync.Fresh
 	st.Reason, st.ReasonCode, st.Resync = "", "", nil
 	if err := r.save(ctx, st); err != nil {
 		return still, err
 	}
-	err := r.Replica.Points().Sweep(ctx, r.state)
-	if fault.Is(err, fault.PointMissing) { // that is no reason to take no new points
-		r.Log.Warn("a recovery point is lost", "vm", r.VM, "error", err)
-		r.state, _, err = replica.DropLost(ctx, r.Replica, r.state)
+	return still, r.sweep(ctx, fresh)
+}
+
+// end is the position that the resynchronization ends at: a new one where nothing was repaired, but the replica was not what the ledger
+// says, or has become larger. A position is of one content, and a point of one size.
+func (r *run) end(ctx context.Context, st *replica.State) (hrl.Pos, error) {
+	n := len(st.Points)
+	grown := n > 0 && st.Points[n-1].At == st.Applied && !maps.Equal(st.Points[n-1].Sizes, sizes(*st))
+	if !grown && !(st.Resync.Fresh && st.Applied == st.Resync.Began) {
+		return st.Applied, nil
 	}
-	return still, err
+	to := st.Applied.Next()
+	if err := r.Replica.Points().Preserve(ctx, *st, to, nil, false); err != nil {
+		return to, err
+	}
+	st.Applied, st.Received = to, to
+	return to, nil
+}
+
+// sweep removes what no point needs any more, and, where that may have come to points, those that cannot be proved.
+func (r *run) sweep(ctx context.Context, fresh bool) (err error) {
+	drop := replica.DropLost
+	if fresh {
+		drop = replica.DropUnproven
+	} else if err = r.Replica.Points().Sweep(ctx, r.state); !fault.Is(err, fault.PointMissing) {
+		return err
+	}
+	var lost []replica.Point
+	r.state, lost, err = drop(ctx, r.Replica, r.state)
+	if r.warnLost(lost); err != nil || !fresh {
+		return err
+	}
+	if err = r.Replica.Points().Sweep(ctx, r.state); fault.Is(err, fault.PointMissing) {
+		err = nil // it is proved all the same
+	}
+	return err
 }

@@ -29,27 +29,68 @@ func MissingPoints(ctx context.Context, r Replica, s State) ([]string, error) {
 	}
 }
 
+// PointProver is a replica that can prove its recovery points by their seals: that the block sums by which their content will be proved
+// are those that the point had.
+type PointProver interface {
+	// UnprovenPoints returns the IDs of the points of s that are missing, or that Points.Open would refuse for their block sums,
+	// oldest first. No content is read.
+	UnprovenPoints(ctx context.Context, s State) ([]string, error)
+}
+
+// UnprovenPoints asks r, whatever it is wrapped in, which points of s are missing or cannot be proved; where its store cannot prove points,
+// which are missing.
+func UnprovenPoints(ctx context.Context, r Replica, s State) ([]string, error) {
+	for at := r; ; {
+		if k, ok := at.(PointProver); ok {
+			return k.UnprovenPoints(ctx, s)
+		}
+		w, ok := at.(interface{ unwrap() Replica })
+		if !ok {
+			return MissingPoints(ctx, r, s)
+		}
+		at = w.unwrap()
+	}
+}
+
 // DropLost moves the points of s that are missing from Points to Lost, and saves the ledger. It returns those that it found, and the
 // state as it is then. While the VM is away its points are left alone: the failover was made from one of them.
 func DropLost(ctx context.Context, r Replica, s State) (State, []Point, error) {
-	ids, err := MissingPoints(ctx, r, s)
+	return dropLost(ctx, r, s, MissingPoints)
+}
+
+// DropUnproven is DropLost for the points that are missing or cannot be proved any more.
+func DropUnproven(ctx context.Context, r Replica, s State) (State, []Point, error) {
+	return dropLost(ctx, r, s, UnprovenPoints)
+}
+
+func dropLost(ctx context.Context, r Replica, s State, which func(context.Context, Replica, State) ([]string, error)) (State, []Point, error) {
+	ids, err := which(ctx, r, s)
 	if err != nil || len(ids) == 0 {
 		return s, nil, err
 	}
-	var found, left []Point
+	next := s
+	found := next.LosePoints(func(p Point) bool { return slices.Contains(ids, p.ID) })
+	if s.Phase.Away() {
+		return s, found, nil
+	}
+	s, err = r.Ledger().Save(ctx, next)
+	return s, found, err
+}
+
+// LosePoints moves the points that lost says from Points to Lost.
+func (s *State) LosePoints(lost func(Point) bool) (found []Point) {
+	var left []Point
 	for _, p := range s.Points {
-		if slices.Contains(ids, p.ID) {
+		if lost(p) {
 			found = append(found, p)
 		} else {
 			left = append(left, p)
 		}
 	}
-	if s.Phase.Away() {
-		return s, found, nil
+	if len(found) > 0 {
+		s.Points, s.Lost = left, inOrder(s.Lost, found)
 	}
-	s.Points, s.Lost = left, inOrder(s.Lost, found)
-	s, err = r.Ledger().Save(ctx, s)
-	return s, found, err
+	return found
 }
 
 // AddPoint adds the newest recovery point and applies a retention of keep points; see Retain. A lost point that the retention would

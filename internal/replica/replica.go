@@ -141,7 +141,9 @@ type Points interface {
 	// Seeding, and the ledger is Consistent and not Applying, the last point is the pages as they are: there is no newer state
 	// than that of the last point which could be wanted.
 	Open(ctx context.Context, s State, id string) (PointView, error)
-	// Sweep removes what no point of s needs any more: after retention, and after crashes.
+	// Sweep removes what no point of s needs any more: after retention, and after crashes. Nothing that is damaged, missing or cannot be
+	// removed keeps it from removing the rest. When all is done, that what a point needs is seen to be missing is fault.PointMissing;
+	// it does not look for that closely: see MissingPoints.
 	Sweep(ctx context.Context, s State) error
 }
 

@@ -238,6 +238,11 @@ type Resync struct {
 	Healed map[string]int64 `json:"healed,omitempty"`
 	Lost   int64            `json:"lost_blocks,omitempty"`
 	Proven bool             `json:"proven,omitempty"`
+	// Fresh says that the replica was not what the ledger says when it began: whatever the comparison finds, it ends at a new position, so
+	// that nothing of the old ones can be mixed up with it.
+	Fresh bool `json:"new_history,omitempty"`
+	// Began is the position of the pages when it began.
+	Began hrl.Pos `json:"began_at,omitzero"`
 	// Slice is what is being repaired while the ledger says Applying.
 	Slice *Slice `json:"slice,omitempty"`
 	// Sent is the bytes that were sent so far.
@@ -267,6 +272,9 @@ type Point struct {
 	CutAt         time.Time        `json:"cut_at"`
 	AppConsistent bool             `json:"app_consistent,omitempty"`
 	Sizes         map[string]int64 `json:"sizes"` // guest bytes of each disk
+	// Seals are the seals of the block sums of each disk at the point: whatever the files of a replica have become, what is shown as the
+	// point is proved by them. Points of older versions have none.
+	Seals map[string]sums.Seal `json:"sums_seals,omitempty"`
 }
 
 // Disk returns the entry of a disk, or nil.
@@ -287,6 +295,21 @@ func (s *State) Point(id string) *Point {
 		}
 	}
 	return nil
+}
+
+// PointAt is the recovery point of the applied position, as of the moment of its cut.
+func (s *State) PointAt(cut time.Time, app bool) Point {
+	p := Point{
+		ID: PointID(s.Applied, cut), At: s.Applied, CutAt: cut, AppConsistent: app,
+		Sizes: make(map[string]int64, len(s.Disks)), Seals: make(map[string]sums.Seal, len(s.Disks)),
+	}
+	for _, d := range s.Disks {
+		p.Sizes[d.Name] = d.Size
+		if d.Seal != nil {
+			p.Seals[d.Name] = *d.Seal
+		}
+	}
+	return p
 }
 
 // PointID is the name of the recovery point of a cut: the time in UTC, so that names sort, and the position's number.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	iofs "io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -358,29 +359,46 @@ func TestUndoDamage(t *testing.T) {
 	}
 }
 
-// TestUndoMissing takes away what points need: they say what is missing, and nothing else is removed then.
+// TestUndoMissing takes away what points need: they say what is missing, which points these are, and what is left is swept.
 func TestUndoMissing(t *testing.T) {
-	fs, h := grown(t, false)
-	steps := names(t, fs, root+"/vm/points")
-	path := filepath.Join(root, "vm/points", steps[0], "os.undo.hrl")
-	check(t, fs.Remove(path))
-	r, err := dir.New(fs, root).Open(t.Context(), h.VM)
-	check(t, err)
-	defer r.Close()
-	s, err := r.Ledger().Load(t.Context())
-	check(t, err)
-	_, err = r.Points().Open(t.Context(), s, s.Points[0].ID)
-	wantCode(t, err, fault.PointMissing)
-	if e := fault.Find(err); e.Path != path {
-		t.Errorf("the error does not name the file: %v", err)
+	for _, folder := range []bool{false, true} {
+		fs, h := grown(t, false)
+		steps := names(t, fs, root+"/vm/points")
+		path := filepath.Join(root, "vm/points", steps[0], "os.undo.hrl")
+		check(t, fs.Remove(path))
+		if folder {
+			check(t, fs.Remove(filepath.Join(root, "vm/points", steps[0], "data.1.undo.hrl")))
+			check(t, fs.Remove(filepath.Join(root, "vm/points", steps[0])))
+		}
+		stray := filepath.Join(root, "vm/points", hrl.Pos{}.String())
+		check(t, fs.MkdirAll(stray))
+		r, err := dir.New(fs, root).Open(t.Context(), h.VM)
+		check(t, err)
+		defer r.Close()
+		s, err := r.Ledger().Load(t.Context())
+		check(t, err)
+		_, err = r.Points().Open(t.Context(), s, s.Points[0].ID)
+		wantCode(t, err, fault.PointMissing)
+		if e := fault.Find(err); !strings.HasPrefix(e.Path, filepath.Dir(path)) {
+			t.Errorf("the error does not name the file: %v", err)
+		}
+		missing, err := replica.MissingPoints(t.Context(), r, s)
+		check(t, err)
+		if !slices.Equal(missing, []string{s.Points[0].ID}) {
+			t.Errorf("the missing points are %q", missing)
+		}
+		if err := r.Points().Sweep(t.Context(), s); folder {
+			wantCode(t, err, fault.PointMissing)
+		} else {
+			check(t, err)
+		}
+		if _, err := fs.Stat(stray); !errors.Is(err, iofs.ErrNotExist) {
+			t.Errorf("what no point needs was not swept: %v", err)
+		}
+		v, err := r.Points().Open(t.Context(), s, s.Points[1].ID)
+		check(t, err)
+		check(t, v.Close())
 	}
-	wantCode(t, r.Points().Sweep(t.Context(), s), fault.PointMissing)
-	if got := names(t, fs, root+"/vm/points"); !slices.Equal(got, steps) {
-		t.Errorf("the steps were %q and are %q", steps, got)
-	}
-	v, err := r.Points().Open(t.Context(), s, s.Points[1].ID)
-	check(t, err)
-	check(t, v.Close())
 }
 
 // TestQEMU reads the replica with another implementation of its format, before and after it has grown.

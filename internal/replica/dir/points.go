@@ -1,6 +1,7 @@
 package dir
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -236,7 +237,8 @@ func syncFile(fsys durable.FS, path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// Sweep removes the steps that no point needs; see replica.Points. It removes none when a step that is needed is missing.
+// Sweep removes the steps that no point needs; see replica.Points. Which these are tell the names of the folders and, where points were
+// taken out of the middle, whether the one before is a clone: so the cost of a delta does not grow with the number of points.
 func (p *points) Sweep(ctx context.Context, s replica.State) error {
 	err := p.r.writable(ctx)
 	if err == nil {
@@ -246,52 +248,84 @@ func (p *points) Sweep(ctx context.Context, s replica.State) error {
 }
 
 func (p *points) sweep(ctx context.Context, s *replica.State) error {
-	needed, err := p.needed(ctx, s)
-	if err != nil {
-		return err
-	}
 	entries, err := p.r.fs.ReadDir(p.r.pointsPath())
 	if err != nil {
 		return err
 	}
+	g := newGuard(p, s)
+	var failed error // one that cannot be removed holds up no other
+	there := map[hrl.Pos]bool{}
 	for _, e := range entries {
 		var at hrl.Pos
-		if !e.Dir || at.UnmarshalText([]byte(e.Name)) != nil || needed[at] {
+		if !e.Dir || at.UnmarshalText([]byte(e.Name)) != nil {
 			continue
 		}
+		there[at] = true
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		err := p.r.asOwner(ctx, func() error { return p.drop(filepath.Join(p.r.pointsPath(), e.Name)) })
-		if err != nil {
-			return err
+		needed, err := g.needs(at)
+		if err == nil && !needed {
+			err = p.r.asOwner(ctx, func() error { return p.drop(filepath.Join(p.r.pointsPath(), e.Name)) })
+		}
+		failed = errors.Join(failed, err)
+	}
+	if failed != nil {
+		return failed
+	}
+	for _, point := range s.Points {
+		if point.At != head(s) && !there[point.At] {
+			return fault.New(fault.PointMissing, "what the recovery point %s is seen through is missing", point.ID).At(p.stepPath(point.At))
 		}
 	}
 	return nil
 }
 
-// needed returns the positions whose steps the points of s are seen through.
-func (p *points) needed(ctx context.Context, s *replica.State) (map[hrl.Pos]bool, error) {
-	needed := map[hrl.Pos]bool{}
+// guard knows which steps are needed.
+type guard struct {
+	*points
+	s      *replica.State
+	sorted []hrl.Pos // of the points
+	alone  map[hrl.Pos]bool
+}
+
+func newGuard(p *points, s *replica.State) *guard {
+	g := &guard{points: p, s: s, alone: map[hrl.Pos]bool{}}
 	for _, point := range s.Points {
-		reached := false
-		for at := point.At; !needed[at]; {
-			reached = reached || at == head(s)
-			next, err := p.next(ctx, s, at)
-			if reached && fault.Is(err, fault.PointMissing) {
-				break // what is seen from here on is the pages
-			}
-			if err != nil {
-				return nil, err
-			}
-			needed[at] = true
-			if next.IsZero() {
-				break
-			}
-			at = next
+		g.sorted = append(g.sorted, point.At)
+	}
+	slices.SortFunc(g.sorted, func(a, b hrl.Pos) int { return cmp.Compare(a.Seq, b.Seq) })
+	return g
+}
+
+// needs says whether a step may be needed: it is that of a point, or of the position of the pages, or lies behind a point that is seen
+// through undo logs. It errs by keeping steps of a history that was given up, as long as there are points from before it.
+func (g *guard) needs(at hrl.Pos) (bool, error) {
+	if at == g.s.Applied || slices.Contains(g.sorted, at) {
+		return true, nil
+	}
+	var before *hrl.Pos
+	for i := range g.sorted {
+		if g.sorted[i].Seq <= at.Seq {
+			before = &g.sorted[i]
 		}
 	}
-	return needed, nil
+	if before == nil {
+		return false, nil
+	}
+	alone, known := g.alone[*before]
+	if !known {
+		alone = true
+		for _, d := range g.s.Disks {
+			_, err := g.r.fs.Stat(g.clonePath(*before, d.Name))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return false, err
+			}
+			alone = alone && err == nil
+		}
+		g.alone[*before] = alone
+	}
+	return !alone, nil
 }
 
 // next returns the position that the step back to at begins at; zero when no disk needs another step.

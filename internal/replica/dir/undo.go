@@ -1,11 +1,14 @@
 package dir
 
 import (
+	"cmp"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -58,6 +61,17 @@ type saving struct {
 
 	mu     sync.Mutex
 	rotten block.Set
+	should []rottenBlock // of rotten, with their sums, as long as there are not too many
+}
+
+// maxSums is how many rotten blocks are listed with the sums of what they should have held. Where there are more, the point cannot be
+// proved, and is not shown at all.
+const maxSums = 1 << 18
+
+// rottenBlock is a range that was rotten before it was preserved: one block, or, when Sum is "", of a longer list or an older version, any.
+type rottenBlock struct {
+	block.Range
+	Sum string `json:"sum,omitempty"` // of what the block should have held, in hexadecimal digits
 }
 
 // saveOld writes the undo log of one disk into folder.
@@ -184,6 +198,9 @@ func (s *saving) prove(r block.Range, got []sums.Sum) error {
 		}
 		s.mu.Lock()
 		s.rotten.Add(b)
+		if len(s.should) <= maxSums {
+			s.should = append(s.should, rottenBlock{b, want[i].String()})
+		}
 		s.mu.Unlock()
 	}
 	return nil
@@ -194,32 +211,74 @@ func (s *saving) listRotten(path string) error {
 	if s.rotten.Bytes() == 0 {
 		return nil
 	}
-	var runs []block.Range
-	for r := range s.rotten.All() {
-		runs = append(runs, r)
+	list := s.should
+	if len(list) > maxSums {
+		list = nil
+		for r := range s.rotten.All() {
+			list = append(list, rottenBlock{Range: r})
+		}
 	}
-	data, err := json.Marshal(runs)
+	slices.SortFunc(list, func(a, b rottenBlock) int { return cmp.Compare(a.Off, b.Off) })
+	data, err := json.Marshal(list)
 	if err != nil {
 		return err
 	}
 	return durable.WriteFile(s.r.fs, path, append(data, '\n'))
 }
 
+// rottenBlocks is the list beside an undo log. A nil one is empty.
+type rottenBlocks struct {
+	set  *block.Set
+	sums map[int64]sums.Sum // by number of the block
+}
+
+// sum is what a rotten block should have held.
+func (r *rottenBlocks) sum(i int64) (sums.Sum, bool) {
+	if r == nil {
+		return sums.Sum{}, false
+	}
+	sum, ok := r.sums[i]
+	return sum, ok
+}
+
+// hits says whether some of a range is rotten.
+func (r *rottenBlocks) hits(in block.Range) bool {
+	if r == nil {
+		return false
+	}
+	_, hit := r.set.Next(in)
+	return hit
+}
+
 // rottenOf reads the list beside the undo log that leads back to a position; nil when there is none.
-func (p *points) rottenOf(at hrl.Pos, disk string) (*block.Set, error) {
+func (p *points) rottenOf(at hrl.Pos, disk string, blockSize int64) (*rottenBlocks, error) {
 	path := filepath.Join(p.stepPath(at), disk+rottenSuffix)
 	data, err := durable.ReadFile(p.r.fs, path, maxRotten)
-	if errors.Is(err, fs.ErrNotExist) {
+	var long *durable.TooLargeError
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
+	case err != nil && !errors.As(err, &long):
+		return nil, err
 	}
-	var runs []block.Range
+	var list []rottenBlock
 	if err == nil {
-		err = json.Unmarshal(data, &runs)
+		err = json.Unmarshal(data, &list)
 	}
 	if err != nil {
 		return nil, fault.Wrap(fault.PointMissing, err, "the list of the rotten blocks of the recovery point cannot be read").At(path)
 	}
-	return block.NewSet(runs...), nil
+	out := &rottenBlocks{set: new(block.Set), sums: map[int64]sums.Sum{}}
+	for _, b := range list {
+		if b.Off < 0 || b.Len < 0 || !b.Within(hrl.MaxDisk) {
+			return nil, fault.New(fault.PointMissing, "the list of the rotten blocks of the recovery point names %v", b.Range).At(path)
+		}
+		out.set.Add(b.Range)
+		if sum, err := hex.DecodeString(b.Sum); err == nil && len(sum) == sums.Size {
+			out.sums[b.Off/blockSize] = sums.Sum(sum)
+		}
+	}
+	return out, nil
 }
 
 // wholeBlocks rounds the extent e, with which r begins, to whole blocks: a block that is partly data is data.

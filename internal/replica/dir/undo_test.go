@@ -20,7 +20,8 @@ func TestRottenIsNotPreserved(t *testing.T) {
 	for name, x := range map[string]struct {
 		change func(*replica.State)
 		refuse bool // nothing is preserved
-		hidden bool // the point does not show the block
+		hidden bool // the point does not show the block, if it was the block that rotted and not its sum
+		none   bool // the point does not show anything then
 	}{
 		"delta":             {change: func(*replica.State) {}, refuse: true},
 		"marked":            {change: func(s *replica.State) { s.Phase = replica.ResyncRequired }, refuse: true},
@@ -29,7 +30,7 @@ func TestRottenIsNotPreserved(t *testing.T) {
 		"deep, sums sealed": {hidden: true, change: func(s *replica.State) {
 			s.Phase, s.Resync = replica.Resynchronizing, &replica.Resync{Deep: true, Sealed: map[string]bool{"os": true}}
 		}},
-		"deep, sums in doubt": {change: func(s *replica.State) { s.Phase, s.Resync = replica.Resynchronizing, &replica.Resync{Deep: true} }},
+		"deep, sums in doubt": {none: true, change: func(s *replica.State) { s.Phase, s.Resync = replica.Resynchronizing, &replica.Resync{Deep: true} }},
 	} {
 		for _, hole := range []bool{false, true} {
 			t.Run(name, func(t *testing.T) {
@@ -62,9 +63,29 @@ func TestRottenIsNotPreserved(t *testing.T) {
 				overwrite(t, fs, bad)
 				overwrite(t, fs, good)
 				s.Applying = &replica.Span{From: s.Applied, To: to}
-				seen(t, fs, s, bad, good, want, x.hidden)
+				if x.none && !hole {
+					unseen(t, fs, s)
+					return
+				}
+				seen(t, fs, s, bad, good, want, x.hidden && !hole)
 			})
 		}
+	}
+}
+
+// unseen has the newest point of s refused: nothing proves what it holds.
+func unseen(t *testing.T, fs *crashfs.FS, s replica.State) {
+	t.Helper()
+	r, err := dir.New(fs, root).View(t.Context(), s.VM)
+	check(t, err)
+	defer r.Close()
+	id := s.Points[len(s.Points)-1].ID
+	_, err = r.Points().Open(t.Context(), s, id)
+	wantCode(t, err, fault.PointDamaged)
+	lost, err := replica.UnprovenPoints(t.Context(), r, s)
+	check(t, err)
+	if !slices.Equal(lost, []string{id}) {
+		t.Errorf("the points without a proof are %q", lost)
 	}
 }
 

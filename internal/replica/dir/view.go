@@ -24,7 +24,8 @@ type pointView struct {
 	disks map[string]*pointDisk
 }
 
-// Open opens a recovery point; see replica.Points. Every log that it is seen through is verified as a whole.
+// Open opens a recovery point; see replica.Points. Every log that it is seen through is verified as a whole, and the block sums of
+// every disk are proved by the seal of the point.
 func (p *points) Open(ctx context.Context, s replica.State, id string) (replica.PointView, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fault.In(err, p.r.vm, "")
@@ -35,9 +36,9 @@ func (p *points) Open(ctx context.Context, s replica.State, id string) (replica.
 	}
 	v := &pointView{vm: p.r.vm, disks: map[string]*pointDisk{}}
 	for name, size := range point.Sizes {
-		d := &pointDisk{vm: p.r.vm, name: name, size: size}
+		d := &pointDisk{vm: p.r.vm, name: name, size: size, layers: layers{fs: p.r.fs}}
 		v.disks[name] = d
-		if err := p.openDisk(ctx, &s, point.At, d); err != nil {
+		if err := p.openDisk(ctx, &s, point, d); err != nil {
 			return nil, fault.In(errors.Join(err, v.Close()), p.r.vm, name)
 		}
 	}
@@ -45,41 +46,67 @@ func (p *points) Open(ctx context.Context, s replica.State, id string) (replica.
 }
 
 // openDisk opens the layers of one disk, from its own position up to a clone or the pages of today.
-func (p *points) openDisk(ctx context.Context, s *replica.State, at hrl.Pos, d *pointDisk) error {
-	if err := replica.CheckName(d.name); err != nil {
-		return fault.Wrap(fault.LedgerCorrupt, err, "the ledger contradicts itself").At(p.r.ledgerPath())
-	}
+func (p *points) openDisk(ctx context.Context, s *replica.State, point *replica.Point, d *pointDisk) error {
 	of := s.Disk(d.name)
 	if of == nil {
 		return fault.New(fault.LedgerCorrupt, "the ledger has a recovery point of a disk that it does not have").At(p.r.ledgerPath())
 	}
-	base, baseSums := p.r.pagesPath(d.name), p.r.sumsPath(d.name)
-	for reached := false; ; {
-		reached = reached || at == head(s)
-		if _, err := p.r.fs.Stat(p.clonePath(at, d.name)); err == nil {
-			base, baseSums = p.clonePath(at, d.name), p.cloneSumsPath(at, d.name)
-			break
-		} else if !errors.Is(err, fs.ErrNotExist) {
+	c, err := p.chainOf(ctx, s, point.At, d.name)
+	if err != nil {
+		return err
+	}
+	for _, at := range c.at {
+		if err := p.openLayer(ctx, s, at, d, of.BlockSize); err != nil {
 			return err
 		}
-		l, err := p.openUndo(ctx, s, at, d.name)
-		if reached && fault.Is(err, fault.PointMissing) && errors.Is(err, fs.ErrNotExist) {
-			break
-		}
-		if err != nil {
-			return err
-		}
-		rotten, err := p.rottenOf(at, d.name)
-		if err == nil {
-			err = d.add(ctx, l, rotten)
-		}
-		if err != nil {
-			return errors.Join(err, l.file.Close())
-		}
-		at = l.Info().Identity.From // a higher number than before (package hrl), so this ends
 	}
 	d.merge()
-	return d.openBase(p.r.fs, base, baseSums, of.BlockSize)
+	if err := d.openBase(p.r.fs, c.base, c.sums, of.BlockSize); err != nil {
+		return err
+	}
+	m := markOf(s, point, c)
+	if m != nil {
+		asHeld, err := p.trace(ctx, s, c, []*mark{m})
+		if err != nil {
+			return err
+		}
+		if asHeld {
+			clear(d.rotten)
+		}
+		if m.short && m.at == point.At {
+			if err := d.addLast(m, of.BlockSize); err != nil {
+				return err
+			}
+		}
+	}
+	return p.judge(ctx, s, c, m)
+}
+
+func (p *points) openLayer(ctx context.Context, s *replica.State, at hrl.Pos, d *pointDisk, blockSize int64) error {
+	l, err := p.openUndo(ctx, s, at, d.name)
+	if err != nil {
+		return err
+	}
+	rotten, err := p.rottenOf(at, d.name, blockSize)
+	if err == nil {
+		err = d.add(ctx, l, rotten)
+	}
+	if err != nil {
+		return errors.Join(err, l.file.Close())
+	}
+	return nil
+}
+
+// addLast reads the last, short block of the disk, of which the sums know only what it has become since, and puts it into what was found.
+func (d *pointDisk) addLast(m *mark, blockSize int64) error {
+	i := m.size / blockSize
+	last := make([]byte, m.size%blockSize)
+	if _, err := d.ReadAt(last, i*blockSize); err != nil {
+		return err
+	}
+	m.have.Add(i, sums.Of(last))
+	m.short = false
+	return nil
 }
 
 // piece is a run of the disk that an undo log holds.
@@ -93,10 +120,10 @@ type piece struct {
 type pointDisk struct {
 	vm, name string
 	size     int64
-	layers   []durable.File // undo logs; an earlier one hides the later ones
-	rotten   []*block.Set   // of each layer, what it holds and was not what its sum said; nil: nothing
-	runs     [][]piece      // of each layer, sorted; the index is their merger
-	index    []piece        // sorted, disjoint
+	layers   layers          // undo logs; an earlier one hides the later ones
+	rotten   []*rottenBlocks // of each layer, what it holds and was not what its sum said
+	runs     [][]piece       // of each layer, sorted; the index is their merger
+	index    []piece         // sorted, disjoint
 	base     durable.File
 	sums     durable.File // of base
 	proven   *replica.Proven
@@ -104,11 +131,11 @@ type pointDisk struct {
 }
 
 // add verifies a log and takes its records, some of which may be known to be rotten. A log without any is not kept open: a chain may be long.
-func (d *pointDisk) add(ctx context.Context, l *undoLog, rotten *block.Set) error {
+func (d *pointDisk) add(ctx context.Context, l *undoLog, rotten *rottenBlocks) error {
 	if err := l.Verify(ctx); err != nil {
 		return damaged(err)
 	}
-	layer := len(d.layers)
+	layer := d.layers.count()
 	var run []piece
 	for rec, err := range l.Records(ctx) {
 		if err != nil {
@@ -123,7 +150,10 @@ func (d *pointDisk) add(ctx context.Context, l *undoLog, rotten *block.Set) erro
 	if len(run) == 0 {
 		return l.file.Close()
 	}
-	d.layers, d.rotten = append(d.layers, l.file), append(d.rotten, rotten)
+	if err := d.layers.add(l.file); err != nil {
+		return err
+	}
+	d.rotten = append(d.rotten, rotten)
 	slices.SortFunc(run, func(a, b piece) int { return cmp.Compare(a.Off, b.Off) })
 	d.runs = append(d.runs, run)
 	return nil
@@ -224,9 +254,7 @@ func (v *pointView) Disk(name string) (replica.PointDisk, error) {
 func (v *pointView) Close() error {
 	var err error
 	for _, d := range v.disks {
-		for _, f := range d.layers {
-			err = errors.Join(err, f.Close())
-		}
+		err = errors.Join(err, d.layers.close())
 		for _, f := range []durable.File{d.base, d.sums} {
 			if f != nil {
 				err = errors.Join(err, f.Close())
@@ -282,22 +310,14 @@ func (d *pointDisk) readPiece(p []byte, off int64) (int, error) {
 	switch {
 	case !ok:
 		return len(p), d.proven.ReadAt(p, off)
-	case d.isRotten(pc.layer, block.Range{Off: off, Len: int64(len(p))}):
+	case d.rotten[pc.layer].hits(block.Range{Off: off, Len: int64(len(p))}):
 		return 0, fault.New(fault.ReplicaCorrupt, "the recovery point is lost here: what it holds was rotten before it was preserved").
-			AtOff(d.layers[pc.layer].Name(), off)
+			AtOff(d.layers.name(pc.layer), off)
 	case pc.at < 0:
 		clear(p)
 		return len(p), nil
 	}
-	return len(p), readPages(d.layers[pc.layer], p, pc.at)
-}
-
-func (d *pointDisk) isRotten(layer int, r block.Range) bool {
-	if d.rotten[layer] == nil {
-		return false
-	}
-	_, hit := d.rotten[layer].Next(r)
-	return hit
+	return len(p), d.layers.read(pc.layer, p, pc.at)
 }
 
 // Extent tells data from zeros; see replica.PointDisk.
@@ -312,7 +332,7 @@ func (d *pointDisk) Extent(off, n int64) (block.Extent, error) {
 	n = min(n, next-off)
 	if ok {
 		kind := block.Data
-		if pc.at < 0 && !d.isRotten(pc.layer, block.Range{Off: off, Len: n}) { // for ReadAt to refuse it
+		if pc.at < 0 && !d.rotten[pc.layer].hits(block.Range{Off: off, Len: n}) { // for ReadAt to refuse it
 			kind = block.Zero
 		}
 		return block.Extent{Range: block.Range{Off: off, Len: n}, Kind: kind}, nil

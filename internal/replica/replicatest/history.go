@@ -126,9 +126,10 @@ func (h *History) seed(ctx context.Context) error {
 }
 
 func (h *History) addPoint(s *replica.State) {
-	p := replica.Point{ID: replica.PointID(s.Applied, clock(s.Applied.Seq)), At: s.Applied, CutAt: clock(s.Applied.Seq), Sizes: map[string]int64{}}
+	p := replica.Point{ID: replica.PointID(s.Applied, clock(s.Applied.Seq)), At: s.Applied, CutAt: clock(s.Applied.Seq), Sizes: map[string]int64{}, Seals: map[string]sums.Seal{}}
 	for _, d := range s.Disks {
 		p.Sizes[d.Name] = d.Size
+		p.Seals[d.Name] = sealOf(h.content[s.Applied][d.Name])
 	}
 	kept, _ := replica.Retain(append(slices.Clone(s.Points), p), h.Keep)
 	s.Points = slices.Clone(kept)
@@ -179,6 +180,13 @@ func (h *History) write(ctx context.Context, p replica.Pages, set *block.Set, co
 		}
 	}
 	return p.Flush(ctx)
+}
+
+func sealOf(data []byte) (l sums.Seal) {
+	for i, s := range sumsOf(data) {
+		l.Add(int64(i), s)
+	}
+	return l
 }
 
 func sumsOf(data []byte) []sums.Sum {
