@@ -52,6 +52,11 @@ func (j *Job) applyAll(ctx context.Context, st replica.State) (_ int, err error)
 	if st.Applied.IsZero() {
 		return 0, fault.New(fault.WrongState, "the initial replication is not complete").Of(j.VM, "")
 	}
+	if st.Applying == nil && len(st.Pending) > 0 {
+		if st, err = j.known(ctx, st); err != nil {
+			return 0, err
+		}
+	}
 	n := 0
 	for ; len(st.Pending) > 0; n++ {
 		if st, err = j.applyOne(ctx, st, st.Pending[0]); err != nil {

@@ -2,8 +2,8 @@ package replicate
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -116,16 +116,8 @@ func (j *Job) ready(ctx context.Context) error {
 	if st.Applying != nil {
 		return nil
 	}
-	for _, d := range st.Disks {
-		pages, err := j.Replica.Disk(ctx, d)
-		if err != nil {
-			return fault.In(err, j.VM, d.Name)
-		}
-		if err := errors.Join(unchangedPages(ctx, pages, d), pages.Close()); err != nil {
-			return fault.In(err, j.VM, d.Name)
-		}
-	}
-	return nil
+	_, err = j.known(ctx, st)
+	return err
 }
 
 // confirm records that the replica is the source as of a cut that found nothing new, and makes the position a recovery
@@ -136,8 +128,9 @@ func (j *Job) confirm(ctx context.Context, c Captured) (replica.State, error) {
 		return st, err
 	}
 	st.AsOf, st.Consistent = c.At, true
-	if n := len(st.Points); n == 0 || st.Points[n-1].At != st.Applied {
-		st.AddPoint(st.PointAt(c.At, c.AppConsistent), j.Keep)
+	n, p := len(st.Points), st.PointAt(c.At, c.AppConsistent)
+	if n == 0 || st.Points[n-1].At != st.Applied || !maps.Equal(st.Points[n-1].Sizes, p.Sizes) && st.Point(p.ID) == nil {
+		st.AddPoint(p, j.Keep)
 	}
 	if n := len(st.Points); c.AppConsistent { // what the point holds is what the applications have flushed
 		st.Points = slices.Clone(st.Points)

@@ -185,6 +185,9 @@ func (v *verification) save(ctx context.Context) error {
 	for _, f := range v.found {
 		proved = proved && f.Complete && len(f.Differs) == 0
 	}
+	for _, d := range st.Disks {
+		proved = proved && d.Seal != nil // or nothing says that the sums are those of this position
+	}
 	if proved && st.Phase == replica.ResyncRequired && st.ReasonCode == fault.ReplicaChanged {
 		st.Phase, st.PhaseSince, st.Reason, st.ReasonCode = replica.Replicating, v.job.Now(), "", ""
 	}

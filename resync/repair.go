@@ -228,14 +228,6 @@ func resum(ctx context.Context, pages replica.Pages, part block.Range, blockSize
 	return pages.StoreSums(ctx, part.Off/blockSize, sumsOf(buf, blockSize))
 }
 
-func sizes(st replica.State) map[string]int64 {
-	out := make(map[string]int64, len(st.Disks))
-	for _, d := range st.Disks {
-		out[d.Name] = d.Size
-	}
-	return out
-}
-
 // newest is the position of the newest recovery point, zero when there is none.
 func newest(st replica.State) hrl.Pos {
 	if n := len(st.Points); n > 0 {

@@ -441,7 +441,7 @@ func (r *run) finish(ctx context.Context, cut track.Cut, whole bool) (bool, erro
 // says, or has become larger. A position is of one content, and a point of one size.
 func (r *run) end(ctx context.Context, st *replica.State) (hrl.Pos, error) {
 	n := len(st.Points)
-	grown := n > 0 && st.Points[n-1].At == st.Applied && !maps.Equal(st.Points[n-1].Sizes, sizes(*st))
+	grown := n > 0 && st.Points[n-1].At == st.Applied && !maps.Equal(st.Points[n-1].Sizes, st.Sizes())
 	if !grown && !(st.Resync.Fresh && st.Applied == st.Resync.Began) {
 		return st.Applied, nil
 	}

@@ -297,14 +297,22 @@ func (s *State) Point(id string) *Point {
 	return nil
 }
 
+// Sizes is the guest bytes of the disks at the applied position, by name.
+func (s *State) Sizes() map[string]int64 {
+	out := make(map[string]int64, len(s.Disks))
+	for _, d := range s.Disks {
+		out[d.Name] = d.Size
+	}
+	return out
+}
+
 // PointAt is the recovery point of the applied position, as of the moment of its cut.
 func (s *State) PointAt(cut time.Time, app bool) Point {
 	p := Point{
-		ID: PointID(s.Applied, cut), At: s.Applied, CutAt: cut, AppConsistent: app,
-		Sizes: make(map[string]int64, len(s.Disks)), Seals: make(map[string]sums.Seal, len(s.Disks)),
+		ID: PointID(s.Applied, cut), At: s.Applied, CutAt: cut, AppConsistent: app, Sizes: s.Sizes(),
+		Seals: make(map[string]sums.Seal, len(s.Disks)),
 	}
 	for _, d := range s.Disks {
-		p.Sizes[d.Name] = d.Size
 		if d.Seal != nil {
 			p.Seals[d.Name] = *d.Seal
 		}
