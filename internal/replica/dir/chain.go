@@ -79,9 +79,11 @@ type mark struct {
 	have sums.Seal // what trace found
 	// short says that have lacks the last block, because what shows it has become longer since: its sum tells nothing of its part.
 	short bool
+	// cut says that the file of the base is too short for the disk.
+	cut bool
 }
 
-func (m *mark) holds() bool { return !m.short && m.have == m.want }
+func (m *mark) holds() bool { return !m.short && !m.cut && m.have == m.want }
 
 // markOf is what proves a point on a chain that begins at it: its own seal, or, of a point of an older version, that of the next position
 // of which one is known. Undo logs lead back from there, proved by themselves. It is nil when there is none.
@@ -146,6 +148,7 @@ func (p *points) traceOnce(ctx context.Context, s *replica.State, c *chain, mark
 	most := int64(0)
 	for _, m := range marks {
 		t.marks[m.at] = append(t.marks[m.at], m)
+		m.cut = t.end < m.size
 		most = max(most, block.Count(m.size, t.bs))
 		if m.size%t.bs != 0 {
 			t.tails[m.size/t.bs] = true
