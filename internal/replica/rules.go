@@ -138,6 +138,15 @@ func CheckName(name string) error {
 	return nil
 }
 
+// CheckNewVM is CheckName for a VM that is to get a replica: the names of what lies beside the replicas in a store (its identity, with its
+// lock, and the folders of probes) are refused. A replica that an earlier version has made by such a name can be opened.
+func CheckNewVM(name string) error {
+	if strings.HasPrefix(strings.ToLower(name), "sitrep-") {
+		return fmt.Errorf("%q is a name that the store uses itself", name)
+	}
+	return CheckName(name)
+}
+
 // CheckSave is the compare of a ledger's compare-and-swap: it says whether next may replace stored, with fault.Fenced
 // when another owner has taken over since next was loaded, and fault.LedgerConflict when it was changed otherwise. A next
 // with a higher Generation is how an owner takes over.

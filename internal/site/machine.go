@@ -65,7 +65,7 @@ func parseHost(v value, c *Cloud, r *refs) *Host {
 func parseVM(v value, c *Cloud, h *Host, r *refs) *VM {
 	o := v.object("name", "generation", "os", "cpus", "memory", "disks", "nics", "hooks", "boot_check", "shutdown_grace", "qmp")
 	vm := &VM{
-		Name:       o.need("name").name(maxName),
+		Name:       o.need("name").vmName(),
 		Cloud:      c,
 		Host:       h,
 		Generation: o.need("generation").integer(1, 1, 2),

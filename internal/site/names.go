@@ -19,6 +19,18 @@ var device = regexp.MustCompile(`(?i)^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)`
 // ofTheStore are names that the layout of a store uses itself, at one level or another.
 var ofTheStore = regexp.MustCompile(`(?i)^(ledger|shelf|points|lock)(\.json)?$`)
 
+// besideVMs are the names of what lies beside the VMs in a store, and those that are kept for more of it.
+var besideVMs = regexp.MustCompile(`(?i)^sitrep-`)
+
+// vmName reads the name of a VM, which is that of its replica too.
+func (v value) vmName() string {
+	s := v.name(maxName)
+	if besideVMs.MatchString(s) {
+		v.fail("%s: %s is a name that the store uses itself", v.label(), quote(s))
+	}
+	return s
+}
+
 // maxName is the longest name of a file or folder of ours, and maxHost that of a host (RFC 1035).
 const (
 	maxName = 63

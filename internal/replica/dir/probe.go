@@ -23,6 +23,29 @@ import (
 // probePrefix begins the names of the folders in which probes are made. They have no ledger, so no List shows them.
 const probePrefix = "sitrep-probe-"
 
+// probeMark is the first file of a probe, and the last that is removed. It holds the name of its folder: what has that name by chance, or was
+// copied there, is somebody else's and stays.
+const probeMark = "probe"
+
+// probeFiles are the other files that a probe makes.
+func probeFiles() []string {
+	return append([]string{"first", "once", "target", "Case", "cASE", "linked", "second", firstLock, "lock.2", "synced", "shared", "zeroed", "extents",
+		"modified", "speed", "sparse", "far", "original", "clone"}, oddNames()...)
+}
+
+// oddNames have every kind of character that names of VMs, disks and logs can have.
+func oddNames() []string {
+	return []string{"a b.1-2_3 (4)+5,6=7~8@9#.vhd", "Größe-日本.sums", strings.Repeat("n", 200)}
+}
+
+// madeByProbe says whether a file's name is that of one of a probe, whole or half made.
+func madeByProbe(name string) bool {
+	if base, ok := durable.TempBase(name); ok {
+		name = base
+	}
+	return slices.Contains(probeFiles(), name) || name == strings.Repeat("m", 200)
+}
+
 const (
 	probeSpeed  = 16 << 20    // bytes that are written and read for a measurement
 	probeUnit   = 1 << 20     // bytes of one transfer
@@ -87,6 +110,9 @@ func (p *probe) begin() error {
 	if err := p.fs.MkdirAll(p.folder); err != nil {
 		return err
 	}
+	if err := p.file(probeMark, []byte(filepath.Base(p.folder)), nil); err != nil {
+		return err
+	}
 	if err := p.file("first", []byte("first"), nil); err != nil {
 		return err
 	}
@@ -104,8 +130,12 @@ func (p *probe) sweepOld() error {
 	return err
 }
 
-// sweep removes the folder of an earlier probe, unless that still runs.
+// sweep removes the folder of an earlier probe, unless that still runs, or it is none.
 func (p *probe) sweep(folder string) error {
+	mark, err := durable.ReadFile(p.fs, filepath.Join(folder, probeMark), probeUnit)
+	if err != nil || string(mark) != filepath.Base(folder) {
+		return nil
+	}
 	path := filepath.Join(folder, firstLock)
 	if _, err := p.fs.Stat(path); err != nil {
 		return nil // it may be about to make one
@@ -117,16 +147,32 @@ func (p *probe) sweep(folder string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(lock.Close(), p.removeAll(folder))
+	if err := lock.Close(); err != nil {
+		return err
+	}
+	_ = p.removeAll(folder) // what stays is in nobody's way
+	return nil
 }
 
+// removeAll removes what a probe has made, its mark last. In an older folder with anything else nothing is touched. This probe's own is its
+// own whatever it holds, because a filesystem may have changed the names; but never a replica.
 func (p *probe) removeAll(folder string) error {
 	entries, err := p.fs.ReadDir(folder)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	for _, e := range entries {
-		err = errors.Join(err, durable.RemoveIfThere(p.fs, filepath.Join(folder, e.Name)))
+		if e.Name != probeMark && (e.Dir || e.Name == ledgerName || folder != p.folder && !madeByProbe(e.Name)) {
+			return fmt.Errorf("%s holds %s, which no probe has made: it is left as it is", folder, e.Name)
+		}
+	}
+	for _, e := range entries {
+		if e.Name != probeMark {
+			err = errors.Join(err, durable.RemoveIfThere(p.fs, filepath.Join(folder, e.Name)))
+		}
+	}
+	if err == nil {
+		err = durable.RemoveIfThere(p.fs, filepath.Join(folder, probeMark))
 	}
 	return errors.Join(err, durable.RemoveIfThere(p.fs, folder))
 }
@@ -218,12 +264,9 @@ func (p *probe) tryNames(t *replica.Trial) {
 	})
 }
 
-// names makes files whose names have every kind of character that names of VMs, disks and logs can have, and looks for them in
-// the list of the folder, before and after they are removed.
+// names makes files of odd names, and looks for them in the list of the folder, before and after they are removed.
 func (p *probe) names() error {
-	names := []string{
-		"a b.1-2_3 (4)+5,6=7~8@9#.vhd", "Größe-日本.sums", strings.Repeat("n", 200), durable.TempName(strings.Repeat("m", 200)),
-	}
+	names := append(oddNames(), durable.TempName(strings.Repeat("m", 200)))
 	for i, name := range names {
 		names[i] = filepath.Base(name)
 		if err := p.file(names[i], nil, nil); err != nil {

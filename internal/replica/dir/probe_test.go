@@ -115,25 +115,48 @@ func TestProbeIsNoReplica(t *testing.T) {
 
 func TestProbeSweeps(t *testing.T) {
 	fsys := crashfs.New()
-	for _, name := range []string{"sitrep-probe-killed", "sitrep-probe-running", "sitrep-probe-empty", "web01"} {
+	for _, name := range []string{"sitrep-probe-killed", "sitrep-probe-running", "sitrep-probe-empty", "sitrep-probe-vm", "sitrep-probe-copy",
+		"sitrep-probe-more", "web01"} {
 		if err := fsys.MkdirAll("/store/" + name); err != nil {
 			t.Fatal(err)
 		}
-		if name == "sitrep-probe-empty" {
+		write := func(file, content string) {
+			if err := durable.WriteFile(fsys, "/store/"+name+"/"+file, []byte(content)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		switch name {
+		case "sitrep-probe-empty":
 			continue
+		case "sitrep-probe-vm": // a VM that was protected by this name
+			write("ledger.json", "{}")
+			write("os.vhd", "a disk")
+		case "sitrep-probe-copy":
+			write(probeMark, "sitrep-probe-killed")
+			write("first", "somebody's")
+		case "sitrep-probe-more":
+			write(probeMark, name)
+			write("letter.txt", "somebody's")
+		default:
+			write(probeMark, name)
+			write("first", "first")
 		}
 		lock, err := fsys.Lock("/store/" + name + "/lock")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if name == "sitrep-probe-killed" {
+		if name != "sitrep-probe-running" {
 			lock.Close()
 		}
 	}
 	if _, err := New(fsys, "/store").Probe(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"/store/sitrep-probe-empty", "/store/sitrep-probe-running", "/store/sitrep-probe-running/lock", "/store/web01", "/store/web01/lock"}
+	want := []string{"/store/sitrep-probe-copy", "/store/sitrep-probe-copy/first", "/store/sitrep-probe-copy/lock", "/store/sitrep-probe-copy/probe",
+		"/store/sitrep-probe-empty", "/store/sitrep-probe-more", "/store/sitrep-probe-more/letter.txt", "/store/sitrep-probe-more/lock", "/store/sitrep-probe-more/probe",
+		"/store/sitrep-probe-running", "/store/sitrep-probe-running/first", "/store/sitrep-probe-running/lock", "/store/sitrep-probe-running/probe",
+		"/store/sitrep-probe-vm", "/store/sitrep-probe-vm/ledger.json", "/store/sitrep-probe-vm/lock", "/store/sitrep-probe-vm/os.vhd",
+		"/store/web01", "/store/web01/first", "/store/web01/lock", "/store/web01/probe"}
 	if got := names(t, fsys, "/store"); !slices.Equal(got, want) {
 		t.Errorf("what is left is %v, want %v", got, want)
 	}

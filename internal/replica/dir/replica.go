@@ -66,6 +66,9 @@ func (s *Store) Create(ctx context.Context, first replica.State) (replica.Replic
 
 func (r *vmReplica) create(first replica.State) error {
 	first.Format, first.Version = replica.Format, 1
+	if err := replica.CheckNewVM(first.VM); err != nil {
+		return fault.Wrap(fault.UsageError, err, "no VM can be protected by this name")
+	}
 	if err := first.Check(); err != nil {
 		return fault.Wrap(fault.LedgerCorrupt, err, "the first ledger contradicts itself")
 	}

@@ -78,6 +78,9 @@ func (s *Store) find(ctx context.Context, name string) (*vm, error) {
 func (s *Store) Create(ctx context.Context, first replica.State) (replica.Replica, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := replica.CheckNewVM(first.VM); err != nil {
+		return nil, fault.Wrap(fault.UsageError, err, "no VM can be protected by this name").Of(first.VM, "")
+	}
 	have, err := s.find(ctx, first.VM)
 	if err != nil {
 		return nil, err

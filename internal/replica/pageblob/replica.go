@@ -79,6 +79,9 @@ func (r *vmReplica) abandon(ctx context.Context, err error) error {
 
 func (r *vmReplica) create(ctx context.Context, first replica.State) error {
 	first.Format, first.Version = replica.Format, 1
+	if err := replica.CheckNewVM(first.VM); err != nil {
+		return fault.Wrap(fault.UsageError, err, "no VM can be protected by this name")
+	}
 	if err := first.Check(); err != nil {
 		return fault.Wrap(fault.LedgerCorrupt, err, "the first ledger contradicts itself")
 	}
