@@ -61,11 +61,12 @@ func betterNext(r health.Reason, mem state.VM) string {
 
 // marked is the ledger as it will be when it has been told what this site found out while it was out of reach.
 func marked(st *replica.State, mem state.VM) *replica.State {
-	if st == nil || mem.Marked == nil || mem.Replica != st.Replica || st.Phase != replica.Replicating {
+	m := mem.Mark()
+	if st == nil || m == nil || mem.Replica != st.Replica || st.Phase != replica.Replicating {
 		return st
 	}
 	told := *st
-	told.Phase, told.PhaseSince, told.Reason, told.ReasonCode = replica.ResyncRequired, mem.Marked.Since, mem.Marked.Reason, mem.Marked.Code
+	told.Phase, told.PhaseSince, told.Reason, told.ReasonCode = replica.ResyncRequired, m.Since, m.Reason, m.Code
 	return &told
 }
 

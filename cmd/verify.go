@@ -11,7 +11,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"sitrep/internal/fault"
-	"sitrep/internal/host"
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
 	"sitrep/internal/state"
@@ -83,13 +82,13 @@ func (w *world) verifyAs(ctx context.Context, vm *site.VM, a access, v verifyOpt
 		})
 		o.Seconds = c.took().Seconds()
 		if err == nil {
-			if err := s.proven(v, o); err != nil {
+			if err := s.proven(ctx, v, o); err != nil {
 				return err
 			}
 			if err := s.lostPoints(ctx, o); err != nil {
 				return err
 			}
-			s.say("%s: no difference, %s read in %s%s", vm.Name, size(o.Read), span(c.took()), s.unfinished(o))
+			s.say("%s: no difference, %s read in %s%s", vm.Name, size(o.Read), span(c.took()), s.unfinished(o)+o.newer())
 		}
 		return err
 	})
@@ -112,13 +111,22 @@ func (s *session) lostPoints(ctx context.Context, o *verifyObject) error {
 	return nil
 }
 
-// proven forgets a difference that was found earlier, when all of the replica's bytes were looked at and it is gone.
-func (s *session) proven(v verifyOptions, o *verifyObject) error {
+// proven forgets what was found earlier, when all of the replica's bytes were looked at and it is gone, or the ledger does not say so any
+// more.
+func (s *session) proven(ctx context.Context, v verifyOptions, o *verifyObject) error {
 	if v.source || !o.Complete {
 		return nil
 	}
+	mem, _, err := s.memory.VM(s.vm.Name)
+	if err != nil || mem.Mark() == nil {
+		return err
+	}
+	st, err := s.engine.Replica.Ledger().Load(ctx)
+	if err != nil {
+		return err
+	}
 	return s.memory.ChangeVM(s.vm.Name, func(mem *state.VM) {
-		if mem.Failed != nil && inDoubt(mem.Failed.Code) {
+		if m := mem.Mark(); m != nil && mem.Marked == nil && (inDoubt(m.Code) || st.Phase == replica.Replicating) {
 			mem.Failed = nil
 		}
 	})
@@ -138,11 +146,15 @@ func (s *session) verify(ctx context.Context, v verifyOptions, o *verifyObject) 
 	return err
 }
 
-// compare reads the source, held still as it is for a delta, with a tracker of its own: the one that deltas rely on is left
-// alone.
+// compare reads the source, held still as it is for a delta, with a tracker of its own: the one that deltas rely on is only looked
+// at.
 func (s *session) compare(ctx context.Context) (found []replicate.Verified, err error) {
-	folder := s.memory.Path("compare", s.vm.Name)
-	if err := s.withSource(s.engine, s.vm, disksOf(s.state), folder); err != nil {
+	disks := disksOf(s.state)
+	deltas, err := s.deltasOf(s.vm, disks)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.withSource(s.engine, s.vm, disks, s.memory.Path("compare", s.vm.Name)); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.engine.Tracker.Forget()) }()
@@ -153,32 +165,18 @@ func (s *session) compare(ctx context.Context) (found []replicate.Verified, err 
 	if q != nil {
 		s.engine.Tracker = track.Quiesced(s.engine.Tracker, q)
 	}
-	found, err = s.engine.CompareSource(ctx)
-	if e := fault.Find(err); e != nil && e.Code == fault.Difference {
-		e.Msg += s.maybeNewer(ctx, q)
-	}
-	return found, err
+	return s.engine.CompareSource(ctx, deltas)
 }
 
-// maybeNewer says what else than a replica that is wrong can have made the source differ from it. Of a VM that is off, and was
-// when the replica was made, it is nothing; but nobody knows when it was switched off.
-func (s *session) maybeNewer(ctx context.Context, q *quiescer) string {
-	text := fmt.Sprintf("; the replica is of %s, and what the VM has written since then differs too: a delta brings it, then compare again",
-		stamp(s.state.AsOf))
-	if q != nil && q.froze || s.isOff(ctx) {
-		return text
+// newer words what the VM has written since the last delta.
+func (o *verifyObject) newer() string {
+	n := total(o.Disks, func(d replicate.Verified) int64 {
+		return total(d.Newer, func(r replicate.Different) int64 { return r.Len })
+	})
+	if n == 0 {
+		return ""
 	}
-	return text + "; nothing held the VM still meanwhile, so that differences may be writes in flight"
-}
-
-// isOff says that the VM is known to be off.
-func (s *session) isOff(ctx context.Context) bool {
-	h, err := s.sourceHost(s.vm.Host, s.vm)
-	if err != nil || h == nil {
-		return false
-	}
-	power, err := h.State(ctx, s.vm.Name)
-	return err == nil && power == host.Off
+	return fmt.Sprintf("; %s that the VM has written since the last delta are not replicated yet", size(n))
 }
 
 // unfinished says what the next verify does after one that has not read everything.

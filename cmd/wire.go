@@ -289,6 +289,15 @@ func (w *world) makeLogDirs(vm *site.VM) error {
 	return nil
 }
 
+// deltasOf is the tracker of a VM's deltas, for looking only.
+func (w *world) deltasOf(vm *site.VM, disks []state.Disk) (*scan.Tracker, error) {
+	tracked, err := trackedDisks(vm, disks)
+	if err != nil {
+		return nil, err
+	}
+	return scan.Look(w.fs, scan.Config{VM: vm.Name, Disks: tracked, Dir: w.trackDir(vm), Now: w.now})
+}
+
 // withSource gives an engine the tracker of the VM's disks. where is the folder of the tracker's memory.
 func (w *world) withSource(j *replicate.Job, vm *site.VM, disks []state.Disk, where string) (err error) {
 	tracked, err := trackedDisks(vm, disks)

@@ -38,7 +38,7 @@ func TestAway(t *testing.T) {
 			"pause":    func() error { return j.Pause(ctx, "lunch") },
 			"resume":   func() error { _, err := j.Resume(ctx); return err },
 			"retire":   func() error { return j.Retire(ctx, "enough") },
-			"compare":  func() error { _, err := j.CompareSource(ctx); return err },
+			"compare":  func() error { _, err := j.CompareSource(ctx, nil); return err },
 			"ship":     func() error { _, err := j.Ship(ctx); return err },
 			"finish":   func() error { _, err := j.Finish(ctx); return err },
 		}

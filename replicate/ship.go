@@ -53,13 +53,17 @@ func (j *Job) ship(ctx context.Context, d *Delta) error {
 // queue lists the cuts that lead from what the replica has received to where the tracker stands. Anything that does not
 // lead there is an error that names the log that is missing.
 func (j *Job) queue(st replica.State) ([]step, error) {
-	goal := j.Tracker.Position()
-	if st.Received == goal {
+	return j.steps(st, st.Received, j.Tracker.Position())
+}
+
+// steps lists the cuts beside the disks that lead from a position that the replica has to a goal.
+func (j *Job) steps(st replica.State, at, goal hrl.Pos) ([]step, error) {
+	if at == goal {
 		return nil, nil
 	}
-	if goal.Seq <= st.Received.Seq {
+	if goal.Seq <= at.Seq {
 		return nil, fault.New(fault.PositionLost,
-			"this site stands at position %s, but the replica has received %s", goal, st.Received).Of(j.VM, "")
+			"this site stands at position %s, but the replica has received %s", goal, at).Of(j.VM, "")
 	}
 	from := make(map[string]map[hrl.Pos]localLog, len(st.Disks))
 	for _, d := range st.Disks {
@@ -73,8 +77,8 @@ func (j *Job) queue(st replica.State) ([]step, error) {
 		}
 	}
 	var steps []step
-	for at := st.Received; at != goal; {
-		s, err := j.stepFrom(st, at, from)
+	for at != goal {
+		s, err := j.stepFrom(st, at, goal, from)
 		if err != nil {
 			return nil, err
 		}
@@ -85,11 +89,11 @@ func (j *Job) queue(st replica.State) ([]step, error) {
 }
 
 // stepFrom finds the logs of all disks that begin at a position and end at the same one.
-func (j *Job) stepFrom(st replica.State, at hrl.Pos, from map[string]map[hrl.Pos]localLog) (step, error) {
+func (j *Job) stepFrom(st replica.State, at, goal hrl.Pos, from map[string]map[hrl.Pos]localLog) (step, error) {
 	s := step{span: replica.Span{From: at}, logs: map[string]localLog{}}
 	for _, d := range st.Disks {
 		l, ok := from[d.Name][at]
-		if !ok || at.Seq >= j.Tracker.Position().Seq {
+		if !ok || at.Seq >= goal.Seq {
 			return s, fault.New(fault.LogGap, "no change log in %s continues position %d (expected number %d)",
 				j.LogDir[d.Name], at.Seq, at.Seq+1).Of(j.VM, d.Name).At(j.LogDir[d.Name])
 		}

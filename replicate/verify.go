@@ -15,7 +15,6 @@ import (
 	"sitrep/internal/fault"
 	"sitrep/internal/replica"
 	"sitrep/internal/sums"
-	"sitrep/internal/track"
 )
 
 // verifyWindow is how many transfers of each task are verified between two looks at the budget, verifyMost how many bytes at the
@@ -30,6 +29,8 @@ type Verified struct {
 	Name    string      `json:"name"`
 	Read    int64       `json:"bytes_read"`
 	Differs []Different `json:"differs,omitempty"`
+	// Newer is of a comparison with the source: what the VM has written since the last delta.
+	Newer []Different `json:"not_replicated,omitempty"`
 	// Cursor is the guest offset up to which the disk is proved; the whole disk when Complete.
 	Cursor   int64 `json:"cursor"`
 	Complete bool  `json:"complete"`
@@ -301,59 +302,4 @@ func (c *checker) check(ctx context.Context, r block.Range) error {
 		c.differs.Add(b)
 	}
 	return nil
-}
-
-// CompareSource reads the source once and compares it with the replica's block sums. It needs a Tracker that nothing else
-// uses: what that knew before is forgotten. Together with Verify it proves that source and replica are equal.
-func (j *Job) CompareSource(ctx context.Context) (found []Verified, err error) {
-	st, err := j.Replica.Ledger().Load(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if st.Applied.IsZero() || st.Applying != nil || st.Phase.Away() {
-		return nil, wrongState(st, "verify --against-source")
-	}
-	if err := j.rebase(ctx, st); err != nil {
-		return nil, err
-	}
-	cut, err := j.Tracker.Cut(ctx, st.Applied)
-	if err != nil {
-		return nil, fault.In(err, j.VM, "")
-	}
-	defer func() { err = errors.Join(err, cut.Close()) }()
-	for _, d := range cut.Disks() {
-		v, err := j.compareDisk(ctx, d)
-		if err != nil {
-			return found, fault.In(err, j.VM, d.Name())
-		}
-		found = append(found, v)
-	}
-	if err := cut.Check(ctx); err != nil {
-		return found, fault.In(err, j.VM, "")
-	}
-	v := &verification{job: j, state: st, found: found}
-	if e := v.difference(); e != nil {
-		e.Msg = "source and replica differ: " + e.Msg
-		return found, e
-	}
-	return found, nil
-}
-
-func (j *Job) compareDisk(ctx context.Context, d track.CutDisk) (Verified, error) {
-	task := "compare " + d.Name()
-	j.Meter.Begin(task, d.Size(), 0)
-	defer j.Meter.End(task)
-	var mu sync.Mutex
-	var differs block.Set
-	stats, err := d.Scan(ctx, j.scanOptions(task), func(_ context.Context, ch track.Change) error {
-		mu.Lock()
-		defer mu.Unlock()
-		differs.Add(ch.Range)
-		return nil
-	})
-	v := Verified{Name: d.Name(), Read: stats.Scanned, Cursor: d.Size(), Complete: err == nil}
-	for r := range differs.All() {
-		v.Differs = append(v.Differs, Different{Off: r.Off, Len: r.Len})
-	}
-	return v, err
 }

@@ -167,6 +167,19 @@ type VM struct {
 	Runs []hrl.ID `json:"runs,omitempty"`
 }
 
+// Mark is why only resynchronization helps, as far as this site knows: what could not be told to the ledger, or what the last run found;
+// nil when there is nothing.
+func (v VM) Mark() *Mark {
+	if v.Marked != nil || v.Failed == nil {
+		return v.Marked
+	}
+	switch v.Failed.Code.Class() {
+	case fault.Resync, fault.Differs:
+		return &Mark{Code: v.Failed.Code, Reason: v.Failed.Message, Since: v.Failed.At}
+	}
+	return nil
+}
+
 // Mark is a reason for resynchronization that was found while the ledger was out of reach.
 type Mark struct {
 	Code   fault.Code `json:"code"`
