@@ -20,7 +20,6 @@ type quiescer struct {
 	due     bool         // of an application-consistent point
 
 	hold   *hold         // while it is held
-	froze  bool          // it was held by the hypervisor, once
 	paused time.Duration // how long it was held, in all
 }
 
@@ -61,7 +60,6 @@ func (q *quiescer) Freeze(ctx context.Context) (app bool, err error) {
 	if err == nil && ctx.Err() == nil && q.freezer != nil {
 		var held bool
 		if held, err = q.freezer.Freeze(late, q.vm.Name); err == nil {
-			q.froze = q.froze || held
 			q.hold.rec.Host = held
 		}
 	}
