@@ -9,6 +9,7 @@ import (
 	"sitrep/failover"
 	"sitrep/internal/fault"
 	"sitrep/internal/host"
+	"sitrep/internal/replica"
 	"sitrep/internal/site"
 )
 
@@ -82,6 +83,9 @@ func (w *world) failback(ctx context.Context, vm *site.VM, to string, o failover
 			err = w.goingHome(j, vm, to)
 		}
 		if err != nil {
+			return err
+		}
+		if done, err := w.already(ctx, vm, f, func(st replica.State) string { return failover.Already(st, failover.DoFailback) }); done {
 			return err
 		}
 		if w.opts.dryRun {

@@ -142,6 +142,9 @@ func (w *world) failover(ctx context.Context, vm *site.VM, k failover.Kind, o fa
 		if err != nil {
 			return err
 		}
+		if done, err := w.already(ctx, vm, f, func(st replica.State) string { return alreadyOver(st, k, o) }); done {
+			return err
+		}
 		plan, err := j.Plan(ctx, k, o.Options)
 		if err != nil {
 			return w.toldOf(ctx, vm, f, err)
@@ -156,6 +159,35 @@ func (w *world) failover(ctx context.Context, vm *site.VM, k failover.Kind, o fa
 		}
 		return err
 	})
+}
+
+// alreadyOver says that a failover that is asked for is done, in words. A test is never taken for another one that was not cleaned up.
+func alreadyOver(st replica.State, k failover.Kind, o failoverOptions) string {
+	switch {
+	case k == failover.Planned:
+		return failover.Already(st, failover.DoPlanned)
+	case k == failover.Unplanned && !o.hostLost:
+		return failover.AlreadyAt(st, o.Point)
+	}
+	return ""
+}
+
+// already says that there is nothing to be done, when is finds that in the ledger.
+func (w *world) already(ctx context.Context, vm *site.VM, f *failoverObject, is func(replica.State) string) (done bool, err error) {
+	st, err := w.present(ctx, vm)
+	if err != nil {
+		return true, err
+	}
+	said := is(st)
+	if said == "" {
+		return false, nil
+	}
+	f.Notes = append(f.Notes, said)
+	if err := w.toldOf(ctx, vm, f, nil); err != nil {
+		return true, err
+	}
+	w.say("%s: %s; the state is %s", vm.Name, said, f.State)
+	return true, nil
 }
 
 // failoverSteps does f, whose steps go into a new job, and says in o how the VM stands afterwards.
@@ -324,6 +356,9 @@ func (w *world) after(ctx context.Context, vm *site.VM, e failover.Event, job, s
 	return w.locked(vm, func() error {
 		j, err := w.failoverJob(ctx, vm, failoverOptions{})
 		if err != nil {
+			return err
+		}
+		if done, err := w.already(ctx, vm, f, func(st replica.State) string { return failover.Already(st, e) }); done {
 			return err
 		}
 		if w.opts.dryRun {

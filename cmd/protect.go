@@ -62,6 +62,9 @@ func (p *program) protectCommand() *cli.Command {
 
 // protect is enable protection and, unless it is left for later, finalize protection: two jobs, as people know them.
 func (w *world) protect(ctx context.Context, vm *site.VM, o *seedObject, later bool) error {
+	if done, err := w.isProtected(ctx, vm, o); done {
+		return err
+	}
 	err := w.job(vm, jobEnable, &o.vmHead, func(j *state.Job) error {
 		return w.enable(ctx, vm, j, o, later)
 	})
@@ -73,6 +76,17 @@ func (w *world) protect(ctx context.Context, vm *site.VM, o *seedObject, later b
 		return nil
 	}
 	return w.finalize(ctx, vm, o)
+}
+
+// isProtected says that the VM is protected already, by this site, so that there is nothing to be done.
+func (w *world) isProtected(ctx context.Context, vm *site.VM, o *seedObject) (done bool, err error) {
+	st, err := w.existing(ctx, vm)
+	if err != nil || st == nil || w.owned(*st) != nil || st.Phase.Away() || st.Phase == replica.Seeding || st.Phase == replica.Retired {
+		return false, nil // what is in the way is said, and recorded, by the job
+	}
+	w.describe(vm, *st, &o.vmHead)
+	w.say("%s: protected already, since %s; the state is %s", vm.Name, stamp(st.Created), st.Phase)
+	return true, errors.Join(w.remember(ctx, vm, *st), w.noteLedger(vm, *st))
 }
 
 // enable makes the relationship, or goes on with one whose initial replication was interrupted, and copies.

@@ -49,6 +49,17 @@ func (k kept) String() string {
 
 // unprotect ends the relationship. A replica that has vanished is no obstacle: this is the way out of that.
 func (w *world) unprotect(ctx context.Context, vm *site.VM, h *vmHead, k kept) error {
+	r, _, err := w.replica(ctx, vm, forReading)
+	switch {
+	case err == nil:
+		if err := r.Close(); err != nil {
+			return err
+		}
+	case fault.Is(err, fault.NotProtected): // and nothing here remembers that it ever was
+		h.State = notProtected
+		w.say("%s: it is not protected; nothing is to be done", vm.Name)
+		return nil
+	}
 	return w.job(vm, "Disable protection", h, func(j *state.Job) error {
 		id, err := w.endRelationship(ctx, vm, j, h, k)
 		if err != nil {

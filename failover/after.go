@@ -156,6 +156,7 @@ func (j *Job) giveBack(ctx context.Context) error {
 	if !st.Phase.Away() { // it has not taken over yet
 		return j.change(ctx, func(st *replica.State) error {
 			st.Failover = nil
+			j.end(st, DoUndo)
 			return nil
 		})
 	}
@@ -184,6 +185,7 @@ func (j *Job) giveBack(ctx context.Context) error {
 		st.Owner, st.Phase = st.Failover.Source, st.Failover.From
 		st.Owner.Since, st.PhaseSince = j.Now().UTC(), j.Now().UTC()
 		st.Failover = nil
+		j.end(st, DoUndo)
 		return nil
 	})
 }

@@ -41,6 +41,9 @@ func (j *Job) homeJob(ctx context.Context, st replica.State, d host.Definition, 
 		open = append(open, img)
 		h.Disks = append(h.Disks, home.Disk{Name: to.Name, Source: img, Target: to.Path, Format: disk.Format(to.Format), LogDir: to.LogDir})
 	}
+	if err := lengthen(h, st); err != nil {
+		return nil, nil, errors.Join(err, shut())
+	}
 	return h, shut, nil
 }
 

@@ -221,11 +221,31 @@ func (f *homeward) noted(ctx context.Context, id StepID, change func(*replica.St
 
 // checkHome is what has to hold before anything changes.
 func (f *homeward) checkHome(ctx context.Context, st replica.State) error {
-	if _, err := f.recovered(st); err != nil {
+	d, err := f.recovered(st)
+	if err != nil {
 		return err
 	}
 	final := st.Failover.Failback != nil && slices.Contains(st.Failover.Failback.Done, string(StepSyncStopped))
-	if f.Home.Place.Host == nil || final { // then it may be this failback that has started it
+	if final { // then it may be this failback that has started the VM at home
+		return nil
+	}
+	for _, x := range d.Disks {
+		if err := f.madeIn(Unplanned, st.Failover).prove(x); err != nil {
+			return err
+		}
+	}
+	if err := f.homeIsOurs(st, d); err != nil {
+		return err
+	}
+	if err := f.homeIsOff(ctx); err != nil {
+		return err
+	}
+	return f.sizesFit(ctx, st, d)
+}
+
+// homeIsOff refuses to write to the disks of a VM that runs.
+func (f *homeward) homeIsOff(ctx context.Context) error {
+	if f.Home.Place.Host == nil {
 		return nil
 	}
 	power, err := f.Home.Place.Host.State(ctx, f.Home.Place.Name)
@@ -406,7 +426,8 @@ func (j *Job) undoFailback(ctx context.Context, st replica.State) error {
 				rec := *st.Failover
 				rec.Failback = nil
 				st.Failover = &rec
-				st.Phase, st.PhaseSince = replica.Committed, j.Now().UTC()
+				j.end(st, DoUndo)
+				st.Phase, st.PhaseSince = replica.Committed, st.Ended.At
 				return nil
 			})
 		}},
@@ -437,6 +458,7 @@ func (j *Job) commitFailback(ctx context.Context, st replica.State) error {
 					return nil
 				}
 				from := st.Failover.From
+				j.end(st, DoCommit)
 				st.Owner = j.ownerAtHome(*st)
 				for i := range st.Disks {
 					if p := st.Failover.Failback.Disks[st.Disks[i].Name]; p != "" {

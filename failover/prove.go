@@ -23,11 +23,7 @@ const (
 // what was made of another point is given up for it. Nothing is written. It returns how many bytes were read.
 func (r *run) prove(ctx context.Context) (bytes int64, err error) {
 	err = r.with(ctx, func(rep replica.Replica, st replica.State) (err error) {
-		rec := *r.kind.record(&st)
-		if rec == nil {
-			return fault.New(fault.FailoverFailed, "the ledger no longer knows of this failover")
-		}
-		if err := r.stillOurs(st, rec); err != nil {
+		if err := r.mine(st); err != nil {
 			return err
 		}
 		point := st.Point(r.plan.Found.ID)

@@ -95,13 +95,10 @@ func (r *run) do(ctx context.Context, id StepID) (bytes int64, note string, err 
 // note changes the record of this failover in the ledger, and says there that a step is done.
 func (r *run) note(ctx context.Context, id StepID, f func(*replica.State, *replica.Failover)) error {
 	return r.change(ctx, func(st *replica.State) error {
-		rec := *r.kind.record(st)
-		if rec == nil {
-			return fault.New(fault.FailoverFailed, "the ledger no longer knows of this failover: it was undone, or cleaned up, meanwhile")
-		}
-		if err := r.stillOurs(*st, rec); err != nil {
+		if err := r.mine(*st); err != nil {
 			return err
 		}
+		rec := *r.kind.record(st)
 		fresh := *rec
 		fresh.Done = slices.Clone(rec.Done)
 		if f != nil {
@@ -113,6 +110,15 @@ func (r *run) note(ctx context.Context, id StepID, f func(*replica.State, *repli
 		*r.kind.record(st) = &fresh
 		return nil
 	})
+}
+
+// mine refuses to go on with a failover that is not there any more, or that another machine has taken over meanwhile.
+func (r *run) mine(st replica.State) error {
+	rec := *r.kind.record(&st)
+	if rec == nil {
+		return fault.New(fault.FailoverFailed, "the ledger no longer knows of this failover: it was undone, or cleaned up, meanwhile")
+	}
+	return r.stillOurs(st, rec)
 }
 
 // stillOurs refuses to go on with a failover that another machine has taken over meanwhile.
@@ -223,6 +229,9 @@ func (r *run) takeOver(ctx context.Context) (note string, err error) {
 	if err != nil {
 		return "", err
 	}
+	if err := r.mine(st); err != nil {
+		return "", err
+	}
 	rec := *st.Failover
 	rec.Fenced, rec.Done = true, append(slices.Clone(rec.Done), string(StepTakeOver))
 	rec.SourceStopped = rec.SourceStopped || r.halted // the ledger may have been locked by a run that hangs when it was
@@ -260,10 +269,16 @@ func (r *run) take(st replica.State) (replica.State, error) {
 // finish applies what lies on the shelf, where the latest point is wanted, and settles on a point.
 func (r *run) finish(ctx context.Context) (note string, err error) {
 	err = r.with(ctx, func(rep replica.Replica, st replica.State) error {
+		if err := r.mine(st); err != nil {
+			return err
+		}
 		if err := r.finishApply(ctx, rep, st); err != nil {
 			return err
 		}
-		if st, err = rep.Ledger().Load(ctx); err != nil {
+		if st, err = rep.Ledger().Load(ctx); err == nil {
+			err = r.mine(st)
+		}
+		if err != nil {
 			return err
 		}
 		p, err := r.choose(st)
@@ -324,6 +339,9 @@ func (r *run) choose(st replica.State) (*replica.Point, error) {
 func (r *run) clear(ctx context.Context) error {
 	st, err := r.load(ctx)
 	if err == nil {
+		err = r.mine(st)
+	}
+	if err == nil {
 		err = r.removeVM(ctx, st, r.kind)
 	}
 	if err != nil {
@@ -353,13 +371,10 @@ func (r *run) disks(ctx context.Context) (bytes int64, note string, err error) {
 		return 0, "", err
 	}
 	err = r.with(ctx, func(rep replica.Replica, st replica.State) error {
-		rec := *r.kind.record(&st)
-		if rec == nil {
-			return fault.New(fault.FailoverFailed, "the ledger no longer knows of this failover")
-		}
-		if err := r.stillOurs(st, rec); err != nil {
+		if err := r.mine(st); err != nil {
 			return err
 		}
+		rec := *r.kind.record(&st)
 		point := st.Point(rec.Point)
 		if point == nil {
 			return fault.New(fault.PointMissing, "recovery point %q, which the failover was begun with, is gone", rec.Point)
@@ -392,12 +407,11 @@ func (r *run) moveDisks(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rec := *r.kind.record(&st)
-	if rec == nil || DisksIn(rec.DisksIn) == r.DisksIn {
-		return nil
-	}
-	if err := r.stillOurs(st, rec); err != nil {
+	if err := r.mine(st); err != nil {
 		return err
+	}
+	if DisksIn((*r.kind.record(&st)).DisksIn) == r.DisksIn {
+		return nil
 	}
 	if err := r.removeDisks(ctx, st, r.kind, host.Definition{}); err != nil {
 		return err
@@ -446,7 +460,7 @@ func (r *run) onVM(ctx context.Context, id StepID, f func(host.Definition) error
 	if err != nil {
 		return err
 	}
-	if err := r.stillOurs(st, *r.kind.record(&st)); err != nil {
+	if err := r.mine(st); err != nil {
 		return err
 	}
 	d, err := Made(*r.kind.record(&st))

@@ -22,6 +22,8 @@ package home
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -110,6 +112,58 @@ func (j *Job) Price(ctx context.Context) ([]DiskPrice, error) {
 		out = append(out, p)
 	}
 	return out, nil
+}
+
+// TargetSizes is the guest bytes of the originals, 0 of one that is not there. What is half written counts with the size that it will have.
+func (j *Job) TargetSizes() ([]int64, error) {
+	rec, err := j.load()
+	if err != nil {
+		return nil, fault.In(err, j.VM, "")
+	}
+	out := make([]int64, len(j.Disks))
+	for i := range j.Disks {
+		d := &j.Disks[i]
+		format := d.Format
+		if rec != nil {
+			out[i], format = rec.Disks[i].Size, rec.Disks[i].Format
+		}
+		if rec != nil && rec.Phase != idle {
+			continue
+		}
+		if _, err := j.FS.Stat(d.Target); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		img, err := disk.Open(j.FS, d.Target, format)
+		if err != nil {
+			return nil, fault.In(err, j.VM, d.Name)
+		}
+		out[i] = img.Size()
+		if err := img.Close(); err != nil {
+			return nil, fault.In(err, j.VM, d.Name)
+		}
+	}
+	return out, nil
+}
+
+// Check says what stands in the way of Bring, as far as that is known without comparing. It changes nothing.
+func (j *Job) Check() error {
+	if err := j.refuseOthers(); err != nil {
+		return fault.In(err, j.VM, "")
+	}
+	rec, err := j.load()
+	if err != nil || rec != nil && rec.Phase != idle { // what is half written is completed first
+		return fault.In(err, j.VM, "")
+	}
+	for i := range j.Disks {
+		p, err := j.begin(rec, i, func([]string) error { return nil })
+		if err == nil {
+			err = p.close()
+		}
+		if err != nil {
+			return fault.In(err, j.VM, j.Disks[i].Name)
+		}
+	}
+	return nil
 }
 
 // Bring makes the originals what the recovered disks are: it completes an earlier run that was cut off, then compares,

@@ -46,7 +46,9 @@ func (c Claim) Describe() string {
 
 // Obsolete says that a claim is of the same VM and site as a later one: what one of the two made there, if anything is left of it, has
 // marks of its own.
-func (c Claim) Obsolete(later Claim) bool { return c.Site != "" && c.Site == later.Site && c.VM == later.VM }
+func (c Claim) Obsolete(later Claim) bool {
+	return c.Site != "" && c.Site == later.Site && c.VM == later.VM
+}
 
 // ClaimOf reads the claim of a folder; there is false when nobody has claimed it. One that cannot be understood is the zero one: it
 // is somebody else's.

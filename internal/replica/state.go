@@ -101,6 +101,10 @@ type State struct {
 	// LastTest is the last test failover that was cleaned up.
 	LastTest *TestResult `json:"last_test_failover,omitempty"`
 
+	// Ended says which command ended the last failover, or the way home of one that goes on, so that the command is done when it is
+	// run again. It says nothing about a failover that was begun since.
+	Ended *Ended `json:"last_failover,omitempty"`
+
 	// Promoted is the Stamp of each disk that "points --promote" has made, by its name, when it was made.
 	Promoted map[string]string `json:"promoted,omitempty"`
 }
@@ -161,6 +165,12 @@ type Failback struct {
 	// Stopped is when the recovered VM was stopped: the downtime begins.
 	Stopped  time.Time `json:"stopped,omitzero"`
 	Finished time.Time `json:"finished,omitzero"`
+}
+
+// Ended is how a failover came to its end.
+type Ended struct {
+	By string    `json:"by"` // failover undo, failover commit
+	At time.Time `json:"at"`
 }
 
 // TestResult is how a test failover ended.

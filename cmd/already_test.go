@@ -1,0 +1,34 @@
+package cmd
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestRunAgain: a command that was killed when all was done, before it could say so, succeeds when it is run again; and one that has
+// nothing to be done again is refused as before.
+func TestRunAgain(t *testing.T) {
+	m := newRig(t, "copy_frequency: 5m")
+	m.must(0, "unprotect", "web01")
+	m.must(6, "failover", "commit", "web01")
+	for _, args := range [][]string{
+		{"protect", "web01"},
+		{"failover", "planned", "web01"}, {"failover", "undo", "web01"},
+		{"failover", "unplanned", "web01"}, {"failover", "commit", "web01"}, {"failback", "web01"}, {"failover", "commit", "web01"},
+		{"unprotect", "web01"},
+	} {
+		m.must(0, args...)
+		out, _ := m.must(0, args...)
+		if !strings.Contains(out, "already") && !strings.Contains(out, "nothing is to be done") {
+			t.Errorf("%v, run again: %s", args, out)
+		}
+	}
+	m.must(0, "protect", "web01")
+	m.must(6, "failover", "cleanup", "web01")
+	m.must(6, "failover", "undo", "web01")
+	m.must(0, "failover", "test", "web01")
+	m.must(6, "failover", "test", "web01") // which would be taken for one of the newest point
+	m.must(0, "failover", "cleanup", "web01")
+	m.must(0, "failover", "cleanup", "web01")
+	m.must(6, "failover", "commit", "web01")
+}
