@@ -509,3 +509,40 @@ func TestCondemns(t *testing.T) {
 type whole struct{ replica.Replica }
 
 func (whole) PreservesWhole() bool { return true }
+
+// TestFinishIsOurs: a failover that waits while another machine takes it over, or undoes it, settles on no point of its own.
+func TestFinishIsOurs(t *testing.T) {
+	for what, other := range map[string]func(w *world) error{
+		"taken over": func(w *world) error {
+			second := w.job()
+			second.By.Host = "dr2"
+			return second.Run(context.Background(), failover.Unplanned, failover.Options{Point: w.oldest()}, failover.StepFinish)
+		},
+		"undone": func(w *world) error { return w.job().Undo(context.Background()) },
+	} {
+		w, _ := edge(t)
+		first := w.job()
+		first.Step = func(name string, f func() (int64, string, error)) error {
+			if name == "Start failover" {
+				must(t, other(w))
+			}
+			_, _, err := f()
+			return err
+		}
+		err := first.Run(t.Context(), failover.Unplanned, failover.Options{}, "")
+		if !fault.Is(err, fault.Fenced) && !fault.Is(err, fault.FailoverFailed) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		if rec := w.state(t).Failover; rec != nil && rec.Point != w.oldest() {
+			t.Fatalf("%s: the point is %s", what, rec.Point)
+		}
+	}
+}
+
+func (w *world) oldest() string {
+	st, err := w.State(context.Background())
+	if err != nil {
+		return err.Error()
+	}
+	return st.Points[0].ID
+}

@@ -504,6 +504,14 @@ func (j *Job) knowsHome(fb replica.Failback) error {
 
 // whatCameHome looks for the disks at home: as long as one cannot be opened, the recovered one is not given up.
 func (j *Job) whatCameHome(st replica.State) error {
+	err := j.lookHome(st)
+	if e := fault.Find(err); e != nil {
+		e.Next = "sitrep failover commit " + j.VM // the commands of a VM that replicates are refused in this state
+	}
+	return err
+}
+
+func (j *Job) lookHome(st replica.State) error {
 	for _, d := range j.Home.Disks {
 		img, err := disk.Open(j.FS, d.Path, disk.Format(d.Format))
 		if err != nil {
