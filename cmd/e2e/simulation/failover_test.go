@@ -81,7 +81,9 @@ func (w *world) failover(vm string) {
 	w.insist(m, args...)
 	w.failedOver(vm, p, before, planned)
 	if !planned && w.chance(30) {
-		if list := w.points(m, vm); len(list) > 0 { // the operator changes their mind
+		was, _ := w.failoverPoint(vm, false)
+		list := slices.DeleteFunc(w.points(m, vm), func(x point) bool { return x.ID == was.ID })
+		if len(list) > 0 { // the operator changes their mind
 			p = list[w.rnd.IntN(len(list))]
 			w.insist(m, "failover", "unplanned", vm, "--point", p.ID)
 			w.failedOver(vm, p, before, false)
