@@ -546,3 +546,29 @@ func (w *world) oldest() string {
 	}
 	return st.Points[0].ID
 }
+
+// TestOldestPointStays: retention is used up, an unplanned failover is asked for the oldest point, and what the source wrote last
+// makes a new one. The point that was asked for is there all the same, also when the run was ended after the last changes.
+func TestOldestPointStays(t *testing.T) {
+	for name, until := range map[string]failover.StepID{"one run": "", "ended after the last changes": failover.StepLastChanges} {
+		t.Run(name, func(t *testing.T) {
+			w, g := edge(t)
+			before := w.state(t)
+			w.Keep = len(before.Points)
+			oldest := before.Points[0].ID
+			g["os"][0]++
+			must(t, w.Write(g))
+			if until != "" {
+				must(t, w.job().Run(t.Context(), failover.Unplanned, failover.Options{Point: oldest}, until))
+			}
+			must(t, w.run(t, failover.Unplanned, failover.Options{Point: oldest}))
+			st := w.state(t)
+			if st.Failover.Point != oldest {
+				t.Errorf("the failover is of point %s, want %s", st.Failover.Point, oldest)
+			}
+			if len(st.Points) != len(before.Points)+1 {
+				t.Errorf("%d recovery points, and what the source wrote last makes %d", len(st.Points), len(before.Points)+1)
+			}
+		})
+	}
+}

@@ -94,8 +94,12 @@ func (s *State) LosePoints(lost func(Point) bool) (found []Point) {
 }
 
 // AddPoint adds the newest recovery point and applies a retention of keep points; see Retain. A lost point that the retention would
-// have dropped by now, had it not been lost, is forgotten.
+// have dropped by now, had it not been lost, is forgotten. From the begin of a failover to its end no point is dropped: what the source
+// wrote last makes a new one, and must not cost the one that was asked for.
 func (s *State) AddPoint(p Point, keep int) {
+	if s.Failover != nil {
+		keep = len(s.Points) + len(s.Lost) + 1
+	}
 	s.Points, _ = Retain(append(s.Points, p), keep)
 	s.Lost = slices.DeleteFunc(slices.Clone(s.Lost), func(l Point) bool {
 		newer := 0
