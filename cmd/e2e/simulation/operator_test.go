@@ -90,16 +90,15 @@ func (w *world) words(command string) []string {
 			i--
 		}
 	}
-	if list[0] == "unprotect" && !slices.Contains(list, "--yes") {
-		list = append(list, w.yes()...)
+	if !slices.Contains(list, "--yes") {
+		list = append(list, w.yes(list[0])...)
 	}
 	return list
 }
 
 // isTakeOver says whether a command makes the machine that runs it the owner of a replica.
 func isTakeOver(args []string) bool {
-	return args[0] == "store" && len(args) > 1 && args[1] != "probe" || slices.Contains(args, "--take-over") || args[0] == "takeover" ||
-		args[0] == "protect"
+	return slices.Contains([]string{"takeover", "protect"}, args[0]) || args[0] == "store" && slices.Contains(args, "unlock")
 }
 
 // byHand does what a message asks a person to do before the next command.
@@ -117,7 +116,7 @@ func (w *world) beginAnew(vm string, said []string) {
 	w.counts["began anew"]++
 	w.note("the operator gives the replica of %s up, after: %s", vm, strings.ReplaceAll(said[len(said)-1], "\n", " "))
 	m := w.machines[0]
-	if o := w.run(m, append([]string{"unprotect", vm}, w.yes()...)...); o.code != 0 {
+	if o := w.run(m, append([]string{"unprotect", vm}, w.yes("unprotect")...)...); o.code != 0 {
 		must(w.T, os.RemoveAll(w.path("store", vm)))
 		must(w.T, os.RemoveAll(w.path("a", ".sitrep")))
 	}

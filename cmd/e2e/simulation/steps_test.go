@@ -184,7 +184,7 @@ func (w *world) protection(vm string) {
 	w.Helper()
 	w.replicating(vm)
 	w.heal(vm)
-	w.insist(w.machines[0], append([]string{"unprotect", vm}, w.yes()...)...)
+	w.insist(w.machines[0], append([]string{"unprotect", vm}, w.yes("unprotect")...)...)
 	delete(w.owner, vm)
 	w.damaged[vm] = false
 	if w.chance(50) {
@@ -193,9 +193,9 @@ func (w *world) protection(vm string) {
 	w.replicating(vm)
 }
 
-// yes is the flag that answers what is asked on a terminal, where there is one.
-func (w *world) yes() []string {
-	if w.knows("unprotect", "--yes") {
+// yes is the flag that answers what a command asks, where it asks.
+func (w *world) yes(command string) []string {
+	if slices.Contains([]string{"unprotect", "takeover"}, command) && w.knows(command, "--yes") {
 		return []string{"--yes"}
 	}
 	return nil
@@ -240,9 +240,28 @@ func (w *world) secondMachine(vm string) {
 		must(w.T, os.RemoveAll(b.dir+"/disks")) // and one without disks
 		w.cron(b)
 	}
+	if o := w.run(b, append([]string{"takeover", vm}, w.yes("takeover")...)...); o.code == 0 {
+		w.tookOver(b, vm)
+	}
 	w.judge(vm)
 	for _, x := range w.vms {
 		w.heal(x)
+	}
+}
+
+// tookOver lets a machine that has taken a replica over work with it for a while, and the one before it try to.
+func (w *world) tookOver(b *machine, vm string) {
+	w.Helper()
+	w.owner[vm] = b
+	w.counts["took over"]++
+	p := b.places[vm]
+	for range w.rnd.IntN(3) {
+		if w.exists("b", "disks") {
+			p.disks[0].scribble(w.T, w.rnd)
+			p.remember()
+		}
+		w.cron(b)
+		w.cron(w.machines[0])
 	}
 }
 
