@@ -1,9 +1,9 @@
 package failover_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
-	"bytes"
 	"strings"
 	"testing"
 
