@@ -203,6 +203,8 @@ func notShipped(cause error) string {
 	switch fault.FromOS(cause).Code {
 	case fault.NoSpace:
 		return "the store takes nothing, its volume is full"
+	case fault.StoreUnnamed:
+		return "the store has lost its identity"
 	case fault.StoreNotMounted, fault.StoreUnreachable:
 		return "the store is out of reach"
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -205,7 +206,7 @@ func (w *world) existing(ctx context.Context, vm *site.VM) (*replica.State, erro
 func (w *world) elseDelta(vm *site.VM, err error) error {
 	mem, known, merr := w.memory.VM(vm.Name)
 	e := fault.Find(err)
-	if merr == nil && known && mem.Phase != "" && mem.Phase != replica.Seeding && e != nil && e.Class() == fault.Recoverable && e.Next == "" {
+	if merr == nil && known && mem.Phase != "" && mem.Phase != replica.Seeding && e != nil && e.Class() == fault.Recoverable && e.Next == "" && strings.Contains(e.Code.Lookup().Command, "{again}") {
 		e.Next = "sitrep delta " + vm.Name + " --now"
 	}
 	return err

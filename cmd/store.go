@@ -25,16 +25,16 @@ type probeObject struct {
 
 func (p *program) storeCommand() *cli.Command {
 	return &cli.Command{
-		Name: "store", Usage: "look at the store, or take a replica in it over from a run that is gone",
+		Name: "store", Usage: "look at the store, and keep what lies in it in order",
 		Action: p.action("store", func(context.Context, *cli.Context) error {
-			return fault.New(fault.UsageError, "store takes a subcommand: \"sitrep store probe\" or \"sitrep store unlock VM\"")
+			return fault.New(fault.UsageError, "store takes a subcommand: \"sitrep store list\", or sitrep store probe, repair, rename, remove or unlock")
 		}),
 		Subcommands: []*cli.Command{{
 			Name: "probe", Usage: "try the store for what replicas rely on, in a place of its own that is removed afterwards",
 			Description: "Exits with 0 when everything that is needed holds, and with 3 otherwise. What was found is remembered: " +
 				"\"check\" and \"protect\" refuse a store in which something that is needed did not hold.",
 			Action: p.action("store probe", p.probeStore),
-		}, p.unlockCommand()},
+		}, p.repairCommand(), p.unlockCommand()},
 	}
 }
 

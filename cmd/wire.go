@@ -116,7 +116,7 @@ func (w *world) replica(ctx context.Context, vm *site.VM, a access) (replica.Rep
 	if err := w.haveStore(); err != nil {
 		return nil, none, err
 	}
-	if err := w.checkStore(ctx); err != nil {
+	if err := w.checkStoreOf(ctx, vm); err != nil {
 		return nil, none, err
 	}
 	open := w.store.View
@@ -166,6 +166,33 @@ func (w *world) checkStore(ctx context.Context) error {
 	}
 	_, err = w.store.Prepare(ctx, known.ID)
 	return err
+}
+
+// checkStoreOf is checkStore for work on a VM. A store whose identity was written anew, and that holds the very replica that this site
+// knows, is the one.
+func (w *world) checkStoreOf(ctx context.Context, vm *site.VM) error {
+	err := w.checkStore(ctx)
+	if !fault.Is(err, fault.StoreForeign) {
+		return err
+	}
+	mem, known, merr := w.memory.VM(vm.Name)
+	id, perr := w.store.Prepare(ctx, hrl.ID{})
+	if merr != nil || !known || mem.Replica.IsZero() || perr != nil {
+		return err
+	}
+	r, verr := w.store.View(ctx, vm.Name)
+	if verr != nil {
+		return err
+	}
+	st, verr := r.Ledger().Load(ctx)
+	if verr = errors.Join(verr, r.Close()); verr != nil || st.Replica != mem.Replica {
+		return err
+	}
+	w.log.Warn("the store has another id than this site knew, and holds its replica: it is taken for the same", "store", w.store.Describe(), "id", id)
+	if w.opts.dryRun {
+		return nil
+	}
+	return w.memory.RememberStore(id, w.store.Describe())
 }
 
 // missing says what it means that the store has no replica of the VM, or is no store.

@@ -44,6 +44,7 @@ const (
 	LogLimit         Code = "log-limit"
 	PositionLost     Code = "position-lost"
 	StoreNotMounted  Code = "store-not-mounted"
+	StoreUnnamed     Code = "store-identity-missing"
 	StoreForeign     Code = "store-foreign"
 	StoreElsewhere   Code = "store-elsewhere"
 	ReplicaMissing   Code = "replica-missing"
@@ -84,6 +85,7 @@ const (
 	StoreLimit       Code = "store-limit"
 	StoreCorrupted   Code = "store-transit"
 	StoreUnfit       Code = "store-unfit"
+	StoreArchived    Code = "store-archived"
 )
 
 // Entry is what the table says of one code.
@@ -190,6 +192,7 @@ func table() map[Code]row {
 		LogLimit:         {Resync, "The change logs that wait beside the disk have reached the policy's share of its size, and take no more space.", "Mend what keeps them from being shipped.", "sitrep resync {vm} --now"},
 		PositionLost:     {Resync, "This site no longer knows which changes the replica has.", "", "sitrep resync {vm} --now"},
 		StoreNotMounted:  {Recoverable, "The store's folder is missing or empty: the volume is probably not mounted.", "Mount the store.", "{again}"},
+		StoreUnnamed:     {Recoverable, "The store's own identity is gone, and its replicas are there.", "Make sure that this is the store, and no copy of a part of it; its identity is then written anew from what the replicas say.", "sitrep store repair"},
 		StoreForeign:     {Critical, "The folder holds another store than the one this site replicates to.", "Correct the store in the site file, or mount the right volume.", "sitrep resume {vm}"},
 		StoreElsewhere:   {Critical, "The site file names another store than the one that holds the VM's replica.", "Correct the store in the site file (or, when the one that holds it is lost for good: sitrep unprotect {vm} --store-lost, and then sitrep protect {vm}).", "sitrep resume {vm}"},
 		ReplicaMissing:   {Critical, "The replica of a protected VM is not in the store.", "Bring it back from where it was moved (or, when it is lost: sitrep unprotect {vm}, and then sitrep protect {vm}).", "sitrep resume {vm}"},
@@ -227,6 +230,7 @@ func table() map[Code]row {
 		StoreClock:       {Recoverable, "The clock of this machine is not that of the storage account, which refuses requests that are 15 minutes off.", "Set the clock, and have it kept by NTP.", "{again}"},
 		StoreLimit:       {Critical, "A limit of the storage account was reached.", "Keep fewer recovery points, or use another kind of account.", "sitrep resume {vm}"},
 		StoreCorrupted:   {Recoverable, "Bytes were damaged on the way to the store; it refused them.", "Look at the network; a proxy may change bodies.", "{again}"},
+		StoreArchived:    {Critical, "The blob is in the archive tier, where nothing can read it.", "Set its access tier to hot or cool, which takes hours, and correct the rule of the account that has moved it.", "sitrep resume {vm}"},
 		StoreUnfit:       {Prerequisite, "The store does not do what the product relies on.", "Mend what does not hold, or use another store.", "sitrep store probe"},
 		Difference:       {Differs, "The replica differs from what it should be.", "", "sitrep resync {vm} --deep --now"},
 	}

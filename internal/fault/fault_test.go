@@ -57,7 +57,7 @@ func TestEveryCodeHasARow(t *testing.T) {
 		if c != fault.IO && e == unknown {
 			t.Errorf("%s has no row in the table", c)
 		}
-		if !strings.HasSuffix(e.Cause, ".") || e.Advice == "" || e.Class > fault.Locked {
+		if !strings.HasSuffix(e.Cause, ".") || e.Advice == "" || e.Class > fault.Waits {
 			t.Errorf("%s: %+v", c, e)
 		}
 		if strings.Trim(string(c), "abcdefghijklmnopqrstuvwxyz-") != "" {

@@ -139,10 +139,10 @@ func TestIdentityFile(t *testing.T) {
 		data string
 		want fault.Code
 	}{
-		"empty":     {"", fault.StoreForeign},
-		"truncated": {`{"format": 1, "id": "` + id, fault.StoreForeign},
-		"no id":     {`{"format": 1}`, fault.StoreForeign},
-		"bad id":    {`{"format": 1, "id": "xyz"}`, fault.StoreForeign},
+		"empty":     {"", fault.StoreUnnamed},
+		"truncated": {`{"format": 1, "id": "` + id, fault.StoreUnnamed},
+		"no id":     {`{"format": 1}`, fault.StoreUnnamed},
+		"bad id":    {`{"format": 1, "id": "xyz"}`, fault.StoreUnnamed},
 		"newer":     {`{"format": 2, "id": "` + id + `"}`, fault.LedgerVersion},
 		"good":      {`{"format": 1, "id": "` + id + `"}`, ""},
 	} {
@@ -180,11 +180,11 @@ func TestFoldersThatAreNoStoreYet(t *testing.T) {
 	fs, h := grown(t, false)
 	check(t, fs.Remove(root+"/sitrep-store.json"))
 	_, err = dir.New(fs, root).Prepare(t.Context(), hrl.ID{})
-	wantCode(t, err, fault.StoreForeign)
+	wantCode(t, err, fault.StoreUnnamed)
 	_, err = dir.New(fs, root).Prepare(t.Context(), hrl.NewID())
-	wantCode(t, err, fault.StoreNotMounted)
+	wantCode(t, err, fault.StoreUnnamed)
 	_, err = dir.New(fs, root).Open(t.Context(), h.VM)
-	wantCode(t, err, fault.StoreNotMounted)
+	wantCode(t, err, fault.StoreUnnamed)
 }
 
 // TestUnmounted takes the store away under a run.

@@ -128,31 +128,107 @@ func (s *Store) identity() (identity, error) {
 	path := s.identityPath()
 	data, err := durable.ReadFile(s.fs, path, maxIdentity)
 	if errors.Is(err, fs.ErrNotExist) {
-		return identity{}, fault.New(fault.StoreNotMounted, "the folder has no %s", identityName).At(s.root)
+		return identity{}, s.unnamed("missing", fault.New(fault.StoreNotMounted, "the folder has no %s", identityName).At(s.root))
 	}
 	if err != nil {
 		return identity{}, fault.In(err, "", "")
 	}
 	var id identity
 	if err := json.Unmarshal(data, &id); err != nil {
-		return identity{}, fault.Wrap(fault.StoreForeign, err, "the store's identity is damaged").At(path)
+		return identity{}, s.unnamed("damaged", fault.Wrap(fault.StoreForeign, err, "the store's identity is damaged").At(path))
 	}
 	if id.Format > identityFormat {
 		return identity{}, fault.New(fault.LedgerVersion, "the store has format %d; this version knows formats up to %d",
 			id.Format, identityFormat).At(path)
 	}
 	if id.Format < 1 || id.ID.IsZero() {
-		return identity{}, fault.New(fault.StoreForeign, "the store's identity is damaged").At(path)
+		return identity{}, s.unnamed("damaged", fault.New(fault.StoreForeign, "the store's identity is damaged").At(path))
 	}
 	return id, nil
+}
+
+// unnamed is the error of a folder whose identity is missing or damaged: other where there are no replicas either.
+func (s *Store) unnamed(how string, other error) error {
+	entries, err := s.fs.ReadDir(s.root)
+	if err != nil {
+		return other
+	}
+	for _, e := range entries {
+		if !e.Dir || replica.CheckName(e.Name) != nil {
+			continue
+		}
+		if _, err := s.fs.Stat(filepath.Join(s.root, e.Name, ledgerName)); err == nil {
+			return fault.New(fault.StoreUnnamed, "the folder holds replicas (%s), but its %s is %s", e.Name, identityName, how).At(s.root)
+		}
+	}
+	return other
+}
+
+// Ledgers yields the ledgers that are there; see replica.Mender.
+func (s *Store) Ledgers(ctx context.Context) iter.Seq2[replica.State, error] {
+	return func(yield func(replica.State, error) bool) {
+		entries, err := s.fs.ReadDir(s.root)
+		if err != nil {
+			yield(replica.State{}, fault.In(err, "", ""))
+			return
+		}
+		for _, e := range entries {
+			if err := ctx.Err(); err != nil {
+				yield(replica.State{}, fault.In(err, "", ""))
+				return
+			}
+			if !e.Dir || replica.CheckName(e.Name) != nil {
+				continue
+			}
+			r := &vmReplica{fs: s.fs, store: s, vm: e.Name, folder: filepath.Join(s.root, e.Name)}
+			if _, err := s.fs.Stat(r.ledgerPath()); errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if st, err := r.loadLedger(); !yield(st, fault.In(err, e.Name, "")) {
+				return
+			}
+		}
+	}
+}
+
+// Identify writes the identity anew; see replica.Mender.
+func (s *Store) Identify(ctx context.Context, id hrl.ID) (err error) {
+	if err := ctx.Err(); err != nil {
+		return fault.In(err, "", "")
+	}
+	lockPath := filepath.Join(s.root, identityLock)
+	lock, err := s.fs.Lock(lockPath)
+	if errors.Is(err, durable.ErrLocked) {
+		return fault.Wrap(fault.Busy, err, "another run makes this store").At(s.root)
+	}
+	if err != nil {
+		return fault.In(err, "", "")
+	}
+	defer func() { err = fault.In(errors.Join(err, dropLock(s.fs, lockPath, lock)), "", "") }()
+	have, err := s.identity()
+	if err == nil {
+		return fault.New(fault.Exists, "the store has the id %s", have.ID).At(s.identityPath())
+	}
+	if !fault.Is(err, fault.StoreUnnamed) {
+		return err
+	}
+	if err := s.sweep(); err != nil {
+		return err
+	}
+	return s.writeIdentity(id)
+}
+
+func (s *Store) writeIdentity(id hrl.ID) error {
+	data, err := json.MarshalIndent(identity{Format: identityFormat, ID: id, Created: time.Now().UTC().Truncate(time.Second)}, "", "  ")
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(s.fs, s.identityPath(), append(data, '\n'))
 }
 
 // found makes the folder a new store. Of two runs that do it at once, one makes it and the other finds it.
 func (s *Store) found() (id hrl.ID, err error) {
 	if err := s.fs.MkdirAll(s.root); err != nil {
-		return hrl.ID{}, err
-	}
-	if err := s.refuseOrphans(); err != nil {
 		return hrl.ID{}, err
 	}
 	lockPath := filepath.Join(s.root, identityLock)
@@ -170,12 +246,8 @@ func (s *Store) found() (id hrl.ID, err error) {
 	if err := s.sweep(); err != nil {
 		return hrl.ID{}, err
 	}
-	fresh := identity{Format: identityFormat, ID: hrl.NewID(), Created: time.Now().UTC().Truncate(time.Second)}
-	data, err := json.MarshalIndent(fresh, "", "  ")
-	if err != nil {
-		return hrl.ID{}, err
-	}
-	return fresh.ID, durable.WriteFile(s.fs, s.identityPath(), append(data, '\n'))
+	id = hrl.NewID()
+	return id, s.writeIdentity(id)
 }
 
 // sweep removes the identities that runs have half made which were killed; nobody else makes one under the lock.
@@ -187,25 +259,6 @@ func (s *Store) sweep() error {
 		}
 	}
 	return err
-}
-
-// refuseOrphans fails when the folder holds replicas although it has no identity: whoever took the identity away has to
-// bring it back. Files of others do no harm.
-func (s *Store) refuseOrphans() error {
-	entries, err := s.fs.ReadDir(s.root)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		ledger := filepath.Join(s.root, e.Name, ledgerName)
-		if !e.Dir {
-			continue
-		}
-		if _, err := s.fs.Stat(ledger); err == nil {
-			return fault.New(fault.StoreForeign, "the folder holds replicas, but its %s is missing", identityName).At(ledger)
-		}
-	}
-	return nil
 }
 
 // dropLock removes the file of a lock and then releases it, in this order, so that nobody can hold a lock whose file

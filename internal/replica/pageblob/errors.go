@@ -82,6 +82,7 @@ func rules() []struct {
 	}{
 		{fault.StoreNotMounted, []bloberror.Code{bloberror.ContainerNotFound, bloberror.ResourceNotFound, bloberror.ContainerDisabled}},
 		{fault.NotFound, []bloberror.Code{bloberror.BlobNotFound}},
+		{fault.StoreArchived, []bloberror.Code{bloberror.BlobArchived, bloberror.BlobBeingRehydrated}},
 		{fault.StoreCorrupted, []bloberror.Code{bloberror.MD5Mismatch, codeCRC64Mismatch}},
 		{fault.StoreLimit, []bloberror.Code{codeSnapshotCount, codeBlobOverwritten, bloberror.SnapshotsPresent,
 			bloberror.PendingCopyOperation, bloberror.RequestBodyTooLarge, bloberror.MetadataTooLarge, bloberror.BlockCountExceedsLimit, codeMemoryLimit}},

@@ -196,7 +196,10 @@ func (s *Store) identity(ctx context.Context) (identity, error) {
 	where := s.whereBlock(identityName)
 	data, _, err := s.getBlock(ctx, identityName, maxIdentity)
 	if fault.Is(err, fault.NotFound) {
-		return identity{}, fault.New(fault.StoreNotMounted, "the container has no %s", identityName).At(s.whereBlock(""))
+		return identity{}, s.unnamed(ctx, "missing", fault.New(fault.StoreNotMounted, "the container has no %s", identityName).At(s.whereBlock("")))
+	}
+	if fault.Is(err, fault.StoreArchived) {
+		return identity{}, s.unnamed(ctx, "in the archive tier", err)
 	}
 	if err != nil {
 		return identity{}, err
@@ -204,14 +207,72 @@ func (s *Store) identity(ctx context.Context) (identity, error) {
 	var id identity
 	switch err := json.Unmarshal(data, &id); {
 	case err != nil:
-		return identity{}, fault.Wrap(fault.StoreForeign, err, "the store's identity is damaged").At(where)
+		return identity{}, s.unnamed(ctx, "damaged", fault.Wrap(fault.StoreForeign, err, "the store's identity is damaged").At(where))
 	case id.Format > identityFormat:
 		return identity{}, fault.New(fault.LedgerVersion, "the store has format %d; this version knows formats up to %d",
 			id.Format, identityFormat).At(where)
 	case id.Format < 1 || id.ID.IsZero():
-		return identity{}, fault.New(fault.StoreForeign, "the store's identity is damaged").At(where)
+		return identity{}, s.unnamed(ctx, "damaged", fault.New(fault.StoreForeign, "the store's identity is damaged").At(where))
 	}
 	return id, nil
+}
+
+// unnamed is the error of a container whose identity cannot be read: other where there are no replicas either.
+func (s *Store) unnamed(ctx context.Context, how string, other error) error {
+	for name, err := range s.vms(ctx) {
+		if err != nil {
+			return err
+		}
+		return fault.New(fault.StoreUnnamed, "the container holds replicas (%s), but its %s is %s", name, identityName, how).At(s.whereBlock(""))
+	}
+	return other
+}
+
+// Ledgers yields the ledgers that are there; see replica.Mender.
+func (s *Store) Ledgers(ctx context.Context) iter.Seq2[replica.State, error] {
+	return func(yield func(replica.State, error) bool) {
+		for name, err := range s.vms(ctx) {
+			var st replica.State
+			if err == nil {
+				var k *known
+				if k, err = (&vmReplica{s: s, vm: name}).loadLedger(ctx); err == nil {
+					st = k.state
+				}
+				err = fault.In(err, name, "")
+			}
+			if !yield(st, err) {
+				return
+			}
+		}
+	}
+}
+
+// Identify writes the identity anew; see replica.Mender.
+func (s *Store) Identify(ctx context.Context, id hrl.ID) error {
+	have, err := s.identity(ctx)
+	if err == nil {
+		return fault.New(fault.Exists, "the store has the id %s", have.ID).At(s.whereBlock(identityName))
+	}
+	if !fault.Is(err, fault.StoreUnnamed) {
+		return err
+	}
+	// One that cannot be read goes first: what is in the archive tier can be deleted, and not replaced.
+	if err := s.deleteBlob(ctx, s.blocks, identityName, nil); err != nil {
+		return err
+	}
+	err = s.writeIdentity(ctx, id, ifAbsent())
+	if hasCode(err, bloberror.BlobAlreadyExists, bloberror.ConditionNotMet) {
+		return fault.New(fault.Exists, "another run has just written it").At(s.whereBlock(identityName))
+	}
+	return classify(err, s.whereBlock(identityName))
+}
+
+func (s *Store) writeIdentity(ctx context.Context, id hrl.ID, cond *blob.AccessConditions) error {
+	data, err := json.MarshalIndent(identity{Format: identityFormat, ID: id, Created: time.Now().UTC().Truncate(time.Second)}, "", "  ")
+	if err == nil {
+		_, err = s.putBlock(ctx, identityName, append(data, '\n'), nil, cond)
+	}
+	return err
 }
 
 // found makes the container a new store, unless it is one by then.
@@ -219,18 +280,7 @@ func (s *Store) found(ctx context.Context) error {
 	if err := s.makeContainers(ctx); err != nil {
 		return err
 	}
-	for name, err := range s.vms(ctx) {
-		if err != nil {
-			return err
-		}
-		return fault.New(fault.StoreForeign, "the container holds replicas, but its %s is missing", identityName).At(s.whereBlock(name))
-	}
-	fresh := identity{Format: identityFormat, ID: hrl.NewID(), Created: time.Now().UTC().Truncate(time.Second)}
-	data, err := json.MarshalIndent(fresh, "", "  ")
-	if err != nil {
-		return err
-	}
-	_, err = s.putBlock(ctx, identityName, append(data, '\n'), nil, ifAbsent())
+	err := s.writeIdentity(ctx, hrl.NewID(), ifAbsent())
 	if hasCode(err, bloberror.BlobAlreadyExists, bloberror.ConditionNotMet) {
 		return nil
 	}

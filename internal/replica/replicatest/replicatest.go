@@ -157,6 +157,18 @@ func testIdentity(t *testing.T, place Place) {
 	}
 	_, err = place().Prepare(ctx, hrl.NewID())
 	wantCode(t, err, fault.StoreForeign)
+	if m, ok := replica.MenderOf(place()); ok {
+		wantCode(t, m.Identify(ctx, hrl.NewID()), fault.Exists)
+		for st, err := range m.Ledgers(ctx) {
+			t.Errorf("an empty store has the ledger of %q, %v", st.VM, err)
+		}
+		check(t, begin(t, place, FirstState("vm")).Close())
+		for st, err := range m.Ledgers(ctx) {
+			if check(t, err); st.VM != "vm" {
+				t.Errorf("the store has the ledger of %q", st.VM)
+			}
+		}
+	}
 }
 
 func testCreate(t *testing.T, place Place) {
