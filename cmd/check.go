@@ -2,6 +2,7 @@ package cmd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -132,32 +133,53 @@ type diskFacts struct {
 	size   int64 // guest bytes
 	data   int64 // of them not known to be zero
 	sector int
+	like   string // the format that a raw disk's content looks like, "" if none
 }
 
 // examine opens the VM's disks and looks up what is found in the support matrix.
 func (w *world) examine(ctx context.Context, vm *site.VM) ([]diskFacts, []finding) {
 	var facts []diskFacts
 	var findings []finding
+	pinned := w.pinned(ctx, vm)
 	for _, d := range vm.Disks {
-		f, err := w.look(vm, d)
+		f, err := w.look(vm, d, formatOf(d, pinned))
 		if err != nil {
 			findings = append(findings, w.opensNot(vm, d, err))
 			continue
 		}
 		facts = append(facts, f)
+		findings = append(findings, formatFindings(vm, f)...)
 	}
 	return facts, append(findings, append(
 		support.Check(w.subject(ctx, vm, facts), w.others(ctx, vm)), append(w.limits(vm, facts), w.unfit(vm)...)...)...)
 }
 
-func (w *world) look(vm *site.VM, d *site.Disk) (f diskFacts, err error) {
-	img, err := w.openDisk(vm, d)
+func (w *world) look(vm *site.VM, d *site.Disk, format disk.Format) (f diskFacts, err error) {
+	img, err := w.openDisk(vm, d, format)
 	if err != nil {
 		return f, err
 	}
 	defer func() { joined(&err, img.Close()) }()
 	n, err := dataBytes(img, 0)
-	return diskFacts{disk: d, format: img.Format(), kind: img.Kind(), size: img.Size(), data: n, sector: img.SectorSize()}, err
+	like, lerr := img.Resembles()
+	return diskFacts{disk: d, format: img.Format(), kind: img.Kind(), size: img.Size(), data: n, sector: img.SectorSize(), like: like}, errors.Join(err, lerr)
+}
+
+// formatFindings are warnings that a disk may be read as what it is not.
+func formatFindings(vm *site.VM, f diskFacts) (out []finding) {
+	warn := func(rule, advice, format string, args ...any) {
+		out = append(out, finding{VM: vm.Name, Disk: f.disk.Name, Rule: rule, Severity: support.Warning,
+			Message: fmt.Sprintf(format, args...), Advice: advice})
+	}
+	if want := wantedFormat(f.disk); want != disk.Auto && want != f.format {
+		warn("format-pinned", "If the site file is right, start over: sitrep unprotect "+vm.Name+" and then: sitrep protect "+vm.Name,
+			"the site file says format: %s, and the disk was protected as %s and is read as that", want, f.format)
+	}
+	if f.like != "" {
+		warn("format-raw", "If it is an image of that format, correct format: in the site file (of a protected VM: and start over with sitrep unprotect). If the guest has written that, all is well.",
+			"it is read as raw, and its content looks like %s", f.like)
+	}
+	return out
 }
 
 // opensNot is the finding that a disk cannot be read.

@@ -160,7 +160,7 @@ func (w *world) goingHome(j *failover.Job, vm *site.VM, to string) error {
 	place.Booted = w.bootCheck(vm, place.Host, homeIP)
 	j.Home = failover.Home{Place: place, To: to, Machine: machineOf(vm), StateDir: w.memory.Path("failback", vm.Name)}
 	for _, d := range vm.Disks {
-		h := failover.HomeDisk{Name: d.Name, Path: d.Path, Format: string(d.Format), LogDir: w.logDir(vm, d), OS: d.OS}
+		h := failover.HomeDisk{Name: d.Name, Path: d.Path, Format: string(d.Format), LogDir: w.logDir(vm, d), OS: d.OS, Parents: d.Parents}
 		if h.Format == string(site.FormatAuto) {
 			h.Format = ""
 		}

@@ -330,7 +330,7 @@ func (w *world) planSeed(ctx context.Context, vm *site.VM, disks []replica.Disk,
 		if s == nil {
 			continue // told by whoever opens it
 		}
-		img, err := w.openDisk(vm, s)
+		img, err := w.openDisk(vm, s, disk.Format(d.Format))
 		if err != nil {
 			return err
 		}

@@ -77,10 +77,10 @@ func (s *session) mended(f *state.Failure) error {
 	}
 	d := diskOf(s.vm, f.Disk)
 	if d == nil || !slices.Contains([]fault.Code{fault.DiskMissing, fault.DiskFormat, fault.DiskCorrupt, fault.DiskUnsupported,
-		fault.ChainBroken, fault.DiskShrunk}, f.Code) {
+		fault.ChainBroken, fault.ParentElsewhere, fault.DiskShrunk}, f.Code) {
 		return nil
 	}
-	img, err := s.openDisk(s.vm, d)
+	img, err := s.openDisk(s.vm, d, formatOf(d, disksOf(s.state)))
 	if err != nil {
 		return err
 	}

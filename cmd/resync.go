@@ -7,6 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"sitrep/internal/disk"
 	"sitrep/internal/fault"
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
@@ -196,7 +197,7 @@ func (s *session) dataBytesOf(d replica.Disk, from int64) int64 {
 	if file == nil {
 		return 0
 	}
-	img, err := s.openDisk(s.vm, file)
+	img, err := s.openDisk(s.vm, file, disk.Format(d.Format))
 	if err != nil {
 		return d.Size - from
 	}

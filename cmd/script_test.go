@@ -21,6 +21,7 @@ import (
 
 	"sitrep/cmd"
 	"sitrep/internal/disk"
+	"sitrep/internal/disk/vhdx"
 	"sitrep/internal/durable"
 )
 
@@ -40,7 +41,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code": code, "json": jsonField, "disk": makeDisk, "poke": poke, "tree": tree, "sametree": sameTree,
-			"hold": hold, "empty": empty, "same": same, "vhdx": makeVHDX, "sectors": sectors,
+			"hold": hold, "empty": empty, "same": same, "vhdx": makeVHDX, "sectors": sectors, "begin": begin, "child": makeChild,
 		},
 	})
 }
@@ -134,6 +135,27 @@ func makeVHDX(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	_, err = w.WriteAt(randomBytes(uint64(sector), 64<<10), 0)
 	ts.Check(errors.Join(err, w.Flush(), w.Close()))
+}
+
+// child FILE PARENT makes a differencing VHDX that names its parent by its absolute path.
+func makeChild(ts *testscript.TestScript, _ bool, args []string) {
+	parent, err := durable.OS().Open(ts.MkAbs(args[1]))
+	ts.Check(err)
+	p, err := vhdx.Open(parent, vhdx.Options{})
+	ts.Check(err)
+	f, err := durable.OS().Create(ts.MkAbs(args[0]))
+	ts.Check(err)
+	w, err := vhdx.Create(f, vhdx.Spec{Kind: vhdx.Differencing, Parent: p, AbsolutePath: ts.MkAbs(args[1])})
+	ts.Check(err)
+	ts.Check(w.Close())
+}
+
+// begin FILE TEXT writes bytes at the beginning of a raw disk, as its guest could.
+func begin(ts *testscript.TestScript, _ bool, args []string) {
+	f, err := os.OpenFile(ts.MkAbs(args[0]), os.O_RDWR, 0)
+	ts.Check(err)
+	_, err = f.WriteAt([]byte(args[1]), 0)
+	ts.Check(errors.Join(err, f.Close()))
 }
 
 // sectors FILE SECTOR fails unless the logical sectors of a disk have so many bytes.

@@ -170,7 +170,7 @@ func (w *world) failureEvidence(l *linkObject, f *state.Failure) {
 // disksNow is what the source disks and their change logs are at this moment, where that is out of order.
 func (w *world) disksNow(vm *site.VM, mem state.VM) (chain []linkObject) {
 	for _, d := range vm.Disks {
-		img, err := w.openDisk(vm, d)
+		img, err := w.openDisk(vm, d, formatOf(d, mem.Disks))
 		if err == nil {
 			err = img.Close()
 		}

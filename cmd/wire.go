@@ -363,7 +363,7 @@ func trackedDisks(vm *site.VM, disks []state.Disk) ([]track.Disk, error) {
 			return nil, fault.New(fault.PrerequisiteFail,
 				"the site file no longer has this disk; put it back, or unprotect the VM and protect it again").Of(vm.Name, d.Name)
 		}
-		out = append(out, track.Disk{Name: d.Name, Path: s.Path, Format: disk.Format(d.Format), BlockSize: d.BlockSize})
+		out = append(out, track.Disk{Name: d.Name, Path: s.Path, Format: disk.Format(d.Format), BlockSize: d.BlockSize, Parents: s.Parents})
 	}
 	for _, s := range vm.Disks {
 		if !hasDisk(disks, s.Name) {
@@ -393,14 +393,43 @@ func hasDisk(disks []state.Disk, name string) bool {
 }
 
 // openDisk opens a disk of the site file for reading.
-func (w *world) openDisk(vm *site.VM, d *site.Disk) (*disk.Disk, error) {
-	format := disk.Format(d.Format)
-	if d.Format == site.FormatAuto {
-		format = disk.Auto
-	}
-	img, err := disk.Open(w.fs, d.Path, format)
+func (w *world) openDisk(vm *site.VM, d *site.Disk, format disk.Format) (*disk.Disk, error) {
+	img, err := disk.Open(w.fs, d.Path, format, d.Parents...)
 	if err != nil {
 		return nil, fault.In(err, vm.Name, d.Name)
 	}
 	return img, nil
+}
+
+// formatOf is what a disk is read as: what it was when protection was enabled, else what the site file says.
+func formatOf(d *site.Disk, pinned []state.Disk) disk.Format {
+	for _, p := range pinned {
+		if p.Name == d.Name {
+			return disk.Format(p.Format)
+		}
+	}
+	return wantedFormat(d)
+}
+
+// wantedFormat is what the site file says of a disk's format.
+func wantedFormat(d *site.Disk) disk.Format {
+	if d.Format == site.FormatAuto {
+		return disk.Auto
+	}
+	return disk.Format(d.Format)
+}
+
+// pinned is how the disks of a protected VM are read, by what this site remembers or by the ledger; none if it is not
+// protected.
+func (w *world) pinned(ctx context.Context, vm *site.VM) []state.Disk {
+	if mem, ok, err := w.memory.VM(vm.Name); err == nil && ok && len(mem.Disks) > 0 {
+		return mem.Disks
+	}
+	if w.store == nil {
+		return nil
+	}
+	if st, err := w.existing(ctx, vm); err == nil && st != nil && st.Phase != replica.Retired {
+		return disksOf(*st)
+	}
+	return nil
 }

@@ -39,7 +39,9 @@ func (j *Job) homeJob(ctx context.Context, st replica.State, d host.Definition, 
 			return nil, nil, errors.Join(fault.In(err, j.VM, to.Name), shut())
 		}
 		open = append(open, img)
-		h.Disks = append(h.Disks, home.Disk{Name: to.Name, Source: img, Target: to.Path, Format: disk.Format(to.Format), LogDir: to.LogDir})
+		at := to.target(st)
+		at.Source = img
+		h.Disks = append(h.Disks, at)
 	}
 	if err := lengthen(h, st); err != nil {
 		return nil, nil, errors.Join(err, shut())
@@ -108,9 +110,19 @@ func (f *homeward) makeTargets(ctx context.Context, st replica.State) (made int6
 func (j *Job) homeDisks(st replica.State) *home.Job {
 	h := &home.Job{VM: j.VM, ID: st.Failover.Failback.ID, FS: j.FS, StateDir: j.Home.StateDir, Meter: j.Meter, Log: j.Log, Now: j.Now, Pause: j.Pause}
 	for _, to := range j.Home.Disks {
-		h.Disks = append(h.Disks, home.Disk{Name: to.Name, Target: to.Path, Format: disk.Format(to.Format), LogDir: to.LogDir})
+		h.Disks = append(h.Disks, to.target(st))
 	}
 	return h
+}
+
+// target is the disk as it is brought home. Its format is what it was when protection was enabled: to guess again could be
+// misled by what the guest has written.
+func (d HomeDisk) target(st replica.State) home.Disk {
+	t := home.Disk{Name: d.Name, Target: d.Path, Format: disk.Format(d.Format), LogDir: d.LogDir, Parents: d.Parents}
+	if s := st.Disk(d.Name); s != nil && s.Format != "" {
+		t.Format = disk.Format(s.Format)
+	}
+	return t
 }
 
 // forget removes what a failback has left beside the disks that it has brought home.

@@ -50,6 +50,8 @@ type HomeDisk struct {
 	// LogDir is where the change log lies that brings it home: the disk's folder, or another one for a device.
 	LogDir string
 	OS     bool
+	// Parents are where the parents of the disk may lie: see disk.Open.
+	Parents []string
 }
 
 // FailbackOptions are what an operator chooses.

@@ -107,7 +107,7 @@ func (j *Job) enter(rec *record) error {
 		if d.Stamps == nil {
 			continue
 		}
-		m, err := disk.Open(j.FS, d.Target, d.Format)
+		m, err := disk.Open(j.FS, d.Target, d.Format, d.Parents...)
 		if err != nil {
 			return fault.In(err, j.VM, d.Name)
 		}
@@ -133,7 +133,7 @@ func (j *Job) applyDisk(ctx context.Context, d *diskRecord, log *openLog) (err e
 	if log == nil {
 		return nil
 	}
-	w, err := disk.OpenRW(j.FS, d.Target, d.Format)
+	w, err := disk.OpenRW(j.FS, d.Target, d.Format, d.Parents...)
 	if err != nil {
 		return err
 	}

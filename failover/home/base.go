@@ -99,7 +99,7 @@ func (j *Job) settle(ctx context.Context, d *diskRecord) ([]durable.Stamp, error
 
 // filesOf are the files of an original; nil of a block device.
 func (j *Job) filesOf(d *diskRecord) ([]string, error) {
-	m, err := disk.Open(j.FS, d.Target, d.Format)
+	m, err := disk.Open(j.FS, d.Target, d.Format, d.Parents...)
 	if err != nil {
 		return nil, err
 	}

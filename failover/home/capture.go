@@ -52,7 +52,7 @@ func (j *Job) begin(rec *record, i int, hold func(files []string) error) (p *pas
 	if rec != nil { // what it was found to be, whatever its guest has written since
 		format = rec.Disks[i].Format
 	}
-	dst, err := disk.Open(j.FS, d.Target, format)
+	dst, err := disk.Open(j.FS, d.Target, format, d.Parents...)
 	if err != nil {
 		return nil, err
 	}
@@ -220,7 +220,7 @@ func (j *Job) captureDisk(ctx context.Context, was, rec *record, i int) (out dis
 		return out, price, err
 	}
 	defer func() { err = errors.Join(err, p.close()) }()
-	out = diskRecord{Name: p.disk.Name, Target: p.disk.Target, Format: p.dst.Format(), Kind: p.dst.Kind(), SizeBefore: p.dst.Size(),
+	out = diskRecord{Name: p.disk.Name, Target: p.disk.Target, Format: p.dst.Format(), Kind: p.dst.Kind(), Parents: p.disk.Parents, SizeBefore: p.dst.Size(),
 		Size: p.disk.Source.Size(), Stamps: p.stamps}
 	task := "capture " + p.disk.Name
 	c := p.comparison(task)

@@ -36,7 +36,7 @@ func grow(fsys durable.FS, d *diskRecord) (err error) {
 
 // growVHDX relies on the log of the VHDX: after a crash the disk has its old size or the new one.
 func growVHDX(fsys durable.FS, d *diskRecord) (err error) {
-	w, err := disk.OpenRW(fsys, d.Target, d.Format)
+	w, err := disk.OpenRW(fsys, d.Target, d.Format, d.Parents...)
 	if err != nil {
 		return err
 	}

@@ -43,6 +43,8 @@ type Disk struct {
 	Target string      // path of the original: a file, or a block device
 	Format disk.Format // of the original; Auto is by signature
 	LogDir string      // where its change log goes; "" is the folder of Target, and no choice for a block device
+	// Parents are where the parents of the original may lie: see disk.Open.
+	Parents []string
 	// Kind and SectorSize are for CreateTargets: see recovered.Config.
 	Kind       disk.Kind
 	SectorSize int

@@ -49,6 +49,7 @@ type diskRecord struct {
 	Name       string          `json:"name"`
 	Target     string          `json:"target"`
 	Format     disk.Format     `json:"format"`
+	Parents    []string        `json:"parents,omitempty"` // where its parents may lie
 	Kind       disk.Kind       `json:"kind"`
 	Log        string          `json:"log,omitempty"` // path; "" when nothing differs
 	SizeBefore int64           `json:"size_before"`

@@ -25,9 +25,62 @@ const (
 
 // chain opens a file and its parents. While it works, files holds those from the top down to the one at hand.
 type chain struct {
-	fs     durable.FS
-	files  []durable.File
-	opened int
+	fs      durable.FS
+	parents []string // files and folders in which parents may lie, besides the folder of the top file
+	files   []durable.File
+	opened  int
+}
+
+// parent opens the file of a parent, which lies where parents may lie and is a regular file. What a child says of its
+// parent is no reason to read any file of the host: whoever can write the child could have it replicated.
+func (c *chain) parent(path string) (durable.File, error) {
+	real, err := durable.Resolve(c.fs, path)
+	if err != nil {
+		return nil, err
+	}
+	if !c.mayLie(real) {
+		return nil, fault.New(fault.ParentElsewhere, "it is named as a parent and lies neither in the folder of the disk, %s, nor in its parents: of the site file",
+			filepath.Dir(c.files[0].Name())).At(real)
+	}
+	f, err := c.fs.Open(real)
+	if err != nil {
+		return nil, err
+	}
+	stamp, serr := f.Stamp()
+	size, err := f.Size()
+	if err = errors.Join(serr, err); err == nil && stamp.Size != size { // a device, whose entry in the folder has none
+		err = fault.New(fault.ChainBroken, "a parent has to be a file").At(real)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// mayLie says whether a parent may lie at a path, links followed: in the folder of the top file, or of what that is a link
+// to, or in one of c.parents. Folders below count.
+func (c *chain) mayLie(path string) bool {
+	top := c.files[0].Name()
+	in := append([]string{filepath.Dir(top)}, c.parents...)
+	if real, err := durable.Resolve(c.fs, top); err == nil {
+		in = append(in, filepath.Dir(real))
+	}
+	return slices.ContainsFunc(in, func(allowed string) bool {
+		real, err := durable.Resolve(c.fs, allowed)
+		if err != nil {
+			return false
+		}
+		rel, err := filepath.Rel(real, path)
+		return err == nil && filepath.IsLocal(rel)
+	})
+}
+
+// opener is how the next file is opened: the top one as it is named, the others as parents.
+func (c *chain) opener() func(string) (durable.File, error) {
+	if len(c.files) == 0 {
+		return c.fs.Open
+	}
+	return c.parent
 }
 
 // push opens a file below the ones that are open. It refuses one that is in the chain already.
@@ -81,7 +134,7 @@ func sameFile(a, b durable.File) (bool, error) {
 
 func (c *chain) vhd(path string) (*vhd.Image, error) {
 	n := len(c.files)
-	f, err := c.push(path, c.fs.Open)
+	f, err := c.push(path, c.opener())
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +154,7 @@ func (c *chain) vhdOptions(child string) vhd.Options {
 
 func (c *chain) vhdx(path string) (*vhdx.Image, error) {
 	n := len(c.files)
-	f, err := c.push(path, c.fs.Open)
+	f, err := c.push(path, c.opener())
 	if err != nil {
 		return nil, err
 	}
@@ -128,10 +181,11 @@ func (c *chain) vhdxOptions(child string) vhdx.Options {
 
 // follow opens the parent of child: the first of the places where it may be that holds the right disk.
 func follow[M io.Closer](c *chain, child string, paths []string, open func(string) (M, error), fits func(M) bool) (none M, err error) {
-	var tried []string
+	var tried, looked []string
 	var wrong string // a place that holds another disk
 	n := len(c.files)
-	for _, place := range places(child, paths) {
+	for _, place := range c.places(child, paths) {
+		looked = append(looked, place.String())
 		path, ok := resolve(c.fs, place)
 		if !ok || slices.Contains(tried, path) {
 			continue
@@ -154,8 +208,11 @@ func follow[M io.Closer](c *chain, child string, paths []string, open func(strin
 		return none, fault.New(fault.ChainBroken, "the parent %s is not the disk, or not the state of it, that this one was made on", wrong).At(child)
 	case err != nil:
 		return none, err
+	case len(looked) == 0:
+		return none, fault.New(fault.ChainBroken, "the file has a parent and does not name it").At(child)
 	}
-	return none, fault.New(fault.ChainBroken, "the parent was not found: %s", strings.Join(paths, ", ")).At(child)
+	slices.Sort(looked)
+	return none, fault.New(fault.ChainBroken, "the parent was not found; looked for %s", strings.Join(slices.Compact(looked), ", ")).At(child)
 }
 
 // parentError classifies that a file which should be the parent of child cannot be opened.
@@ -177,21 +234,37 @@ type place struct {
 	parts []string
 }
 
-// places are where the parent of child may be: where the paths say, and in the child's own folder under their last name.
-func places(child string, paths []string) []place {
-	dir := filepath.Dir(child)
+func (p place) String() string { return filepath.Join(append([]string{p.dir}, p.parts...)...) }
+
+// places are where the parent of child may be: where the paths say, seen from the child and from what it is a link to; under
+// their last name beside both, and in the folders of c.parents; and the files of c.parents themselves.
+func (c *chain) places(child string, paths []string) []place {
+	dirs := []string{filepath.Dir(child)}
+	if real, err := durable.Resolve(c.fs, child); err == nil && filepath.Dir(real) != dirs[0] {
+		dirs = append(dirs, filepath.Dir(real))
+	}
 	var out, beside []place
 	for _, p := range paths {
 		slashed := strings.TrimPrefix(strings.ReplaceAll(p, `\`, "/"), "//?/")
 		parts := strings.Split(slashed, "/")
+		drive := len(parts[0]) == 2 && parts[0][1] == ':'
 		switch {
 		case filepath.IsAbs(filepath.FromSlash(slashed)):
 			out = append(out, place{dir: filepath.FromSlash(slashed)})
-		case runtime.GOOS != "windows" && len(parts[0]) == 2 && parts[0][1] == ':': // a drive
+		case runtime.GOOS != "windows" && drive:
 		default:
-			out = append(out, place{dir, parts})
+			for _, dir := range dirs {
+				out = append(out, place{dir, parts})
+			}
 		}
-		beside = append(beside, place{dir, parts[len(parts)-1:]})
+		for _, dir := range slices.Concat(dirs, c.parents) {
+			beside = append(beside, place{dir, parts[len(parts)-1:]})
+		}
+	}
+	for _, p := range c.parents {
+		if _, err := c.fs.ReadDir(p); err != nil { // else it is a folder
+			beside = append(beside, place{dir: p})
+		}
 	}
 	return append(out, beside...)
 }

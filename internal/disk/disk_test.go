@@ -118,21 +118,21 @@ func TestProbe(t *testing.T) {
 		{name: "raw", data: guest, want: disk.Raw, kind: disk.RawFile},
 		{name: "a few bytes", data: []byte("x"), want: disk.Raw, kind: disk.RawFile},
 		{name: "empty", code: fault.DiskFormat},
-		{name: "fixed", data: fixedVHD(guest), want: disk.VHD, kind: disk.Fixed},
-		{name: "fixed, 511 bytes", data: fixedVHD(guest)[:len(guest)+511], want: disk.VHD, kind: disk.Fixed},
-		{name: "fixed, damaged", data: damaged, code: fault.DiskCorrupt},
-		{name: "fixed, beginning like a VHD", data: forged, want: disk.VHD, kind: disk.Fixed},
+		{name: "fixed.vhd", data: fixedVHD(guest), want: disk.VHD, kind: disk.Fixed},
+		{name: "fixed, 511 bytes.vhd", data: fixedVHD(guest)[:len(guest)+511], want: disk.VHD, kind: disk.Fixed},
+		{name: "fixed, damaged.vhd", data: damaged, code: fault.DiskCorrupt},
+		{name: "fixed, beginning like a VHD.vhd", data: forged, want: disk.VHD, kind: disk.Fixed},
 		{name: "fixed, beginning like a VHDX", data: fixedVHD(begin("vhdxfile")), code: fault.DiskFormat},
 		{name: "the same, told", data: fixedVHD(begin("vhdxfile")), format: disk.VHD, want: disk.VHD, kind: disk.Fixed},
 		{name: "the same, told raw", data: fixedVHD(begin("vhdxfile")), format: disk.Raw, want: disk.Raw, kind: disk.RawFile},
-		{name: "dynamic", data: dynamic, want: disk.VHD, kind: disk.Dynamic},
-		{name: "dynamic, cut", data: dynamic[:len(dynamic)-512], want: disk.VHD, kind: disk.Dynamic},
+		{name: "dynamic.avhd", data: dynamic, want: disk.VHD, kind: disk.Dynamic},
+		{name: "dynamic, cut.VHD", data: dynamic[:len(dynamic)-512], want: disk.VHD, kind: disk.Dynamic},
 		{name: "raw told VHD", data: guest, format: disk.VHD, code: fault.DiskFormat},
 		{name: "raw told VHDX", data: guest, format: disk.VHDX, code: fault.DiskFormat},
 		{name: "VHD told VHDX", data: dynamic, format: disk.VHDX, code: fault.DiskFormat},
 		{name: "VHD told raw", data: dynamic, format: disk.Raw, want: disk.Raw, kind: disk.RawFile},
-		{name: "only the cookie of VHDX", data: begin("vhdxfile"), code: fault.DiskCorrupt},
-		{name: "qcow2", data: begin("QFI\xfb\x00\x00\x00\x03"), code: fault.DiskUnsupported},
+		{name: "only the cookie of VHDX.vhdx", data: begin("vhdxfile"), code: fault.DiskCorrupt},
+		{name: "qcow", data: begin("QFI\xfb\x00\x00\x00\x01"), code: fault.DiskUnsupported},
 		{name: "qcow2 told raw", data: begin("QFI\xfb\x00\x00\x00\x03"), format: disk.Raw, want: disk.Raw, kind: disk.RawFile},
 		{name: "vmdk", data: begin("KDMV"), code: fault.DiskUnsupported},
 		{name: "vmdk text", data: begin("# Disk DescriptorFile\n"), code: fault.DiskUnsupported},
@@ -166,7 +166,7 @@ func TestProbe(t *testing.T) {
 }
 
 func TestForeignFormats(t *testing.T) {
-	for _, format := range []string{"qcow2", "vmdk", "vdi", "qed", "parallels"} {
+	for _, format := range []string{"qcow", "vmdk", "vdi", "qed", "parallels"} {
 		path := filepath.Join(t.TempDir(), "d.img")
 		qemu(t, "qemu-img", "create", "-q", "-f", format, path, "8M")
 		_, err := disk.Open(durable.OS(), path, disk.Auto)
@@ -254,7 +254,7 @@ func TestCreateAndWrite(t *testing.T) {
 			if err := w.Close(); err != nil {
 				t.Fatal(err)
 			}
-			d := must(disk.Open(durable.OS(), path, disk.Auto))(t)
+			d := must(disk.Open(durable.OS(), path, s.Format))(t)
 			defer d.Close()
 			kind := s.Kind
 			if s.Format == disk.Raw {
@@ -370,10 +370,10 @@ func TestFindParentVHD(t *testing.T) {
 					top = other
 				}
 			}
-			d, err := disk.Open(fs, top, disk.Auto)
+			d, err := disk.Open(fs, top, disk.VHD, "/d", "/far")
 			if c.want == "" {
 				wantCode(t, err, fault.ChainBroken)
-				_, err = disk.OpenRW(fs, top, disk.Auto)
+				_, err = disk.OpenRW(fs, top, disk.VHD, "/d", "/far")
 				wantCode(t, err, fault.ChainBroken)
 				return
 			}
@@ -416,11 +416,11 @@ func TestDepth(t *testing.T) {
 		put(t, fs, fmt.Sprintf("/%d", i), vhdtest.File{Type: vhdtest.Differencing, ID: id(i), Parent: id(i - 1), Size: 1 << 20, BlockSize: 64 << 10,
 			Locators: map[string]string{"W2ru": fmt.Sprintf(`.\%d`, i-1)}}.Bytes())
 	}
-	d := must(disk.Open(fs, "/255", disk.Auto))(t)
+	d := must(disk.Open(fs, "/255", disk.VHD))(t)
 	if len(d.Files()) != 256 || !block.IsZero(content(t, d)) {
 		t.Errorf("%d files", len(d.Files()))
 	}
-	_, err := disk.Open(fs, "/256", disk.Auto)
+	_, err := disk.Open(fs, "/256", disk.VHD)
 	wantCode(t, err, fault.ChainBroken)
 }
 
@@ -435,7 +435,7 @@ func TestManyPlaces(t *testing.T) {
 		}
 	}
 	start := time.Now()
-	_, err := disk.Open(fs, "/a/0", disk.Auto)
+	_, err := disk.Open(fs, "/a/0", disk.VHD, "/b")
 	wantCode(t, err, fault.ChainBroken)
 	if took := time.Since(start); took > 5*time.Second {
 		t.Errorf("took %v", took)
@@ -458,14 +458,14 @@ func TestChainVHDX(t *testing.T) {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	rw := must(disk.OpenRW(fs, "/snap/a.avhdx", disk.Auto))(t)
+	rw := must(disk.OpenRW(fs, "/snap/a.avhdx", disk.Auto, "/base.vhdx"))(t)
 	p := []byte(strings.Repeat("child", 1000))
 	must(rw.WriteAt(p, 3<<20+100))(t)
 	copy(want[3<<20+100:], p)
 	if err := rw.Close(); err != nil {
 		t.Fatal(err)
 	}
-	d := must(disk.Open(fs, "/snap/a.avhdx", disk.Auto))(t)
+	d := must(disk.Open(fs, "/snap/a.avhdx", disk.Auto, "/base.vhdx"))(t)
 	if !bytes.Equal(content(t, d), want) {
 		t.Error("content differs")
 	}
@@ -484,12 +484,12 @@ func TestChainVHDX(t *testing.T) {
 	if err := base.Close(); err != nil {
 		t.Fatal(err)
 	}
-	_, err := disk.Open(fs, "/snap/a.avhdx", disk.Auto)
+	_, err := disk.Open(fs, "/snap/a.avhdx", disk.Auto, "/base.vhdx")
 	wantCode(t, err, fault.ChainBroken)
 	if err := fs.Remove("/base.vhdx"); err != nil {
 		t.Fatal(err)
 	}
-	_, err = disk.Open(fs, "/snap/a.avhdx", disk.Auto)
+	_, err = disk.Open(fs, "/snap/a.avhdx", disk.Auto, "/base.vhdx")
 	wantCode(t, err, fault.ChainBroken)
 }
 
@@ -519,6 +519,88 @@ func FuzzOpen(f *testing.F) {
 			}
 		}
 	})
+}
+
+// layered makes a dynamic VHDX with a byte at its beginning, and a differencing one that names it by the path.
+func layered(t *testing.T, base, top, relative string) {
+	t.Helper()
+	w := must(disk.Create(durable.OS(), base, disk.Spec{Format: disk.VHDX, Kind: disk.Dynamic, Size: 4 << 20}))(t)
+	must(w.WriteAt([]byte("base"), 0))(t)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	parent := must(vhdx.Open(must(durable.OS().Open(base))(t), vhdx.Options{}))(t)
+	defer parent.Close()
+	c := must(vhdx.Create(must(durable.OS().Create(top))(t), vhdx.Spec{Kind: vhdx.Differencing, Parent: parent, RelativePath: relative}))(t)
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestParents: a parent lies in the folder of the disk, or of what its path is a link to, or where it is told that parents lie.
+func TestParents(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, filepath.FromSlash(name)) }
+	for _, d := range []string{"real", "links", "moved"} {
+		if err := os.Mkdir(at(d), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	layered(t, at("real/base.vhdx"), at("real/top.avhdx"), `.\base.vhdx`)
+	if err := os.Symlink(at("real/top.avhdx"), at("links/top.avhdx")); err != nil {
+		t.Skip(err)
+	}
+	reads := func(path string, parents ...string) error {
+		t.Helper()
+		d, err := disk.Open(durable.OS(), path, disk.VHDX, parents...)
+		if err != nil {
+			return err
+		}
+		defer d.Close()
+		if p := content(t, d); string(p[:4]) != "base" {
+			t.Errorf("%s: %q", path, p[:4])
+		}
+		return nil
+	}
+	for _, path := range []string{"real/top.avhdx", "links/top.avhdx"} {
+		if err := reads(at(path)); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := os.Rename(at("real/base.vhdx"), at("moved/base.vhdx")); err != nil {
+		t.Fatal(err)
+	}
+	err := reads(at("links/top.avhdx"))
+	wantCode(t, err, fault.ChainBroken)
+	for _, looked := range []string{at("links/base.vhdx"), at("real/base.vhdx")} {
+		if !strings.Contains(err.Error(), looked) {
+			t.Errorf("%v does not say %s", err, looked)
+		}
+	}
+	for _, parents := range []string{at("moved"), at("moved/base.vhdx")} {
+		if err := reads(at("links/top.avhdx"), parents); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := os.Symlink(at("moved/base.vhdx"), at("real/base.vhdx")); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, reads(at("real/top.avhdx")), fault.ParentElsewhere)
+}
+
+// TestURL: the name of a parent as a URL has escapes.
+func TestURL(t *testing.T) {
+	for name, url := range map[string]string{"/d/a b.vhd": "file:///d/a%20b.vhd", "/d/c d.vhd": "file:///C:/VMs/c%20d.vhd"} {
+		fs := crashfs.New()
+		put(t, fs, "/d/top.avhd", child(3, 9, "", map[string]string{"MacX": url}))
+		put(t, fs, name, vhdtest.File{Type: vhdtest.Dynamic, ID: vhd.UUID{9}, Size: 64 << 10, BlockSize: 4 << 10}.Bytes())
+		d, err := disk.Open(fs, "/d/top.avhd", disk.Auto)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		d.Close()
+	}
 }
 
 // TestNameAgainstContent: a damaged image is not taken for a raw disk because its signature is gone.

@@ -34,10 +34,12 @@ type Disk struct {
 
 // Open opens a disk for reading. A format other than Auto is taken at its word: nothing is guessed, so that a guest
 // cannot make its raw disk be taken for another format by what it writes on it, and a file that is not of that format
-// is fault.DiskFormat. With Auto the signatures decide. Other errors are fault.DiskMissing, DiskCorrupt,
-// DiskUnsupported (a format or a feature that cannot be read), and ChainBroken, each with the file.
-func Open(fsys durable.FS, path string, format Format) (*Disk, error) {
-	c := &chain{fs: fsys}
+// is fault.DiskFormat. With Auto name and signature have to agree, else it is fault.DiskFormat too. parents are the files and
+// folders in which the parents of a differencing disk may lie, besides the disk's own folder; one that lies elsewhere is
+// fault.ParentElsewhere. Other errors are fault.DiskMissing, DiskCorrupt, DiskUnsupported (a format or a feature that cannot
+// be read), and ChainBroken, each with the file.
+func Open(fsys durable.FS, path string, format Format, parents ...string) (*Disk, error) {
+	c := &chain{fs: fsys, parents: parents}
 	format, err := c.formatOf(path, format)
 	if err != nil {
 		return nil, err

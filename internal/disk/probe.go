@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"sitrep/internal/disk/qcow2"
 	"sitrep/internal/disk/vhd"
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
@@ -24,7 +25,8 @@ func signatures() []signature {
 	return []signature{
 		{0, "vhdxfile", "VHDX", VHDX},
 		{0, "conectix", "VHD", VHD},
-		{0, "QFI\xfb", "qcow", Auto}, // version 1 and qcow2
+		{0, "QFI\xfb\x00\x00\x00\x01", "qcow", Auto}, // version 1
+		{0, qcow2.Magic, "qcow2", QCOW2},
 		{0, "KDMV", "VMDK", Auto},
 		{0, "COWD", "VMDK", Auto},
 		{0, "# Disk DescriptorFile", "VMDK", Auto},
@@ -38,47 +40,85 @@ func signatures() []signature {
 // probeLen is how much of the beginning of a file the signatures need.
 const probeLen = 512
 
-// probe tells the format of a file by its signature: at the beginning those of the list, at the end the footer of a VHD;
-// what has none of them is raw. A fixed VHD has only the footer, and its beginning is the guest's to write: when both
-// ends say something different, nothing is guessed.
+// probe tells the format of a file where its name and its content say the same. What a raw disk holds is its guest's to
+// write, so content alone decides nothing: a guest could have another file of the host replicated as the parent of its own
+// disk. A file whose content looks like an image and whose name does not is refused until the site file names the format.
 func probe(f durable.File) (Format, error) {
+	name := strings.ToLower(filepath.Ext(f.Name()))
+	found, err := content(f)
+	switch {
+	case err != nil:
+		return Auto, err
+	case found.name == "" && ofName(name) != Auto, found.name == "" && name == ".vmdk":
+		return Auto, fault.New(fault.DiskFormat,
+			"the name ends in %s and the content is no such image; if this is a raw disk, write \"format: raw\" in the site file", name).At(f.Name())
+	case found.name == "":
+		return Raw, nil
+	case found.format == Auto:
+		return Auto, fault.New(fault.DiskUnsupported, "the content looks like %s, which is not supported: disks are %s; "+
+			"convert the image (qemu-img convert -O qcow2), or, if this is a raw disk, write \"format: raw\" in the site file", found.name, formats()).At(f.Name())
+	case found.format != ofName(name):
+		return Auto, fault.New(fault.DiskFormat, "the content looks like %s and the name does not say so, and a guest can write "+
+			"what it wants on a raw disk: write \"format: %s\" in the site file if it is such an image, or \"format: raw\" if not",
+			found.name, found.format).At(f.Name())
+	}
+	return found.format, nil
+}
+
+// formats lists the formats for the operator.
+func formats() string { return "raw, VHD, VHDX and qcow2" }
+
+// content is the signature that a file has: at the beginning one of the list, at the end the footer of a VHD. When both
+// ends say something different, nothing is guessed. The zero signature is that of a raw disk.
+func content(f durable.File) (none signature, err error) {
 	size, err := f.Size()
 	if err != nil {
-		return Auto, fault.FromOS(err)
+		return none, fault.FromOS(err)
 	}
 	head := make([]byte, min(probeLen, size))
 	if err := readFull(f, head, 0); err != nil {
-		return Auto, err
+		return none, err
 	}
 	tail := make([]byte, min(vhd.FooterSize, size))
 	if err := readFull(f, tail, size-int64(len(tail))); err != nil {
-		return Auto, err
+		return none, err
 	}
 	footer := vhd.HasCookie(tail) || len(tail) > 0 && vhd.HasCookie(tail[1:]) // 512 bytes, or the 511 of old ones
 	found, ok := match(head)
 	switch {
 	case ok && footer && found.format != VHD:
-		return Auto, fault.New(fault.DiskFormat,
+		return none, fault.New(fault.DiskFormat,
 			"the beginning of the file looks like %s and its end like VHD: name the format in the site file", found.name).At(f.Name())
 	case footer:
-		return VHD, nil
-	case !ok:
-		return Raw, namedRaw(f.Name())
-	case found.format == Auto:
-		return Auto, fault.New(fault.DiskUnsupported,
-			"the format %s is not supported; if this is a raw disk, say so in the site file", found.name).At(f.Name())
+		return signature{name: "VHD", format: VHD}, nil
 	}
-	return found.format, nil
+	return found, nil
 }
 
-// namedRaw refuses to take a file for raw whose name says that it is something else: it is damaged more likely.
-func namedRaw(path string) error {
-	switch ext := strings.ToLower(filepath.Ext(path)); ext {
-	case ".vhdx", ".avhdx", ".vhd", ".avhd", ".qcow2", ".vmdk":
-		return fault.New(fault.DiskFormat,
-			"the name ends in %s and the content is no such image; if this is a raw disk, say so in the site file", ext).At(path)
+// ofName is the format that the end of a name (in lower case) stands for, Auto if none.
+func ofName(ext string) Format {
+	switch ext {
+	case ".vhdx", ".avhdx":
+		return VHDX
+	case ".vhd", ".avhd":
+		return VHD
+	case ".qcow2":
+		return QCOW2
 	}
-	return nil
+	return Auto
+}
+
+// Resembles names the format whose signature a disk has that is read as raw, "" if none: then the site file may be wrong,
+// or the guest has written it.
+func (d *Disk) Resembles() (name string, err error) {
+	if d.format != Raw {
+		return "", nil
+	}
+	found, err := content(d.files[0])
+	if fault.Is(err, fault.DiskFormat) {
+		return "several formats", nil
+	}
+	return found.name, err
 }
 
 func match(head []byte) (signature, bool) {

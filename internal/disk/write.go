@@ -21,8 +21,8 @@ type Spec struct {
 
 // OpenRW opens a disk for reading and writing in place; see Open. Parents are only read. A qcow2 is
 // fault.DiskUnsupported.
-func OpenRW(fsys durable.FS, path string, format Format) (Writable, error) {
-	c := &chain{fs: fsys}
+func OpenRW(fsys durable.FS, path string, format Format, parents ...string) (Writable, error) {
+	c := &chain{fs: fsys, parents: parents}
 	format, err := c.formatOf(path, format)
 	if err != nil {
 		return nil, err

@@ -34,6 +34,8 @@ const (
 	DiskCorrupt      Code = "disk-corrupt"
 	DiskUnsupported  Code = "disk-unsupported"
 	ChainBroken      Code = "chain-broken"
+	ParentElsewhere  Code = "parent-elsewhere"
+	DiskReplaced     Code = "disk-replaced"
 	DiskModified     Code = "disk-modified"
 	DiskShrunk       Code = "disk-shrunk"
 	LogCorrupt       Code = "log-corrupt"
@@ -182,6 +184,8 @@ func table() map[Code]row {
 		DiskCorrupt:      {Critical, "The disk image is damaged.", "Repair the image with the tools of its hypervisor.", "sitrep resume {vm}"},
 		DiskUnsupported:  {Critical, "The disk image uses a feature that is not supported.", "Convert the image.", "sitrep resume {vm}"},
 		ChainBroken:      {Critical, "A parent of the differencing disk is missing or was modified.", "Repair the chain.", "sitrep resume {vm}"},
+		ParentElsewhere:  {Critical, "The disk names a parent outside of its own folder, which is not read: whoever writes the disk could have any file of this machine replicated.", "If it is the disk's parent, name the file or its folder in the site file, at the disk: parents: [FOLDER].", "sitrep resume {vm}"},
+		DiskReplaced:     {Prerequisite, "Another disk than the one that was replicated so far is at the configured path, or nearly all of its content was replaced. Nothing was sent: recovery points stay as they are.", "Look what is at the path, and bring the right disk back; or, if it is to be replicated from now on, say so with --accept-disk.", "{again}"},
 		DiskModified:     {Recoverable, "The disk was written to while it was being read.", "Stop the VM or freeze its disks during the run, or put the disks on a filesystem with reflinks.", "{again}"},
 		DiskShrunk:       {Critical, "The source disk is smaller than its replica.", "Restore the disk's size (or give the replica up: sitrep unprotect {vm}, and then sitrep protect {vm}).", "sitrep resume {vm}"},
 		LogCorrupt:       {Resync, "A change log is damaged.", "", "sitrep resync {vm} --now"},

@@ -174,12 +174,15 @@ func parseDisks(v value, r *refs) []*Disk {
 	list := v.list()
 	marked := 0
 	for _, dv := range list {
-		o := dv.object("name", "path", "os", "format")
+		o := dv.object("name", "path", "os", "format", "parents")
 		disk := &Disk{
 			Name:   o.need("name").name(maxName),
 			Path:   o.need("path").diskPath(r),
 			OS:     o.get("os").boolean(len(list) == 1), // the only disk is the one
-			Format: choice(o.get("format"), FormatAuto, FormatAuto, FormatRaw, FormatVHD, FormatVHDX),
+			Format: choice(o.get("format"), FormatAuto, FormatAuto, FormatRaw, FormatVHD, FormatVHDX, FormatQCOW2),
+		}
+		for _, pv := range o.get("parents").list() {
+			disk.Parents = append(disk.Parents, pv.parent(r))
 		}
 		inVM.declare(o.get("name"), disk.Name, struct{}{})
 		if disk.OS {
@@ -217,6 +220,15 @@ func (v value) diskPath(r *refs) string {
 		return p
 	}
 	r.paths[sameFile(p)] = v.n.Line
+	return p
+}
+
+// parent reads where a parent of a source disk may lie. It must not be in the store, as the disk itself.
+func (v value) parent(r *refs) string {
+	p := v.file()
+	if p != "" && r.store != "" && within(r.store, p) {
+		v.fail("%s: %s lies in the folder of the store: a source disk must not be where replicas are written", v.label(), quote(v.n.Value))
+	}
 	return p
 }
 

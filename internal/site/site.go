@@ -356,10 +356,12 @@ func (vm *VM) Policy() *Policy { return vm.Cloud.Policy }
 type Format string
 
 const (
-	FormatAuto Format = "auto" // told by its signature
+	FormatAuto Format = "auto" // where name and signature say the same
 	FormatRaw  Format = "raw"  // also a block device
 	FormatVHD  Format = "vhd"
 	FormatVHDX Format = "vhdx"
+	// FormatQCOW2 is QEMU's format, with backing files.
+	FormatQCOW2 Format = "qcow2"
 )
 
 // Disk is one disk of a VM. Its name is unique in the VM, its path in the site.
@@ -368,6 +370,9 @@ type Disk struct {
 	Path   string // absolute
 	OS     bool
 	Format Format // default FormatAuto
+	// Parents are absolute paths of files and folders in which the parents of a differencing disk, or the backing files of a
+	// qcow2, may lie, besides the folder of the disk itself.
+	Parents []string
 }
 
 // NIC is one network adapter of a VM.

@@ -127,8 +127,8 @@ func TestExample(t *testing.T) {
 	wantVM := &VM{
 		Name: "web01", Cloud: c, Host: c.Hosts[0], Generation: 2, OS: Linux, CPUs: 2, Memory: 2 << 30,
 		Disks: []*Disk{
-			{"os", filepath.Join(s.Dir, "disks", "web01-os.vhdx"), true, FormatAuto},
-			{"data", filepath.Join(s.Dir, "disks", "web01-data.vhdx"), false, FormatAuto},
+			{"os", filepath.Join(s.Dir, "disks", "web01-os.vhdx"), true, FormatAuto, nil},
+			{"data", filepath.Join(s.Dir, "disks", "web01-data.vhdx"), false, FormatAuto, nil},
 		},
 		NICs:          []NIC{{Network: "corp-lan", IP: netip.MustParseAddr("10.0.0.5"), Primary: true}},
 		ShutdownGrace: DefaultShutdownGrace,

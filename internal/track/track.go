@@ -23,6 +23,7 @@ type Disk struct {
 	Path      string
 	Format    disk.Format
 	BlockSize int64
+	Parents   []string // where its parents may lie: see disk.Open
 }
 
 // Tracker tells the changes of the disks of one VM. Its methods are not concurrent.

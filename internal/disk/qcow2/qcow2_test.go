@@ -274,7 +274,7 @@ func oneTableTwice(t *testing.T, path string) {
 	f.Close()
 }
 
-// TestOpenByName: the format is read when it is named, guessed never.
+// TestOpenByName: the format is read when it is named, by the site file or by the name of the file.
 func TestOpenByName(t *testing.T) {
 	fs := crashfs.New()
 	guest := pattern(rand.New(rand.NewPCG(5, 6)), 1<<20)
@@ -285,7 +285,15 @@ func TestOpenByName(t *testing.T) {
 		t.Error("content differs")
 	}
 	d.Close()
-	if _, err := disk.Open(fs, "/d.qcow2", disk.Auto); !fault.Is(err, fault.DiskUnsupported) {
+	d = must(disk.Open(fs, "/d.qcow2", disk.Auto))(t)
+	if d.Format() != disk.QCOW2 {
+		t.Errorf("guessed %s", d.Format())
+	}
+	d.Close()
+	if err := fs.Link("/d.qcow2", "/d.img"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := disk.Open(fs, "/d.img", disk.Auto); !fault.Is(err, fault.DiskFormat) {
 		t.Errorf("guessed: %v", err)
 	}
 	if _, err := disk.OpenRW(fs, "/d.qcow2", disk.QCOW2); !fault.Is(err, fault.DiskUnsupported) {

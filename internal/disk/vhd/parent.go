@@ -3,6 +3,7 @@ package vhd
 import (
 	"encoding/binary"
 	"math"
+	"net/url"
 	"slices"
 	"strings"
 	"unicode/utf16"
@@ -113,6 +114,12 @@ func (m *Image) locatorPath(at locator) (string, error) {
 	if string(at.code[:]) == "MacX" { // a file URL in UTF-8
 		path := strings.TrimRight(string(buf), "\x00")
 		path = strings.TrimPrefix(strings.TrimPrefix(path, "file://"), "localhost")
+		if plain, err := url.PathUnescape(path); err == nil {
+			path = plain
+		}
+		if len(path) > 2 && path[0] == '/' && path[2] == ':' { // of a drive
+			path = path[1:]
+		}
 		return path, nil
 	}
 	return fromUTF16(buf, binary.LittleEndian), nil

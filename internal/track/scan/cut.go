@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"sitrep/internal/disk"
@@ -98,8 +99,16 @@ func (d *cutDisk) openSums() (err error) {
 	return err
 }
 
-// sweepClones removes the clones of a disk that crashes left beside it.
+// sweepClones removes the clones of a disk that crashes left beside it, or beside what its path is a link to.
 func sweepClones(fsys durable.FS, path string) error {
+	real, err := durable.Resolve(fsys, path)
+	if err != nil || filepath.Dir(real) == filepath.Dir(path) {
+		return sweepBeside(fsys, path)
+	}
+	return errors.Join(sweepBeside(fsys, path), sweepBeside(fsys, real))
+}
+
+func sweepBeside(fsys durable.FS, path string) error {
 	dir, base := filepath.Split(path)
 	entries, err := fsys.ReadDir(filepath.Clean(dir))
 	if err != nil {
@@ -181,7 +190,7 @@ func (c *cut) tryFreeze(ctx context.Context) error {
 
 // look opens the disk and compares its stamps with those of the last cut.
 func (d *cutDisk) look() (err error) {
-	if d.view, err = disk.Open(d.cut.t.fs, d.d.Path, d.d.Format); err != nil {
+	if d.view, err = disk.Open(d.cut.t.fs, d.d.Path, d.d.Format, d.d.Parents...); err != nil {
 		return err
 	}
 	if d.chain, err = lookAt(d.cut.t.fs, d.view.Files()); err != nil {
@@ -210,11 +219,11 @@ func (d *cutDisk) take() (err error) {
 	}
 	d.certain = d.chain.certain(now) && t.fs.Boot() != ""
 	d.clone()
-	path := d.d.Path
+	path, parents := d.d.Path, d.d.Parents
 	if d.temp != "" {
-		path = d.temp
+		path, parents = d.temp, append(slices.Clip(parents), filepath.Dir(path)) // the clone of a link lies elsewhere
 	}
-	if d.view, err = disk.Open(t.fs, path, d.d.Format); err != nil {
+	if d.view, err = disk.Open(t.fs, path, d.d.Format, parents...); err != nil {
 		return err
 	}
 	if d.mustStandStill() && !d.chain.still(now) {
@@ -229,8 +238,12 @@ func (d *cutDisk) clone() {
 	if d.chain.device() {
 		return
 	}
-	temp := durable.TempName(d.d.Path)
-	if d.cut.t.fs.Clone(d.d.Path, temp) == nil {
+	real, err := durable.Resolve(d.cut.t.fs, d.d.Path) // beside a link it could be on another filesystem
+	if err != nil {
+		return
+	}
+	temp := durable.TempName(real)
+	if d.cut.t.fs.Clone(real, temp) == nil {
 		d.temp = temp
 	}
 }
