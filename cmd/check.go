@@ -13,6 +13,7 @@ import (
 	"sitrep/internal/fault"
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
+	"sitrep/internal/state"
 	"sitrep/internal/support"
 )
 
@@ -65,11 +66,11 @@ const (
 )
 
 func (w *world) check(ctx context.Context, vm *site.VM, what question, o *checkObject) error {
-	facts, findings := w.examine(ctx, vm)
+	st, storeFindings := w.examineStore(ctx, vm)
+	facts, findings := w.examine(ctx, vm, w.pinned(vm, st))
 	for _, f := range facts {
 		o.Disks = append(o.Disks, diskFactObject{f.disk.Name, f.disk.Path, string(f.format), string(f.kind), f.size, f.data, f.sector})
 	}
-	st, storeFindings := w.examineStore(ctx, vm)
 	if st != nil {
 		w.describe(vm, *st, &o.vmHead)
 	} else if len(storeFindings) == 0 {
@@ -133,14 +134,15 @@ type diskFacts struct {
 	size   int64 // guest bytes
 	data   int64 // of them not known to be zero
 	sector int
-	like   string // the format that a raw disk's content looks like, "" if none
+	// identity is what tells the disk from others.
+	identity disk.Identity
+	like     string // the format that a raw disk's content looks like, "" if none
 }
 
-// examine opens the VM's disks and looks up what is found in the support matrix.
-func (w *world) examine(ctx context.Context, vm *site.VM) ([]diskFacts, []finding) {
+// examine opens the VM's disks, which are pinned when it is protected, and looks up what is found in the support matrix.
+func (w *world) examine(ctx context.Context, vm *site.VM, pinned []state.Disk) ([]diskFacts, []finding) {
 	var facts []diskFacts
 	var findings []finding
-	pinned := w.pinned(ctx, vm)
 	for _, d := range vm.Disks {
 		f, err := w.look(vm, d, formatOf(d, pinned))
 		if err != nil {
@@ -148,7 +150,7 @@ func (w *world) examine(ctx context.Context, vm *site.VM) ([]diskFacts, []findin
 			continue
 		}
 		facts = append(facts, f)
-		findings = append(findings, formatFindings(vm, f)...)
+		findings = append(findings, append(formatFindings(vm, f), w.another(vm, f, pinned)...)...)
 	}
 	return facts, append(findings, append(
 		support.Check(w.subject(ctx, vm, facts), w.others(ctx, vm)), append(w.limits(vm, facts), w.unfit(vm)...)...)...)
@@ -162,7 +164,24 @@ func (w *world) look(vm *site.VM, d *site.Disk, format disk.Format) (f diskFacts
 	defer func() { joined(&err, img.Close()) }()
 	n, err := dataBytes(img, 0)
 	like, lerr := img.Resembles()
-	return diskFacts{disk: d, format: img.Format(), kind: img.Kind(), size: img.Size(), data: n, sector: img.SectorSize(), like: like}, errors.Join(err, lerr)
+	id, ierr := img.Identity()
+	return diskFacts{disk: d, format: img.Format(), kind: img.Kind(), size: img.Size(), data: n, sector: img.SectorSize(), like: like, identity: id},
+		errors.Join(err, lerr, ierr)
+}
+
+// another is the finding that another disk than the one that is protected stands at its path.
+func (w *world) another(vm *site.VM, f diskFacts, pinned []state.Disk) (out []finding) {
+	for _, p := range pinned {
+		if p.Name != f.disk.Name {
+			continue
+		}
+		if why := disk.ParseIdentity(p.Identity).Another(f.identity); why != "" {
+			out = append(out, finding{VM: vm.Name, Disk: p.Name, Rule: string(fault.DiskReplaced), Severity: support.Error,
+				Message: f.disk.Path + ": " + why,
+				Advice:  "Bring the right disk back; or, if this one is to be replicated from now on: " + w.commands("sitrep delta "+vm.Name+" --accept-disk "+p.Name+" --now")})
+		}
+	}
+	return out
 }
 
 // formatFindings are warnings that a disk may be read as what it is not.

@@ -47,10 +47,13 @@ type deltaObject struct {
 func (p *program) deltaCommand() *cli.Command {
 	return &cli.Command{
 		Name: "delta", Usage: "cut, write change logs, ship and apply them, take a recovery point", ArgsUsage: "VM...",
-		Flags: vmFlags(append(paceFlags(), &cli.BoolFlag{Name: "capture-only", Usage: "stop after writing the logs"})...),
+		Flags: vmFlags(append(paceFlags(), acceptFlag(), &cli.BoolFlag{Name: "capture-only", Usage: "stop after writing the logs"})...),
 		Action: p.vmCommand("delta", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				o := &deltaObject{}
+				if err := w.accepts(c, vm); err != nil {
+					return o, err
+				}
 				switch {
 				case w.opts.dryRun:
 					return o, w.locked(vm, func() error { return w.planDelta(ctx, vm, o) })
@@ -125,6 +128,9 @@ func (w *world) delta(ctx context.Context, vm *site.VM, o *deltaObject) error {
 
 // delta is one cycle with a store that was there.
 func (s *session) delta(ctx context.Context, o *deltaObject) error {
+	if err := s.forgetAccepted(ctx); err != nil {
+		return err
+	}
 	if err := s.source(); err != nil {
 		return err
 	}

@@ -150,7 +150,7 @@ func (w *world) mayProtect(ctx context.Context, vm *site.VM, o *seedObject) (dis
 	if st != nil {
 		return nil, true, w.continues(st)
 	}
-	facts, findings := w.examine(ctx, vm)
+	facts, findings := w.examine(ctx, vm, nil)
 	o.Findings = findings
 	if err := refusal(vm, findings); err != nil {
 		return nil, false, err
@@ -158,7 +158,7 @@ func (w *world) mayProtect(ctx context.Context, vm *site.VM, o *seedObject) (dis
 	for _, f := range facts {
 		d := replica.Disk{
 			Name: f.disk.Name, OS: f.disk.OS, Source: f.disk.Path, Format: string(f.format), Size: f.size,
-			BlockSize: vm.Policy().BlockSize,
+			BlockSize: vm.Policy().BlockSize, Identity: f.identity.String(),
 		}
 		if f.sector != 512 {
 			d.SectorSize = f.sector

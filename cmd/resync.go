@@ -43,13 +43,16 @@ type resyncOptions struct {
 func (p *program) resyncCommand() *cli.Command {
 	return &cli.Command{
 		Name: "resync", Usage: "compare source and replica in fixed blocks and send the different ones", ArgsUsage: "VM...",
-		Flags: vmFlags(append(paceFlags(),
+		Flags: vmFlags(append(paceFlags(), acceptFlag(),
 			&cli.BoolFlag{Name: "deep", Usage: "read the replica's bytes instead of trusting its block sums"},
 			&cli.BoolFlag{Name: "due", Usage: "only VMs that need it, and only inside the policy's resync window"})...),
 		Action: p.vmCommand("resync", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			opts := resyncOptions{deep: c.Bool("deep"), due: c.Bool("due")}
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				o := &resyncObject{}
+				if err := w.accepts(c, vm); err != nil {
+					return o, err
+				}
 				if w.opts.dryRun {
 					return o, w.locked(vm, func() error { return w.planResync(ctx, vm, o, opts) })
 				}
@@ -106,6 +109,12 @@ func (w *world) resync(ctx context.Context, vm *site.VM, o *resyncObject, opts r
 
 func (s *session) resync(ctx context.Context, o *resyncObject, opts resyncOptions) error {
 	if err := s.tellLedger(ctx); err != nil {
+		return err
+	}
+	if err := s.forgetAccepted(ctx); err != nil {
+		return err
+	}
+	if err := s.sameDisks(); err != nil {
 		return err
 	}
 	if err := s.source(); err != nil {

@@ -42,6 +42,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code": code, "json": jsonField, "disk": makeDisk, "poke": poke, "tree": tree, "sametree": sameTree,
 			"hold": hold, "empty": empty, "same": same, "vhdx": makeVHDX, "sectors": sectors, "begin": begin, "child": makeChild,
+			"gpt": gpt, "writevhdx": writeVHDX, "glob": glob,
 		},
 	})
 }
@@ -148,6 +149,35 @@ func makeChild(ts *testscript.TestScript, _ bool, args []string) {
 	w, err := vhdx.Create(f, vhdx.Spec{Kind: vhdx.Differencing, Parent: p, AbsolutePath: ts.MkAbs(args[1])})
 	ts.Check(err)
 	ts.Check(w.Close())
+}
+
+// gpt FILE N gives a raw disk the header of a partition table whose GUID is made of N.
+func gpt(ts *testscript.TestScript, _ bool, args []string) {
+	f, err := os.OpenFile(ts.MkAbs(args[0]), os.O_RDWR, 0)
+	ts.Check(err)
+	n, err := strconv.ParseUint(args[1], 10, 8)
+	ts.Check(err)
+	_, err = f.WriteAt(append([]byte("EFI PART"), bytes.Repeat([]byte{byte(n)}, 80)...), 512)
+	ts.Check(errors.Join(err, f.Close()))
+}
+
+// writevhdx FILE SEED writes 64 KiB at the beginning of a VHDX.
+func writeVHDX(ts *testscript.TestScript, _ bool, args []string) {
+	w, err := disk.OpenRW(durable.OS(), ts.MkAbs(args[0]), disk.VHDX)
+	ts.Check(err)
+	seed, err := strconv.ParseUint(args[1], 10, 64)
+	ts.Check(err)
+	_, err = w.WriteAt(randomBytes(seed, 64<<10), 0)
+	ts.Check(errors.Join(err, w.Close()))
+}
+
+// glob PATTERN checks that there is a file of such a name; with ! that there is none.
+func glob(ts *testscript.TestScript, neg bool, args []string) {
+	found, err := filepath.Glob(ts.MkAbs(args[0]))
+	ts.Check(err)
+	if neg == (len(found) > 0) {
+		ts.Fatalf("%s: %v", args[0], found)
+	}
 }
 
 // begin FILE TEXT writes bytes at the beginning of a raw disk, as its guest could.

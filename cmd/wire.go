@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"sitrep/internal/disk"
@@ -31,6 +32,8 @@ type world struct {
 	store  replica.Store
 	// noStore says why store is nil.
 	noStore error
+	// accepted are the disks of the VM that are replicated whatever they are.
+	accepted []string
 }
 
 // open reads the site file. Nothing is created and no store is looked at.
@@ -327,7 +330,7 @@ func (w *world) deltasOf(vm *site.VM, disks []state.Disk) (*scan.Tracker, error)
 
 // withSource gives an engine the tracker of the VM's disks. where is the folder of the tracker's memory.
 func (w *world) withSource(j *replicate.Job, vm *site.VM, disks []state.Disk, where string) (err error) {
-	tracked, err := trackedDisks(vm, disks)
+	tracked, err := w.trackedDisks(vm, disks)
 	if err == nil {
 		err = w.makeLogDirs(vm)
 	}
@@ -346,7 +349,7 @@ func (w *world) withSource(j *replicate.Job, vm *site.VM, disks []state.Disk, wh
 func disksOf(st replica.State) []state.Disk {
 	var out []state.Disk
 	for _, d := range st.Disks {
-		out = append(out, state.Disk{Name: d.Name, Format: d.Format, BlockSize: d.BlockSize})
+		out = append(out, state.Disk{Name: d.Name, Format: d.Format, BlockSize: d.BlockSize, Identity: d.Identity})
 	}
 	return out
 }
@@ -355,7 +358,7 @@ func (w *world) trackDir(vm *site.VM) string { return w.memory.Path("track", vm.
 
 // trackedDisks pairs the disks of the site file with those of the ledger. A disk's format is what it was when protection
 // was enabled: guessing again could be misled by what the guest writes.
-func trackedDisks(vm *site.VM, disks []state.Disk) ([]track.Disk, error) {
+func (w *world) trackedDisks(vm *site.VM, disks []state.Disk) ([]track.Disk, error) {
 	var out []track.Disk
 	for _, d := range disks {
 		s := diskOf(vm, d.Name)
@@ -363,7 +366,8 @@ func trackedDisks(vm *site.VM, disks []state.Disk) ([]track.Disk, error) {
 			return nil, fault.New(fault.PrerequisiteFail,
 				"the site file no longer has this disk; put it back, or unprotect the VM and protect it again").Of(vm.Name, d.Name)
 		}
-		out = append(out, track.Disk{Name: d.Name, Path: s.Path, Format: disk.Format(d.Format), BlockSize: d.BlockSize, Parents: s.Parents})
+		out = append(out, track.Disk{Name: d.Name, Path: s.Path, Format: disk.Format(d.Format), BlockSize: d.BlockSize, Parents: s.Parents,
+			Identity: disk.ParseIdentity(d.Identity), Accept: slices.Contains(w.accepted, d.Name)})
 	}
 	for _, s := range vm.Disks {
 		if !hasDisk(disks, s.Name) {
@@ -419,17 +423,15 @@ func wantedFormat(d *site.Disk) disk.Format {
 	return disk.Format(d.Format)
 }
 
-// pinned is how the disks of a protected VM are read, by what this site remembers or by the ledger; none if it is not
-// protected.
-func (w *world) pinned(ctx context.Context, vm *site.VM) []state.Disk {
-	if mem, ok, err := w.memory.VM(vm.Name); err == nil && ok && len(mem.Disks) > 0 {
-		return mem.Disks
-	}
-	if w.store == nil {
-		return nil
-	}
-	if st, err := w.existing(ctx, vm); err == nil && st != nil && st.Phase != replica.Retired {
+// pinned is how the disks of a protected VM are read: by its ledger st, nil if there is none or it cannot be read, else by what
+// this site remembers.
+func (w *world) pinned(vm *site.VM, st *replica.State) []state.Disk {
+	if st != nil && st.Phase != replica.Retired {
 		return disksOf(*st)
 	}
-	return nil
+	mem, _, err := w.memory.VM(vm.Name)
+	if err != nil {
+		return nil
+	}
+	return mem.Disks
 }

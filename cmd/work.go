@@ -90,7 +90,7 @@ func (w *world) job(vm *site.VM, name string, h *vmHead, f func(*state.Job) erro
 	if err != nil {
 		err = fault.In(err, vm.Name, "")
 	}
-	err = j.End(err)
+	err = j.End(w.sayAccept(vm, err))
 	w.log.Info("job ended", "job", j.ID(), "state", j.State())
 	if nerr := errors.Join(w.noteFailure(vm, j.ID(), err), w.memory.Prune(vm.Policy().JobRetention)); nerr != nil {
 		w.log.Warn("the site's memory cannot be kept in order", "error", nerr) // what the job did stands
@@ -139,7 +139,7 @@ func (w *world) noteLedger(vm *site.VM, st replica.State) error {
 	}
 	return w.memory.ChangeVM(vm.Name, func(mem *state.VM) {
 		if mem.Replica == st.Replica {
-			mem.Phase, mem.AsOf, mem.Applied = st.Phase, st.AsOf, st.Applied.Seq
+			mem.Phase, mem.AsOf, mem.Applied, mem.Disks = st.Phase, st.AsOf, st.Applied.Seq, disksOf(st)
 		}
 	})
 }

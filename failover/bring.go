@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"sitrep/failover/home"
@@ -100,7 +102,7 @@ func (f *homeward) makeTargets(ctx context.Context, st replica.State) (made int6
 	defer func() { err = errors.Join(err, shut()) }()
 	for i := range h.Disks {
 		if s := st.Disk(h.Disks[i].Name); s != nil {
-			h.Disks[i].Format, h.Disks[i].SectorSize = disk.Format(s.Format), s.SectorSize
+			h.Disks[i].SectorSize = s.SectorSize
 		}
 	}
 	return h.CreateTargets(ctx)
@@ -115,14 +117,26 @@ func (j *Job) homeDisks(st replica.State) *home.Job {
 	return h
 }
 
-// target is the disk as it is brought home. Its format is what it was when protection was enabled: to guess again could be
-// misled by what the guest has written.
+// target is the disk as it is brought home. Where the site file does not say its format, it is what it was when protection was
+// enabled: to guess again could be misled by what the guest has written.
 func (d HomeDisk) target(st replica.State) home.Disk {
 	t := home.Disk{Name: d.Name, Target: d.Path, Format: disk.Format(d.Format), LogDir: d.LogDir, Parents: d.Parents}
-	if s := st.Disk(d.Name); s != nil && s.Format != "" {
+	if s := st.Disk(d.Name); s != nil && t.Format == disk.Auto {
 		t.Format = disk.Format(s.Format)
 	}
 	return t
+}
+
+// writableTargets refuses a failback into disks of a format that is not written to in place.
+func (j *Job) writableTargets(st replica.State) error {
+	for _, d := range j.Home.Disks {
+		if d.target(st).Format == disk.QCOW2 {
+			return fault.New(fault.DiskUnsupported, "the disk at home is a qcow2, and nothing is written into those: name another file, which need not be there, "+
+				"with its format in the site file (path: %s, format: raw); the VM at home has to use that one then", strings.TrimSuffix(d.Path, filepath.Ext(d.Path))+".raw").
+				At(d.Path).Of(j.VM, d.Name)
+		}
+	}
+	return nil
 }
 
 // forget removes what a failback has left beside the disks that it has brought home.
@@ -162,6 +176,9 @@ func (j *Job) Price(ctx context.Context) (p Price, err error) {
 		err = Allowed(st, DoFailback)
 	}
 	if err != nil {
+		return p, j.in(err)
+	}
+	if err := j.writableTargets(st); err != nil {
 		return p, j.in(err)
 	}
 	d, err := j.recovered(st)

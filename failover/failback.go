@@ -227,6 +227,9 @@ func (f *homeward) checkHome(ctx context.Context, st replica.State) error {
 	if err != nil {
 		return err
 	}
+	if err := f.writableTargets(st); err != nil {
+		return err
+	}
 	final := st.Failover.Failback != nil && slices.Contains(st.Failover.Failback.Done, string(StepSyncStopped))
 	if final { // then it may be this failback that has started the VM at home
 		return nil
@@ -387,7 +390,7 @@ func (f *homeward) homeDefinition(st replica.State) host.Definition {
 	for _, h := range f.Home.Disks {
 		disk := host.Disk{Name: h.Name, Path: h.Path, Format: h.Format, OS: h.OS}
 		if s := st.Disk(h.Name); s != nil {
-			disk.Size, disk.Format, disk.SectorSize = s.Size, s.Format, s.SectorSize
+			disk.Size, disk.Format, disk.SectorSize = s.Size, string(h.target(st).Format), s.SectorSize
 		}
 		if h.OS {
 			d.Disks = append([]host.Disk{disk}, d.Disks...)
@@ -466,6 +469,12 @@ func (j *Job) commitFailback(ctx context.Context, st replica.State) error {
 					if p := st.Failover.Failback.Disks[st.Disks[i].Name]; p != "" {
 						st.Disks[i].Source = p
 					}
+					for _, d := range j.Home.Disks {
+						if d.Name == st.Disks[i].Name {
+							st.Disks[i].Format = string(d.target(*st).Format)
+						}
+					}
+					st.Disks[i].Identity = "" // it may be another file now: the next capture learns it
 				}
 				st.Phase, st.PhaseSince, st.Failover = replica.Replicating, j.Now().UTC(), nil
 				if from == replica.ResyncRequired || from == replica.Resynchronizing { // it was before, and still is

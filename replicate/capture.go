@@ -67,7 +67,7 @@ func (j *Job) capture(ctx context.Context, limit int) (c Captured, err error) {
 }
 
 func (j *Job) captureDisk(ctx context.Context, d track.CutDisk, logs *cutLogs, limit int) (DiskResult, error) {
-	r := DiskResult{Name: d.Name()}
+	r := DiskResult{Name: d.Name(), Identity: d.Identity().String()}
 	if d.Untouched() {
 		return r, nil
 	}

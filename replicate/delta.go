@@ -124,6 +124,9 @@ func (j *Job) ready(ctx context.Context) error {
 // point if it is none yet, as it is not after an initial copy during which nothing was written.
 func (j *Job) confirm(ctx context.Context, c Captured) (replica.State, error) {
 	st, err := j.Replica.Ledger().Load(ctx)
+	if err == nil {
+		st, err = j.learn(ctx, st, c)
+	}
 	if err != nil || !c.Unchanged() || st.Applied != c.To || st.Applying != nil {
 		return st, err
 	}
@@ -137,6 +140,33 @@ func (j *Job) confirm(ctx context.Context, c Captured) (replica.State, error) {
 		st.Points[n-1].AppConsistent = true
 	}
 	return j.Replica.Ledger().Save(ctx, st)
+}
+
+// learn keeps what the disks are that were captured: by that they are told from others that come to stand at their paths.
+func (j *Job) learn(ctx context.Context, st replica.State, c Captured) (replica.State, error) {
+	disks := slices.Clone(st.Disks)
+	for _, r := range c.Disks {
+		for i := range disks {
+			if disks[i].Name == r.Name && r.Identity != "" {
+				disks[i].Identity = r.Identity
+			}
+		}
+	}
+	if slices.Equal(disks, st.Disks) {
+		return st, nil
+	}
+	st.Disks = disks
+	return j.Replica.Ledger().Save(ctx, st)
+}
+
+func (j *Job) point(st replica.State, cutAt time.Time, app bool) replica.Point {
+	sizes := make(map[string]int64, len(st.Disks))
+	for _, d := range st.Disks {
+		sizes[d.Name] = d.Size
+	}
+	return replica.Point{
+		ID: replica.PointID(st.Applied, cutAt), At: st.Applied, CutAt: cutAt, AppConsistent: app, Sizes: sizes,
+	}
 }
 
 // adopt makes the tracker stand where the replica stands, by the replica's own block sums.

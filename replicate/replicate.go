@@ -85,6 +85,8 @@ type DiskResult struct {
 	Sent    int64         `json:"bytes_sent"`    // moved to the store
 	Blocks  int64         `json:"blocks"`        // blocks that differ
 	Took    time.Duration `json:"-"`
+	// Identity is that of the source disk, as the ledger keeps it.
+	Identity string `json:"-"`
 }
 
 // Captured is the outcome of Capture.

@@ -5,7 +5,6 @@ import (
 	"io/fs"
 
 	"sitrep/internal/block"
-	"sitrep/internal/disk/qcow2"
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 )
@@ -117,15 +116,14 @@ func (d *Disk) openVHDX(c *chain, path string) error {
 }
 
 func (d *Disk) openQCOW2(c *chain, path string) error {
-	f, err := c.push(path, c.fs.Open)
-	if err != nil {
-		return err
-	}
-	m, err := qcow2.Open(f)
+	m, err := c.qcow2(path)
 	if err != nil {
 		return err
 	}
 	d.Image, d.kind, d.layer = m, Dynamic, m.LayerExtent
+	if m.HasParent() {
+		d.kind = Differencing
+	}
 	return nil
 }
 

@@ -212,6 +212,8 @@ type Disk struct {
 	Source string `json:"source"`        // path at the protected site
 	Format string `json:"source_format"` // raw, vhd, vhdx: what failback creates
 	Size   int64  `json:"size"`          // guest bytes at Applied
+	// Identity tells the source disk from another one that comes to stand at its path: a disk.Identity; "" is not known.
+	Identity string `json:"source_identity,omitempty"`
 	// SectorSize is the bytes of a logical sector as the guest sees the disk; 0 is 512.
 	SectorSize int   `json:"sector_size,omitempty"`
 	BlockSize  int64 `json:"block_size"` // bytes of a block of the sums; fixed when protection is enabled

@@ -192,6 +192,8 @@ type Disk struct {
 	Name      string `json:"name"`
 	Format    string `json:"format"`
 	BlockSize int64  `json:"block_size"` // bytes
+	// Identity tells the disk from another one at its path; see replica.Disk.
+	Identity string `json:"identity,omitempty"`
 }
 
 // VM returns what is remembered of a VM; ok is false when nothing is.

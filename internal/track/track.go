@@ -24,6 +24,10 @@ type Disk struct {
 	Format    disk.Format
 	BlockSize int64
 	Parents   []string // where its parents may lie: see disk.Open
+	// Identity is that of the disk that the position is of. Another one is refused with fault.DiskReplaced, unless it holds the
+	// same; so is a disk of which nearly all data is another. Accept says that it is to be taken whatever it is.
+	Identity disk.Identity
+	Accept   bool
 }
 
 // Tracker tells the changes of the disks of one VM. Its methods are not concurrent.
@@ -77,6 +81,8 @@ type CutDisk interface {
 	BlockSize() int64  // bytes
 	// Untouched says that nothing changed, known without reading the disk.
 	Untouched() bool
+	// Identity is that of the disk now; of one that is Untouched, what it was.
+	Identity() disk.Identity
 	// DataWriteGUID is the VHDX identity of the content, zero when there is none.
 	DataWriteGUID() [16]byte
 	// Frozen says that the view is a snapshot, that goes on to be right while the disk is being written to.
@@ -111,9 +117,11 @@ type Stats struct {
 	Scanned int64 // read from the disk
 	Skipped int64 // known to be zero without reading
 	Changed int64 // in blocks that differ
+	Had     int64 // in blocks that had data at From
+	Lost    int64 // of these, in blocks that differ
 }
 
 // Add returns the sum of two.
 func (s Stats) Add(o Stats) Stats {
-	return Stats{s.Scanned + o.Scanned, s.Skipped + o.Skipped, s.Changed + o.Changed}
+	return Stats{s.Scanned + o.Scanned, s.Skipped + o.Skipped, s.Changed + o.Changed, s.Had + o.Had, s.Lost + o.Lost}
 }

@@ -1,14 +1,14 @@
 // Package qcow2 reads the disk format of QEMU and writes new disks of it, front to back.
 //
 // A qcow2 file is a row of clusters, 64 KiB each unless the header says otherwise. The L1 table has an entry for each
-// L2 table, an L2 table one for each cluster of the guest: where it lies in the file, or that it is zeros, or nothing,
-// which without a backing file means zeros too. Beside that there are reference counts, which only writers need. All
-// numbers are big-endian (docs/interop/qcow2.rst of QEMU).
+// L2 table, an L2 table one for each cluster of the guest: where it lies in the file, plain or compressed, or that it is
+// zeros, or nothing, which means what the backing file has there, and zeros if there is none. With extended entries, each
+// says that of 32 parts of its cluster. Beside that there are reference counts, which only writers need, and internal
+// snapshots, which have tables of their own and are not looked at. All numbers are big-endian (docs/interop/qcow2.rst of QEMU).
 //
-// Disks of this format are what a VM is recovered to, and what is read when it is brought home after QEMU has written
-// to it. So everything that such a disk cannot have is refused clearly instead of being guessed at: backing files,
-// encryption, compressed clusters, external data files, extended L2 entries, and features that are not known. What is
-// read may be hostile: memory is bounded by the header's limits, and every offset is checked before it is used.
+// What cannot be read is refused clearly instead of being guessed at: encryption, external data files, features that are
+// not known, and files that QEMU has marked as dirty or corrupt. What is read may be hostile: memory is bounded by the
+// header's limits, and every offset is checked before it is used.
 package qcow2
 
 import (
@@ -34,6 +34,8 @@ const (
 	newHeader      = 112 // of new disks: with the compression type and padding
 	maxL1          = 32 << 20
 	entrySize      = 8
+	maxName        = 1023 // bytes of the name of the backing file
+	subclusters    = 32   // of a cluster with an extended entry
 	sectorSize     = 512
 
 	offsetMask   = 0x00fffffffffffe00
@@ -48,7 +50,7 @@ const (
 	featureDirty       = 1 << 0 // reference counts may be wrong
 	featureCorrupt     = 1 << 1
 	featureDataFile    = 1 << 2
-	featureCompression = 1 << 3 // compressed clusters are of another kind; there may be none
+	featureCompression = 1 << 3 // compressed clusters are of the kind that the header names
 	featureExtendedL2  = 1 << 4
 )
 
@@ -64,13 +66,27 @@ type header struct {
 	refcountsAt    uint64
 	refcountTables uint32 // clusters
 	incompatible   uint64
+	length         uint32 // of the header itself
+	compression    uint8
+	nameLen        uint32 // of the backing file's name
 }
+
+// The kinds of compressed clusters.
+const (
+	deflated  = 0
+	zstandard = 1
+)
+
+// extensionFormat is the header extension that names the format of the backing file.
+const extensionFormat = 0xe2792aca
 
 // decode reads a header of at least headerV2 bytes; what lies behind the end of a short file is zero.
 func (h *header) decode(p []byte) {
 	be := binary.BigEndian
 	h.version = be.Uint32(p[4:])
 	h.backing = be.Uint64(p[8:])
+	h.nameLen = be.Uint32(p[16:])
+	h.length = headerV2
 	h.clusterBits = be.Uint32(p[20:])
 	h.size = be.Uint64(p[24:])
 	h.encryption = be.Uint32(p[32:])
@@ -80,6 +96,10 @@ func (h *header) decode(p []byte) {
 	h.refcountTables = be.Uint32(p[56:])
 	if h.version >= 3 {
 		h.incompatible = be.Uint64(p[72:])
+		h.length = be.Uint32(p[100:])
+		if h.length > headerV3 && h.incompatible&featureCompression != 0 {
+			h.compression = p[104]
+		}
 	}
 }
 
@@ -112,18 +132,21 @@ func (h header) refuse(fileSize int64) *fault.Error {
 		return unsupported("version %d of qcow is not supported", h.version)
 	case h.incompatible&^known != 0:
 		return unsupported("the qcow2 file needs features that are not known: bits %#x", h.incompatible&^known)
-	case h.backing != 0:
-		return unsupported("the qcow2 file has a backing file: merge them first (qemu-img rebase -b '')")
 	case h.encryption != 0:
 		return unsupported("the qcow2 file is encrypted")
 	case h.incompatible&featureDataFile != 0:
 		return unsupported("the qcow2 file keeps its data in another file")
-	case h.incompatible&featureExtendedL2 != 0:
-		return unsupported("the qcow2 file has extended L2 entries")
+	case h.compression != deflated && h.compression != zstandard:
+		return unsupported("the qcow2 file has clusters of the unknown compression %d", h.compression)
+	case h.incompatible&featureDirty != 0:
+		return corrupt("QEMU has the qcow2 file open with lazy reference counts, or did not close it: switch the VM off, then repair it (qemu-img check -r all)")
 	case h.incompatible&featureCorrupt != 0:
 		return corrupt("QEMU has marked the qcow2 file as corrupt: repair it first (qemu-img check -r all)")
 	case h.clusterBits < minClusterBits || h.clusterBits > maxClusterBits:
 		return corrupt("clusters of 2^%d bytes", h.clusterBits)
+	case h.extended() && h.clusterBits < minExtendedBits, h.length < headerV2 || h.version == 3 && h.length < headerV3,
+		h.backing != 0 && (h.nameLen == 0 || h.nameLen > maxName || h.backing+uint64(h.nameLen) > 1<<h.clusterBits || h.backing < uint64(h.length)):
+		return corrupt("the header of the qcow2 file contradicts itself")
 	case h.size == 0 || h.size > MaxSize || h.size%sectorSize != 0:
 		return unsupported("a disk cannot have %d bytes", h.size)
 	}
@@ -144,9 +167,18 @@ func (h header) refuseL1(fileSize int64) *fault.Error {
 	return nil
 }
 
+// minExtendedBits makes parts of a cluster of a sector at least.
+const minExtendedBits = 14
+
+func (h header) extended() bool { return h.incompatible&featureExtendedL2 != 0 }
+
 // l1Needed is how many L2 tables the disk has.
 func (h header) l1Needed() int64 {
-	return block.Count(int64(h.size), int64(1)<<(2*h.clusterBits-3))
+	bits := 2*h.clusterBits - 3
+	if h.extended() {
+		bits--
+	}
+	return block.Count(int64(h.size), int64(1)<<bits)
 }
 
 func outside(name string, off, n, size int64) error {

@@ -28,6 +28,14 @@ func (m *Image) Kind() Type { return m.footer.Type }
 // UUID is the identity of the disk, by which children name it.
 func (m *Image) UUID() UUID { return m.footer.ID }
 
+// Root is the first file of the chain, which has no parent.
+func (m *Image) Root() *Image {
+	for m.parent != nil {
+		m = m.parent
+	}
+	return m
+}
+
 // Footer is the footer of the top file.
 func (m *Image) Footer() Footer { return m.footer }
 

@@ -189,6 +189,17 @@ func (m *Image) DataWriteGUID() GUID { return m.head.dataWriteGUID }
 // DiskID is the identity of the virtual disk, which its children share.
 func (m *Image) DiskID() GUID { return m.geo.diskID }
 
+// Root is the first file of the chain, as far as its parents are VHDX.
+func (m *Image) Root() *Image {
+	for {
+		p, ok := m.parent.(*Image)
+		if !ok {
+			return m
+		}
+		m = p
+	}
+}
+
 // Locator says which file the parent is; it is empty unless the disk is a differencing one.
 func (m *Image) Locator() ParentLocator { return m.geo.locator }
 

@@ -37,6 +37,9 @@ type cutDisk struct {
 	view *disk.Disk
 	temp string // the clone that view reads; "" when it reads the disk itself
 
+	identity disk.Identity // when the view was taken
+	another  string        // why that is not the disk that the position is of; "" if it may be
+
 	chain     chain // of the disk itself, when the view was taken
 	certain   bool  // chain.certain
 	untouched bool
@@ -67,7 +70,7 @@ func (t *Tracker) newCut(ctx context.Context, since hrl.Pos) (c *cut, err error)
 				return c, fault.In(err, "", d.Name)
 			}
 		}
-		cd := &cutDisk{cut: c, d: d}
+		cd := &cutDisk{cut: c, d: d, identity: d.Identity}
 		if !since.IsZero() {
 			prev := *t.rec.disk(d.Name)
 			cd.prev = &prev
@@ -229,7 +232,7 @@ func (d *cutDisk) take() (err error) {
 	if d.mustStandStill() && !d.chain.still(now) {
 		return d.modified("the disk was written to just now")
 	}
-	return nil
+	return d.identify()
 }
 
 // clone makes a reflink clone of the image file, if that can be done at all. Whatever prevents it, the disk itself can

@@ -40,8 +40,15 @@ func (d *cutDisk) Scan(ctx context.Context, o track.Options, emit func(context.C
 	if err := d.dropResult(); err != nil {
 		return track.Stats{}, err
 	}
+	if d.another != "" {
+		emit = d.refuseAnother
+	}
 	s := d.newScan(o, emit)
-	if err := s.run(ctx, o.Tasks); err != nil {
+	err := s.run(ctx, o.Tasks)
+	if err == nil {
+		err = d.refuseMassive(s.stats)
+	}
+	if err != nil {
 		return s.stats, joinCleanup(err, s.redo.remove())
 	}
 	return s.stats, d.finish(s, o)
@@ -363,6 +370,7 @@ func (w *worker) emitChanges(ctx context.Context, u unit, old, now []sums.Sum) e
 	for i := 0; i < len(now); {
 		if now[i] == old[i] {
 			w.seen.Add(first+int64(i), old[i])
+			w.had(old[i], 0)
 			i++
 			continue
 		}
@@ -370,6 +378,7 @@ func (w *worker) emitChanges(ctx context.Context, u unit, old, now []sums.Sum) e
 		for ; end < len(now) && now[end] != old[end] && now[end].IsZero() == now[i].IsZero(); end++ {
 			b := first + int64(end)
 			w.seen.Add(b, old[end])
+			w.had(old[end], w.blockSize)
 			w.moved.Remove(b, old[end])
 			w.moved.Add(b, now[end])
 		}
@@ -382,6 +391,13 @@ func (w *worker) emitChanges(ctx context.Context, u unit, old, now []sums.Sum) e
 		return nil
 	}
 	return w.redo.add(w.entries)
+}
+
+// had counts a block that had a sum, and of how many bytes its data is lost.
+func (w *worker) had(old sums.Sum, lost int64) {
+	if !old.IsZero() {
+		w.stats.Had, w.stats.Lost = w.stats.Had+w.blockSize, w.stats.Lost+lost
+	}
 }
 
 func (w *worker) emitRun(ctx context.Context, u unit, now []sums.Sum, i, end int) error {
