@@ -41,7 +41,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code": code, "json": jsonField, "disk": makeDisk, "poke": poke, "tree": tree, "sametree": sameTree,
-			"hold": hold, "empty": empty, "same": same, "vhdx": makeVHDX, "sectors": sectors, "begin": begin, "child": makeChild,
+			"hold": hold, "empty": empty, "same": same, "vhdx": makeVHDX, "sectors": sectors, "stamp": stampDisk, "child": makeChild,
 			"gpt": gpt, "writevhdx": writeVHDX, "glob": glob,
 		},
 	})
@@ -180,8 +180,8 @@ func glob(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// begin FILE TEXT writes bytes at the beginning of a raw disk, as its guest could.
-func begin(ts *testscript.TestScript, _ bool, args []string) {
+// stamp FILE TEXT writes bytes at the beginning of a raw disk, as its guest could.
+func stampDisk(ts *testscript.TestScript, _ bool, args []string) {
 	f, err := os.OpenFile(ts.MkAbs(args[0]), os.O_RDWR, 0)
 	ts.Check(err)
 	_, err = f.WriteAt([]byte(args[1]), 0)

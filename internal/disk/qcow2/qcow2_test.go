@@ -221,7 +221,7 @@ func TestRefused(t *testing.T) {
 		"data file": {func(p string) {
 			qemu(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+p+".raw", p, "8M")
 		}, "another file"},
-		"dirty": {func(p string) { patch(t, base, p, 79, 1) }, "lazy"},
+		"dirty":           {func(p string) { patch(t, base, p, 79, 1) }, "lazy"},
 		"feature":         {func(p string) { patch(t, base, p, 72, 0x80) }, "not known"},
 		"one table twice": {func(p string) { oneTableTwice(t, p) }, "two parts"},
 		"corrupt":         {func(p string) { patch(t, base, p, 79, 2) }, "corrupt"},
