@@ -321,7 +321,7 @@ func (w *world) makeLogDirs(vm *site.VM) error {
 
 // deltasOf is the tracker of a VM's deltas, for looking only.
 func (w *world) deltasOf(vm *site.VM, disks []state.Disk) (*scan.Tracker, error) {
-	tracked, err := trackedDisks(vm, disks)
+	tracked, err := w.trackedDisks(vm, disks)
 	if err != nil {
 		return nil, err
 	}
