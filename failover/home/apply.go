@@ -173,7 +173,7 @@ func write(ctx context.Context, w disk.Writable, log *openLog, count func(int64)
 	})
 	g.Go(func() error {
 		for r := range way {
-			if err := put(w, r); err != nil {
+			if err := put(ctx, w, r); err != nil {
 				return err
 			}
 			count(r.Len)
@@ -186,12 +186,37 @@ func write(ctx context.Context, w disk.Writable, log *openLog, count func(int64)
 	return g.Wait()
 }
 
-func put(w disk.Writable, r loaded) error {
+func put(ctx context.Context, w disk.Writable, r loaded) error {
 	if r.Zero {
-		return w.ZeroAt(r.Off, r.Len)
+		return zero(ctx, w, r.Range)
 	}
 	_, err := w.WriteAt(r.data, r.Off)
 	return err
+}
+
+// zero writes zeros where a disk holds something else. No space is given back: what was allocated for a VM that is to run again stays
+// allocated for it. What is known to be zero is left as it is, be it a hole or allocated.
+func zero(ctx context.Context, w disk.Writable, r block.Range) error {
+	var zeros []byte
+	for off := r.Off; off < r.End(); {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		e, err := w.Extent(off, min(r.End()-off, unit))
+		if err != nil {
+			return err
+		}
+		if e.Kind == block.Data {
+			if zeros == nil {
+				zeros = durable.AlignedBuffer(unit)
+			}
+			if _, err := w.WriteAt(zeros[:e.Len], off); err != nil {
+				return err
+			}
+		}
+		off = e.End()
+	}
+	return nil
 }
 
 // read reads the records of a log. What it reads is proved once more: it was verified, but that was another reading.
