@@ -150,11 +150,12 @@ func (s *session) copyPoint(ctx context.Context, dst disk.Writable, src replica.
 		if err := ctx.Err(); err != nil {
 			return data, err
 		}
-		e, err := src.Extent(off, min(exportUnit, src.Size()-off))
+		e, err := src.Extent(off, src.Size()-off) // a hole is one step, whatever its size
 		if err != nil {
 			return data, err
 		}
 		if e.Kind == block.Data {
+			e.Len = min(e.Len, exportUnit)
 			p := buf[:e.Len]
 			if n, err := src.ReadAt(p, off); n < len(p) {
 				if err == nil || err == io.EOF {

@@ -243,6 +243,9 @@ func (j *Job) wholePrice(ctx context.Context, st replica.State, d host.Definitio
 	defer func() { err = errors.Join(err, img.Close()) }()
 	p = DiskPrice{Name: to.Name, Size: img.Size()}
 	for off := int64(0); off < img.Size(); {
+		if err := ctx.Err(); err != nil {
+			return p, fault.FromOS(err)
+		}
 		e, err := img.Extent(off, img.Size()-off)
 		if err != nil {
 			return p, fault.In(err, j.VM, to.Name)

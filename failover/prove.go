@@ -63,8 +63,11 @@ func (r *run) proveDisk(ctx context.Context, view replica.PointView, name string
 	g.SetLimit(proveTasks)
 	for off := int64(0); off < src.Size() && running.Err() == nil; {
 		var e block.Extent
-		if e, err = src.Extent(off, min(proveUnit, src.Size()-off)); err != nil {
+		if e, err = src.Extent(off, src.Size()-off); err != nil { // a hole is one step, whatever its size
 			break
+		}
+		if e.Kind == block.Data {
+			e.Len = min(e.Len, proveUnit)
 		}
 		off = e.End()
 		r.Meter.Add(task, e.Len)

@@ -50,7 +50,8 @@ func (c *comparison) run(ctx context.Context) error {
 	for range n {
 		bufs <- new(buffers)
 	}
-	src, dst := cursor{find: c.sourceFrom, at: -1}, cursor{find: c.targetFrom, at: -1}
+	src := cursor{find: func(off int64) (int64, error) { return c.sourceFrom(ctx, off) }, at: -1}
+	dst := cursor{find: func(off int64) (int64, error) { return c.targetFrom(ctx, off) }, at: -1}
 	size := c.src.Size()
 	for off := int64(0); off < size; {
 		at, err := earlier(&src, &dst, off)
@@ -111,8 +112,11 @@ func earlier(a, b *cursor, off int64) (int64, error) {
 }
 
 // dataFrom is where the first bytes of an image at or after off are that may be other than zero; its size: nowhere.
-func dataFrom(m disk.Image, off int64) (int64, error) {
+func dataFrom(ctx context.Context, m disk.Image, off int64) (int64, error) {
 	for off < m.Size() {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
 		e, err := m.Extent(off, m.Size()-off)
 		if err != nil {
 			return 0, err
@@ -125,12 +129,14 @@ func dataFrom(m disk.Image, off int64) (int64, error) {
 	return m.Size(), nil
 }
 
-func (c *comparison) sourceFrom(off int64) (int64, error) { return dataFrom(c.src, off) }
+func (c *comparison) sourceFrom(ctx context.Context, off int64) (int64, error) {
+	return dataFrom(ctx, c.src, off)
+}
 
-func (c *comparison) targetFrom(off int64) (int64, error) {
+func (c *comparison) targetFrom(ctx context.Context, off int64) (int64, error) {
 	size := c.src.Size()
 	if c.base == nil {
-		at, err := dataFrom(c.dst, off)
+		at, err := dataFrom(ctx, c.dst, off)
 		if at >= c.dst.Size() {
 			at = size
 		}

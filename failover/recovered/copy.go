@@ -57,7 +57,7 @@ func (m *maker) copy(ctx context.Context) error {
 // send begins to read the pieces of the disk that are not known to be zero.
 func (m *maker) send(ctx context.Context, g *errgroup.Group, free <-chan []byte, way chan<- *piece) error {
 	for off := int64(0); off < m.Source.Size(); {
-		r, err := m.next(off)
+		r, err := m.next(ctx, off)
 		if err != nil || r.Empty() {
 			return err
 		}
@@ -75,9 +75,12 @@ func (m *maker) send(ctx context.Context, g *errgroup.Group, free <-chan []byte,
 }
 
 // next is the next piece at or after off, a multiple of granule, that is not known to be zero; empty at the end.
-func (m *maker) next(off int64) (block.Range, error) {
+func (m *maker) next(ctx context.Context, off int64) (block.Range, error) {
 	size := m.Source.Size()
 	for at := off; at < size; {
+		if err := ctx.Err(); err != nil {
+			return block.Range{}, err
+		}
 		e, err := m.Source.Extent(at, size-at)
 		if err != nil {
 			return block.Range{}, err

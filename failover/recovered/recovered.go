@@ -87,7 +87,7 @@ func Make(ctx context.Context, c Config) (r Result, err error) {
 	if r.Written, r.Found, err = c.found(); r.Found || err != nil {
 		return r, err
 	}
-	if err := c.prepare(); err != nil {
+	if err := c.prepare(ctx); err != nil {
 		return r, err
 	}
 	m := &maker{Config: c, tmp: durable.TempName(c.Path)}
@@ -150,7 +150,7 @@ func (c *Config) record() record {
 }
 
 // prepare removes what an earlier call has left, and looks for space.
-func (c *Config) prepare() error {
+func (c *Config) prepare(ctx context.Context) error {
 	dir := filepath.Dir(c.Path)
 	if err := c.FS.MkdirAll(dir); err != nil {
 		return err
@@ -171,7 +171,7 @@ func (c *Config) prepare() error {
 	if !ok {
 		return nil
 	}
-	need, err := dataBytes(c.Source)
+	need, err := dataBytes(ctx, c.Source)
 	if err == nil && need > free {
 		err = fault.New(fault.NoSpace, "the recovered disk needs up to %d bytes, and the volume has %d", need, free).At(dir)
 	}
@@ -179,8 +179,11 @@ func (c *Config) prepare() error {
 }
 
 // dataBytes is how many bytes of a disk are not known to be zero.
-func dataBytes(s Source) (n int64, err error) {
+func dataBytes(ctx context.Context, s Source) (n int64, err error) {
 	for off := int64(0); off < s.Size(); {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
 		e, err := s.Extent(off, s.Size()-off)
 		if err != nil {
 			return 0, err

@@ -21,6 +21,9 @@ type Proven struct {
 	// Read fills p from the disk, and Sums out with the sums of the blocks from first on.
 	Read func(p []byte, off int64) error
 	Sums func(first int64, out []sums.Sum) error
+	// NextSums returns the first run of blocks at or after first, before end, whose sums may be other than zero; n is 0 when there is
+	// none. It reads no sums. nil: they are read to find out.
+	NextSums func(first, end int64) (start, n int64, err error)
 	// Path tells an operator where the disk is.
 	Path string
 
@@ -113,8 +116,21 @@ func (p *Proven) Extent(e block.Extent) (block.Extent, error) {
 	if e.Kind != block.Zero || e.Len <= 0 {
 		return e, nil
 	}
-	first := e.Off / p.BlockSize
-	have := make([]sums.Sum, min(block.Count(e.End(), p.BlockSize)-first, extentBlocks))
+	first, end := e.Off/p.BlockSize, block.Count(e.End(), p.BlockSize)
+	if p.NextSums != nil {
+		start, n, err := p.NextSums(first, end)
+		switch {
+		case err != nil:
+			return e, err
+		case n == 0: // the work is that of the sums that there are, not of the size of the disk
+			return e, nil
+		case start > first:
+			e.Len = min(e.Len, start*p.BlockSize-e.Off)
+			return e, nil
+		}
+		end = min(end, start+n)
+	}
+	have := make([]sums.Sum, min(end-first, extentBlocks))
 	if err := p.Sums(first, have); err != nil {
 		return e, err
 	}

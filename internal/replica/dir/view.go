@@ -233,10 +233,16 @@ func (d *pointDisk) openBase(fsys durable.FS, path, sumsPath string, blockSize i
 	if err != nil {
 		return err
 	}
+	table := sums.NewTable(d.sums)
 	d.proven = &replica.Proven{
 		BlockSize: blockSize, End: length - vhd.FooterSize, ShortEnd: d.size, Path: path,
 		Read: func(p []byte, off int64) error { return readPages(d.base, p, off) },
-		Sums: sums.NewTable(d.sums).Load,
+		Sums: table.Load,
+		NextSums: func(first, end int64) (start, n int64, err error) {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			return table.Next(first, end)
+		},
 	}
 	return nil
 }

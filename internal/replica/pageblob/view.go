@@ -131,7 +131,23 @@ func (d *pointDisk) fetchSums(first int64, out []sums.Sum) error {
 // proven proves what is read by its sums. The table is that of the position, or pinned, so a short last block has the sum of
 // what it is at the point.
 func (d *pointDisk) proven() *replica.Proven {
-	return &replica.Proven{BlockSize: d.blockSize, End: d.size, ShortEnd: d.size, Read: d.fetch, Sums: d.fetchSums, Path: d.pages.where()}
+	return &replica.Proven{BlockSize: d.blockSize, End: d.size, ShortEnd: d.size, Read: d.fetch, Sums: d.fetchSums, NextSums: d.nextSums, Path: d.pages.where()}
+}
+
+// nextSums finds sums that may be other than zero: the table has pages only where there are some.
+func (d *pointDisk) nextSums(first, end int64) (start, n int64, err error) {
+	for off, to := first*sums.Size, end*sums.Size; off < to; {
+		e, err := d.table.extent(d.ctx, block.Range{Off: off, Len: to - off})
+		if err != nil {
+			return 0, 0, err
+		}
+		if e.Kind == block.Data {
+			start = e.Off / sums.Size
+			return start, block.Count(e.End(), sums.Size) - start, nil
+		}
+		off = e.End()
+	}
+	return 0, 0, nil
 }
 
 // sum is the sum of a block. They are read in pieces, of which the last is kept.
