@@ -45,7 +45,7 @@ type exportOptions struct {
 // moves its pages, and not changed. A file that is there is not replaced.
 func (w *world) export(ctx context.Context, vm *site.VM, x exportOptions, o *exportObject) error {
 	return w.locked(vm, func() error {
-		return w.onReplica(ctx, vm, forUpkeep, &o.vmHead, func(s *session) error { return s.export(ctx, x, o) })
+		return w.onReplica(ctx, vm, forLooking, &o.vmHead, func(s *session) error { return s.export(ctx, x, o) })
 	})
 }
 

@@ -50,7 +50,7 @@ func (w *world) failoverJob(ctx context.Context, vm *site.VM, o failoverOptions)
 	}
 	folder := cmpOr(w.site.Recovery.Folder, filepath.Join(w.site.Dir, site.DefaultRecoveredFolder))
 	j := &failover.Job{
-		VM: vm.Name, Store: w.store, FS: w.fs, By: by, Keep: vm.Policy().RecoveryPoints,
+		VM: vm.Name, Store: w.looking(), FS: w.fs, By: by, Keep: vm.Policy().RecoveryPoints,
 		Source:   failover.Place{Host: source, Name: vm.Name, Grace: vm.ShutdownGrace, Foreign: vm.QMP != ""},
 		Recovery: failover.Place{Host: recovery, ID: id, Name: vm.Name, Grace: vm.ShutdownGrace},
 		Folder:   filepath.Join(folder, vm.Name), TestFolder: filepath.Join(folder, vm.Name+"-test"),

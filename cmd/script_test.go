@@ -37,7 +37,18 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("TZ", "UTC")
 			e.Setenv("SITREP_SITE", "")
+			e.Defer(func() { _ = exec.Command("umount", "-l", filepath.Join(e.WorkDir, "ro")).Run() }) // what a failed script left
 			return nil
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond != "mount" {
+				return false, fmt.Errorf("there is no condition %q", cond)
+			}
+			folder := t.TempDir()
+			if exec.Command("mount", "--bind", folder, folder).Run() != nil {
+				return false, nil
+			}
+			return true, exec.Command("umount", folder).Run()
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code": code, "json": jsonField, "disk": makeDisk, "poke": poke, "tree": tree, "sametree": sameTree,

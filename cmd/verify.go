@@ -66,7 +66,7 @@ func (w *world) verify(ctx context.Context, vm *site.VM, v verifyOptions) (vmObj
 	if w.opts.dryRun {
 		return o, w.planVerify(ctx, vm, v, o)
 	}
-	a := forUpkeep
+	a := forLooking
 	if v.source { // whose disks it compares has to be the one that replicates them
 		a = forWriting
 	}

@@ -34,6 +34,8 @@ type world struct {
 	noStore error
 	// accepted are the disks of the VM that are replicated whatever they are.
 	accepted []string
+	// toldReadOnly is the VM of which it was said last that its store cannot be written to.
+	toldReadOnly string
 }
 
 // open reads the site file. Nothing is created and no store is looked at.
@@ -110,7 +112,19 @@ const (
 	// forUpkeep is what any machine of the vault may do beside the writer: to apply what it has shipped, where the policy says that this
 	// is done elsewhere; to prove the replica; to make disks of its points.
 	forUpkeep
+	// forLooking is forUpkeep that can do without writing, where the store cannot be written to.
+	forLooking
 )
+
+// looking is the store for work that only looks at replicas.
+func (w *world) looking() replica.Store {
+	return replica.WithNotes(w.store, w.memory, func(vm string) {
+		if w.toldReadOnly != vm {
+			w.say("%s: the store cannot be written to: its replica is not locked, and what is to be recorded is kept in %s", vm, w.memory.Path())
+		}
+		w.toldReadOnly = vm
+	})
+}
 
 // replica opens the replica of a VM. It tells a store that is not mounted, and a replica that has vanished, from a VM
 // that was never protected, as far as this site remembers.
@@ -122,9 +136,12 @@ func (w *world) replica(ctx context.Context, vm *site.VM, a access) (replica.Rep
 	if err := w.checkStoreOf(ctx, vm); err != nil {
 		return nil, none, err
 	}
-	open := w.store.View
-	if a != forReading {
+	open := w.looking().View
+	switch a {
+	case forWriting, forUpkeep:
 		open = w.store.Open
+	case forLooking:
+		open = w.looking().Open
 	}
 	r, err := open(ctx, vm.Name)
 	if err != nil {

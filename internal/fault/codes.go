@@ -166,7 +166,7 @@ func table() map[Code]row {
 	return map[Code]row{
 		IO:               {Recoverable, "A read or a write failed.", "Look at the disk or the network path named in the message.", "{again}"},
 		NoSpace:          {Recoverable, "The volume is full.", "Free space on the volume named in the message.", "{again}"},
-		Permission:       {Critical, "The account that runs sitrep may not read or write this file or folder.", "Correct the permissions.", "sitrep resume {vm}"},
+		Permission:       {Critical, "The account that runs sitrep may not read or write this file or folder, or its volume is mounted read-only.", "Correct the permissions, or mount the volume for writing.", "sitrep resume {vm}"},
 		NotFound:         {Critical, "A file or folder is not there.", "Correct the path in the site file or bring the file back.", "sitrep resume {vm}"},
 		Interrupted:      {Recoverable, "The run was interrupted.", "What was acknowledged is kept.", "{again}"},
 		Busy:             {Recoverable, "Something else is using the file.", "Wait, or stop what is using it.", "{again}"},

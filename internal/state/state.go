@@ -10,6 +10,7 @@
 //	writer.json       the random ID of this folder, by which a replica knows who writes to it
 //	store.json        the identity of the store, as of the last successful look at it
 //	vms/VM.json       that a VM was protected, as which replica, and what stopped it
+//	notes/VM.json     what is to be recorded in a store that cannot be written to (replica.WithNotes)
 //	jobs/ID.json      one record for each job
 //	jobs/ID.lock      locked by the kernel while the job's process lives
 //	locks/VM.lock     locked by the kernel while a run works on the VM
@@ -229,6 +230,25 @@ func (d *Dir) ForgetVM(name string) error {
 	}
 	return nil
 }
+
+// Note is part of replica.Notes. A note that cannot be understood counts as none, as every record here does.
+func (d *Dir) Note(vm string) (st replica.State, ok bool, err error) {
+	ok, err = d.load(d.noteFile(vm), &st)
+	return st, ok && st.VM == vm, err
+}
+
+// KeepNote is part of replica.Notes.
+func (d *Dir) KeepNote(st replica.State) error { return d.save(d.noteFile(st.VM), st) }
+
+// DropNote is part of replica.Notes.
+func (d *Dir) DropNote(vm string) error {
+	if err := durable.RemoveIfThere(d.fs, d.noteFile(vm)); err != nil {
+		return fault.FromOS(err)
+	}
+	return nil
+}
+
+func (d *Dir) noteFile(vm string) string { return d.Path("notes", vm+".json") }
 
 // vmFile cannot leave the folder: a site file has no VM names with separators in them.
 func (d *Dir) vmFile(name string) string { return d.Path("vms", name+".json") }
