@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"sitrep/internal/fault"
+	"sitrep/internal/plain"
 	"sitrep/internal/site"
 )
 
@@ -78,6 +79,7 @@ func (s *shown) Unwrap() error { return s.error }
 
 // printError tells an operator what happened, whether it is tried again, and what to run next.
 func (p *program) printError(w io.Writer, err error, vm string) {
+	w = plain.Writer(w)
 	var lines *site.Errors
 	if errors.As(err, &lines) {
 		fmt.Fprintln(w, lines.Error()) // each line has its place: file:line:column
@@ -89,7 +91,7 @@ func (p *program) printError(w io.Writer, err error, vm string) {
 	if vm != "" && e.VM == "" {
 		text = "VM " + vm + ": " + text
 	}
-	fmt.Fprintf(w, "sitrep: %s\n", strings.ReplaceAll(text, "\n", "\n  "))
+	fmt.Fprintf(w, "sitrep: %s\n", strings.ReplaceAll(text, "\n", "\n    ")) // deeper than the lines below: no text can be taken for them
 	if s := (*shown)(nil); errors.As(err, &s) {
 		return
 	}
@@ -211,6 +213,9 @@ var plainWord = regexp.MustCompile(`^[A-Za-z0-9_./:@%+,=-]+$`)
 func shellQuote(s string) string {
 	if plainWord.MatchString(s) {
 		return s
+	}
+	if plain.Line(s) != s { // what would not be printed as it is: the way bash, zsh and ksh write it
+		return "$'" + plain.Text(strings.NewReplacer(`\`, `\\`, "'", `\'`, "\n", `\n`, "\t", `\t`).Replace(s)) + "'"
 	}
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"sitrep/internal/plain"
 )
 
 // result is the object of --json. Fields are only added.
@@ -52,15 +54,18 @@ type vmHead struct {
 func (h *vmHead) head() *vmHead { return h }
 
 func (r *result) write(w io.Writer) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(r)
+	data, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(plain.JSON(data, true), '\n'))
+	return err
 }
 
 // say writes a line for people about work that was done.
 func (p *program) say(format string, args ...any) {
 	if !p.opts.quiet && !p.opts.json {
-		fmt.Fprintf(p.stdout, format+"\n", args...)
+		fmt.Fprintf(plain.Writer(p.stdout), format+"\n", args...)
 	}
 }
 
@@ -69,7 +74,7 @@ func (p *program) show(text string) error {
 	if p.opts.json {
 		return nil
 	}
-	_, err := io.WriteString(p.stdout, text)
+	_, err := io.WriteString(p.stdout, p.coloured(plain.Text(text)))
 	return err
 }
 
@@ -78,7 +83,11 @@ func table(rows [][]string) string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	for _, r := range rows {
-		fmt.Fprintln(w, strings.Join(r, "\t"))
+		cells := make([]string, len(r))
+		for i := range r {
+			cells[i] = plain.Line(r[i])
+		}
+		fmt.Fprintln(w, strings.Join(cells, "\t"))
 	}
 	w.Flush() // to a strings.Builder: cannot fail
 	lines := strings.Split(b.String(), "\n")

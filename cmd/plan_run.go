@@ -21,6 +21,7 @@ import (
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/internal/hook"
+	"sitrep/internal/plain"
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
 	"sitrep/internal/state"
@@ -448,7 +449,7 @@ func (w *world) asker() func(context.Context, string) (bool, error) {
 	}
 	in := bufio.NewReader(f)
 	return func(ctx context.Context, text string) (bool, error) {
-		fmt.Fprintf(w.stderr, "%s\nDone? [y/N] ", text)
+		fmt.Fprintf(w.stderr, "%s\nDone? [y/N] ", plain.Text(text))
 		said := make(chan string, 1)
 		go func() { // a terminal cannot be waited for and be interrupted
 			line, _ := in.ReadString('\n') // an end of the input is no yes

@@ -14,6 +14,7 @@ import (
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/internal/health"
+	"sitrep/internal/plain"
 	"sitrep/internal/replica"
 )
 
@@ -289,7 +290,7 @@ func labelText(pairs []string) string {
 	escape := strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
 	var parts []string
 	for i := 0; i+1 < len(pairs); i += 2 {
-		parts = append(parts, pairs[i]+`="`+escape.Replace(pairs[i+1])+`"`)
+		parts = append(parts, pairs[i]+`="`+escape.Replace(plain.Line(pairs[i+1]))+`"`)
 	}
 	return strings.Join(parts, ",")
 }

@@ -27,6 +27,7 @@ import (
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
+	"sitrep/internal/plain"
 	"sitrep/internal/site"
 )
 
@@ -121,8 +122,8 @@ func (p *program) app() *cli.App {
 		Before:          p.before,
 		Action:          p.noCommand,
 		Reader:          p.stdin,
-		Writer:          p.stdout,
-		ErrWriter:       p.stderr,
+		Writer:          plain.Writer(p.stdout),
+		ErrWriter:       plain.Writer(p.stderr),
 		HideHelpCommand: false,
 		OnUsageError:    onUsageError,
 		// Errors come back from RunContext: only main ends the process.
@@ -190,7 +191,7 @@ func (p *program) before(c *cli.Context) error {
 		level = slog.LevelDebug
 	}
 	p.errs = &lines{w: p.stderr}
-	p.log = slog.New(slog.NewTextHandler(p.errs, &slog.HandlerOptions{Level: level}))
+	p.log = slog.New(slog.NewTextHandler(plain.Writer(p.errs), &slog.HandlerOptions{Level: level}))
 	return nil
 }
 
@@ -210,7 +211,7 @@ func (p *program) noCommand(c *cli.Context) error {
 		}
 		return fault.New(fault.UsageError, "there is no command %q%s", c.Args().First(), site.DidYouMean(c.Args().First(), names))
 	}
-	c.App.Writer = p.stderr
+	c.App.Writer = c.App.ErrWriter
 	if err := cli.ShowAppHelp(c); err != nil {
 		return err
 	}

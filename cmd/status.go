@@ -358,7 +358,7 @@ func (w *world) statusText(list []*statusObject, details bool) string {
 			cmpOr(w.commands(o.Next), "-")})
 	}
 	var b strings.Builder
-	b.WriteString(w.coloured(table(rows)))
+	b.WriteString(table(rows))
 	for _, o := range list {
 		for _, r := range o.HealthReasons {
 			fmt.Fprintf(&b, "%s: %s\n", o.VM, r)

@@ -29,7 +29,10 @@ func (w *world) watch(ctx context.Context, vms []*site.VM, every time.Duration, 
 		if ctx.Err() != nil {
 			return nil
 		}
-		text := clear + w.now().Format("2006-01-02 15:04:05") + "\n" + w.statusText(list, details) + w.planText(w.plansUnderWay(ctx, vms))
+		if _, err := io.WriteString(w.stdout, clear); err != nil {
+			return err
+		}
+		text := w.now().Format("2006-01-02 15:04:05") + "\n" + w.statusText(list, details) + w.planText(w.plansUnderWay(ctx, vms))
 		if clear == "" {
 			text += "\n"
 		}

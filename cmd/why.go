@@ -249,7 +249,7 @@ func verbOf(w *world, f *state.Failure) string {
 
 func (w *world) whyText(o *whyObject) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %s%s\n", o.VM, o.State, because(w.coloured(o.Health)))
+	fmt.Fprintf(&b, "%s: %s%s\n", o.VM, o.State, because(o.Health))
 	if len(o.Chain) == 0 {
 		b.WriteString("  nothing is wrong\n")
 	}

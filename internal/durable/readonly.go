@@ -39,6 +39,18 @@ func (r readOnly) Open(name string) (File, error) {
 	return readOnlyFile{f}, nil
 }
 
+// Within is that of the filesystem; see the function Within.
+func (r readOnly) Within(root string) FS { return readOnly{Within(r.FS, root)} }
+
+// OpenLinked is that of the filesystem; see the function OpenLinked.
+func (r readOnly) OpenLinked(name string) (File, error) {
+	f, err := OpenLinked(r.FS, name)
+	if err != nil {
+		return nil, err
+	}
+	return readOnlyFile{f}, nil
+}
+
 func (r readOnly) Lock(name string) (io.Closer, error) {
 	if _, err := r.Stat(name); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {

@@ -140,6 +140,18 @@ func TestWithinFollowsNoLink(t *testing.T) {
 	})
 }
 
+func TestWithinOfARunThatOnlyLooks(t *testing.T) {
+	s := newShare(t)
+	must(t, os.Symlink(s.secret, s.file))
+	looking := durable.Within(durable.ReadOnly(durable.OS()), s.root)
+	if _, err := looking.Open(s.file); !fault.Is(err, fault.UnsafeFile) {
+		t.Errorf("Open: %v", err)
+	}
+	if _, err := durable.OpenLinked(looking, s.file); !fault.Is(err, fault.UnsafeFile) {
+		t.Errorf("OpenLinked: %v", err)
+	}
+}
+
 func TestWithinOpensFilesOnly(t *testing.T) {
 	for what, make := range map[string]func(name string) error{
 		"pipe":   func(name string) error { return unix.Mkfifo(name, 0o600) },

@@ -9,8 +9,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
+
+	"sitrep/internal/plain"
 )
 
 // Class says what happens after an error of a Code.
@@ -52,14 +55,29 @@ type Error struct {
 	Err  error // the cause, may be nil
 }
 
-// New returns an error of the given code.
+// New returns an error of the given code. Strings among args are put in one line, as names and answers of others could
+// otherwise look like lines of this program; see Lines.
 func New(code Code, format string, args ...any) *Error {
+	oneLine(args)
 	return &Error{Code: code, Msg: fmt.Sprintf(format, args...)}
 }
 
-// Wrap returns an error of the given code caused by err.
+// Wrap returns an error of the given code caused by err. See New for args.
 func Wrap(code Code, err error, format string, args ...any) *Error {
+	oneLine(args)
 	return &Error{Code: code, Msg: fmt.Sprintf(format, args...), Err: err}
+}
+
+// Lines is an argument of New and Wrap that keeps its lines: the end of what a program wrote.
+type Lines string
+
+// oneLine puts the strings among args in one line. (It changes args, not a copy of it: only so can go vet check formats.)
+func oneLine(args []any) {
+	for i, a := range args {
+		if s, ok := a.(string); ok {
+			args[i] = plain.Line(s)
+		}
+	}
 }
 
 // At names the file. It changes and returns e, for use where the error is made.
@@ -87,24 +105,33 @@ func (e *Error) Error() string {
 		if b.Len() > 0 {
 			b.WriteString(": ")
 		}
-		b.WriteString(s)
+		b.WriteString(plain.Text(s)) // much of it is what others have said
 	}
 	if e.VM != "" {
-		part("VM " + e.VM)
+		part("VM " + plain.Line(e.VM))
 	}
 	if e.Disk != "" {
-		part("disk " + e.Disk)
+		part("disk " + plain.Line(e.Disk))
 	}
 	if e.Path != "" && e.HasOff {
-		part(fmt.Sprintf("%s at offset %d", e.Path, e.Off))
+		part(fmt.Sprintf("%s at offset %d", plain.Line(e.Path), e.Off))
 	} else {
-		part(e.Path)
+		part(plain.Line(e.Path))
 	}
 	part(e.Msg)
 	if e.Err != nil {
-		part(e.Err.Error())
+		part(causeText(e.Err))
 	}
 	return b.String()
+}
+
+// causeText is the text of a cause; an error of the operating system is one line, whatever the file is called.
+func causeText(err error) string {
+	switch err.(type) {
+	case *os.PathError, *os.LinkError, *os.SyscallError:
+		return plain.Line(err.Error())
+	}
+	return err.Error()
 }
 
 // Unwrap returns the cause.

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"sitrep/internal/fault"
@@ -183,5 +184,22 @@ func TestFromOS(t *testing.T) {
 	around := fault.FromOS(fmt.Errorf("reading the ledger: %w", missing))
 	if !strings.Contains(around.Error(), "reading the ledger") || strings.Count(around.Error(), pe.Path) != 1 {
 		t.Errorf("%v", around)
+	}
+}
+
+// TestNothingOfOthersIsALine: what an error repeats cannot act on a terminal, nor look like a line of this program.
+func TestNothingOfOthersIsALine(t *testing.T) {
+	evil := "x\x1b]0;title\x07\nsitrep: all is well\u202e"
+	for _, err := range []error{
+		fault.New(fault.IO, "the host said: %s", evil), fault.New(fault.IO, "read").At(evil).Of("", evil),
+		fault.Wrap(fault.IO, &os.PathError{Op: "open", Path: evil, Err: syscall.EIO}, "%v", 1).AtOff(evil, 7),
+	} {
+		text := err.Error()
+		if strings.ContainsAny(text, "\x1b\x07\u202e") || strings.Contains(text[:len(text)-len(evil)], "\nsitrep") {
+			t.Errorf("%q", text)
+		}
+	}
+	if err := fault.New(fault.HookFailed, "%s", fault.Lines("a\nb\x1b")); err.Error() != "a\nb\\x1b" {
+		t.Errorf("%q", err)
 	}
 }

@@ -166,7 +166,7 @@ func (p Program) judge(ctx, runCtx context.Context, cmd *exec.Cmd, err error, ou
 			exit.Timeout = p.Timeout
 		}
 	}
-	return fault.Wrap(fault.HookFailed, exit, "%s", said(out.Stderr)).At(p.Path)
+	return fault.Wrap(fault.HookFailed, exit, "%s", fault.Lines(said(out.Stderr))).At(p.Path)
 }
 
 // said is the end of a program's standard error, for people.

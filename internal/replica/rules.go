@@ -11,6 +11,7 @@ import (
 
 	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
+	"sitrep/internal/plain"
 )
 
 // MaxLedger is the number of bytes that a ledger can have; a longer one is not read.
@@ -31,6 +32,7 @@ func Encode(s State) ([]byte, error) {
 // Decode reads what Encode wrote. The bytes are foreign: whatever is not a whole, valid ledger of the VM is refused with
 // fault.LedgerCorrupt, fault.LedgerVersion or fault.ReplicaForeign. The error names path, for people.
 func Decode(data []byte, path, vm string) (State, error) {
+	data = plain.JSON(data, false) // others may have written it, and much of it is printed
 	var head struct {
 		Format int `json:"format"`
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"sitrep/internal/fault"
+	"sitrep/internal/plain"
 )
 
 // Error is one thing that is wrong in a site file.
@@ -36,10 +37,10 @@ func (e *Errors) Error() string {
 		if i > 0 {
 			b.WriteByte('\n')
 		}
-		fmt.Fprintf(&b, "%s:%d:%d: %s", e.File, x.Line, x.Column, x.Msg)
+		fmt.Fprintf(&b, "%s:%d:%d: %s", plain.Line(e.File), x.Line, x.Column, plain.Line(x.Msg))
 	}
 	if e.More > 0 {
-		fmt.Fprintf(&b, "\n%s: and %d more errors", e.File, e.More)
+		fmt.Fprintf(&b, "\n%s: and %d more errors", plain.Line(e.File), e.More)
 	}
 	return b.String()
 }

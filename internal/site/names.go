@@ -168,7 +168,7 @@ func didYouMean(got string, known []string) string {
 	best, least := "", 1+max(1, len(got)/3)
 	for _, k := range known[:min(len(known), maxSuggest)] {
 		d := 0
-		if plain(got) != plain(k) {
+		if bare(got) != bare(k) {
 			d = distance(got, k, least)
 		}
 		if d < least {
@@ -194,8 +194,8 @@ func listed(names []string) string {
 	return strings.Join(quoted, ", ")
 }
 
-// plain drops what people vary when they write a name from memory.
-func plain(s string) string {
+// bare drops what people vary when they write a name from memory.
+func bare(s string) string {
 	return strings.ToLower(strings.NewReplacer("_", "", "-", "", " ", "").Replace(s))
 }
 

@@ -36,6 +36,7 @@ import (
 	"sitrep/internal/fault"
 	"sitrep/internal/health"
 	"sitrep/internal/hrl"
+	"sitrep/internal/plain"
 	"sitrep/internal/replica"
 )
 
@@ -300,6 +301,7 @@ func (d *Dir) save(name string, record any) error {
 	if err != nil {
 		return err
 	}
+	data = plain.JSON(data, true)
 	if err := d.fs.MkdirAll(filepath.Dir(name)); err != nil {
 		return fault.FromOS(err)
 	}

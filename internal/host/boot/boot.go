@@ -126,7 +126,7 @@ func (c Check) failed(ctx context.Context, cause error, consolePath string) erro
 	if end := lastLines(consolePath); end != "" {
 		msg += "; the console ended with:\n" + end
 	}
-	return fault.Wrap(fault.BootFailed, cause, "%s", msg).At(consolePath)
+	return fault.Wrap(fault.BootFailed, cause, "%s", fault.Lines(msg)).At(consolePath)
 }
 
 // watch reads a growing console from where it was left.
