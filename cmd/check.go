@@ -41,15 +41,28 @@ func (p *program) checkCommand() *cli.Command {
 	return &cli.Command{
 		Name: "check", Usage: "validate the site file, and each VM against the support matrix; changes nothing",
 		ArgsUsage: "[VM...]", Flags: vmFlags(),
-		Action: p.vmCommand("check", noneIsAll, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
+		Action: p.action("check", func(ctx context.Context, c *cli.Context) error {
+			w, err := p.open()
+			if err != nil {
+				return err
+			}
+			vms, err := selectVMs(w.site, c, noneIsAll)
+			if err != nil {
+				return err
+			}
 			what := siteFile
 			if c.Args().Present() || c.Bool("all") || c.String("cloud") != "" {
 				what = readiness
 			}
-			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
+			err = w.each(ctx, vms, func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				o := &checkObject{}
 				return o, w.check(ctx, vm, what, o)
+			})
+			if isWhole(c) {
+				w.res.Unlisted = w.unlisted(ctx)
+				err = errors.Join(err, w.show(w.unlistedText(w.res.Unlisted)))
 			}
+			return err
 		}),
 	}
 }

@@ -38,7 +38,7 @@ func (w *world) confirm(ctx context.Context, c *cli.Context, s silence, what, qu
 			return nil
 		}
 		fmt.Fprint(w.stderr, what)
-		return fault.New(fault.UsageError, "%s This is not a terminal, and nobody was asked: give --yes to say that it is meant", question)
+		return fault.New(fault.UsageError, "%s Nobody can be asked here: --yes says that it is meant", question).Then("sitrep help " + w.res.Command)
 	}
 	fmt.Fprint(w.stderr, what)
 	yes, err := w.ask(ctx, question+" [y/N] ")

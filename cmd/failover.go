@@ -328,7 +328,7 @@ func (p *program) undoCommand() *cli.Command {
 func (p *program) afterCommand(name, usage, job string, do func(*failover.Job, context.Context, *cli.Context) error, e failover.Event,
 	said string, flags ...cli.Flag) *cli.Command {
 	return &cli.Command{
-		Name: name, Usage: usage, ArgsUsage: "VM...", Flags: vmFlags(append(flags, planFlag(), hostLostFlag())...),
+		Name: name, Usage: usage, ArgsUsage: "VM...", Flags: vmFlags(append(flags, planFlag(), hostLostFlag(), yesFlag())...),
 		Action: p.action("failover "+name, func(ctx context.Context, c *cli.Context) error {
 			w, err := p.open()
 			if err != nil {
@@ -337,6 +337,12 @@ func (p *program) afterCommand(name, usage, job string, do func(*failover.Job, c
 			vms, err := w.vmsOrPlan(c)
 			if err != nil {
 				return err
+			}
+			if e == failover.DoCommit {
+				if err := w.confirm(ctx, c, silenceIsYes, "a commit cannot be undone: after a failover the other recovery points are removed, after a failback the recovered VM\n",
+					"Commit "+plural(len(vms), "VM")+"?"); err != nil {
+					return err
+				}
 			}
 			if !w.opts.dryRun {
 				defer w.settlePlans(context.WithoutCancel(ctx))

@@ -3,6 +3,8 @@ package cmd
 import (
 	"bytes"
 	"regexp"
+	"sitrep/internal/durable/crashfs"
+	"sitrep/internal/site"
 	"strings"
 	"testing"
 	"time"
@@ -61,7 +63,11 @@ func TestMetrics(t *testing.T) {
 	o.LastReplicated, o.RetryAt = &at, &at
 	o.Cycles = &cyclesObject{Current: intervalObject{Successes: 2, AverageBytes: 5, MaxLatency: 1.5}}
 	o.Disks = []statusDiskObject{{Name: "os", Size: 1 << 40, LastVerified: &at}}
-	text := metricsText([]*statusObject{o, statusOf("b", notProtected, "")}, at)
+	age, pause := 60.0, 0.25
+	o.TestAge, o.Pause = &age, &pause
+	w := &world{program: &program{fs: crashfs.New(), now: func() time.Time { return at }}, site: &site.Site{Vault: "v1"}}
+	w.res.Unlisted = []replicaObject{{VM: "gone", State: "replicating"}}
+	text := w.metricsText([]*statusObject{o, statusOf("b", notProtected, "")})
 	declared, seen := map[string]bool{}, map[string]bool{}
 	for line := range strings.Lines(text) {
 		line = strings.TrimSuffix(line, "\n")
@@ -90,15 +96,17 @@ func TestMetrics(t *testing.T) {
 		seen[key] = true
 	}
 	for _, want := range []string{
-		`sitrep_vm_rpo_seconds{vm="we\"ird\\name\n"} 90.4`, `sitrep_disk_size_bytes{vm="we\"ird\\name\n",disk="os"} 1099511627776`,
-		`sitrep_vm_protected{vm="b"} 0`, `sitrep_status_timestamp_seconds 1700000000.5`,
-		`sitrep_vm_latency_seconds{vm="we\"ird\\name\n",interval="current",stat="max"} 1.5`,
+		`sitrep_vm_rpo_seconds{vm="we\"ird\\name\n",vault="v1"} 90.4`, `sitrep_disk_size_bytes{vm="we\"ird\\name\n",disk="os",vault="v1"} 1099511627776`,
+		`sitrep_vm_protected{vm="b",vault="v1"} 0`, `sitrep_status_timestamp_seconds{vault="v1"} 1700000000.5`,
+		`sitrep_vm_latency_seconds{vm="we\"ird\\name\n",interval="current",stat="max",vault="v1"} 1.5`,
+		`sitrep_vm_last_successful_test_age_seconds{vm="we\"ird\\name\n",vault="v1"} 60`,
+		`sitrep_vm_pause_seconds{vm="we\"ird\\name\n",vault="v1"} 0.25`, `sitrep_unlisted_replica{vm="gone",state="replicating",vault="v1"} 1`,
 	} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("missing: %s", want)
 		}
 	}
-	if strings.Contains(text, `sitrep_vm_health{vm="b"}`) {
+	if strings.Contains(text, `sitrep_vm_health{vm="b"`) {
 		t.Error("a VM that is not protected has a health")
 	}
 }

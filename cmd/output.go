@@ -31,6 +31,9 @@ type result struct {
 	Plans   []planStatus   `json:"plans,omitempty"` // that are under way
 	Store   string         `json:"store,omitempty"`
 	Checks  []probeObject  `json:"checks,omitzero"`
+	// Replicas is what lies in the store, and Unlisted the replicas of this vault that the site file does not name.
+	Replicas []replicaObject `json:"replicas,omitzero"`
+	Unlisted []replicaObject `json:"unlisted_replicas,omitempty"`
 }
 
 // vmObject is what a command says of one VM: a struct that embeds vmHead.

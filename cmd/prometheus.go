@@ -27,7 +27,7 @@ const metricsMode fs.FileMode = 0o644
 // writeMetrics writes the status in the text format of Prometheus, in one step, so that the collector never reads half, or
 // a file that it may not read.
 func (w *world) writeMetrics(file string, list []*statusObject) error {
-	text := metricsText(list, w.now())
+	text := w.metricsText(list)
 	if file == onStdout {
 		return w.show(text)
 	}
@@ -134,6 +134,8 @@ func metrics() []metric {
 		{"sitrep_vm_recovery_points", "Recovery points.", ledgerOnly(func(o *statusObject) []sample { return value(float64(o.Points)) })},
 		{"sitrep_vm_sequence", "Position of the replica.", ledgerOnly(func(o *statusObject) []sample { return value(float64(o.Sequence)) })},
 		{"sitrep_vm_generation", "Generation of the owner of the replica.", ledgerOnly(func(o *statusObject) []sample { return value(float64(o.Generation)) })},
+		{"sitrep_vm_last_successful_test_age_seconds", "Time since the last test failover that was complete was cleaned up.", func(o *statusObject) []sample { return optional(o.TestAge) }},
+		{"sitrep_vm_pause_seconds", "How long the VM was held still the last time that its disks were read.", func(o *statusObject) []sample { return optional(o.Pause) }},
 		{"sitrep_vm_retry_timestamp_seconds", "When the next attempt is due, after one that failed.", func(o *statusObject) []sample { return moment(o.RetryAt) }},
 		{"sitrep_vm_failed_attempts", "Attempts that failed since the last success.", protectedOnly(func(o *statusObject) []sample { return value(float64(o.Attempts)) })},
 		{"sitrep_vm_cycles", "Cycles of the monitoring interval, by outcome.", cycleSamples},
@@ -262,24 +264,68 @@ func diskSamples(f func(statusDiskObject) []sample) func(*statusObject) []sample
 	})
 }
 
-// metricsText writes the families, each with its head, in the exposition format of Prometheus.
-func metricsText(list []*statusObject, now time.Time) string {
-	var b strings.Builder
-	head := func(name, help string) { fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s gauge\n", name, help, name) }
-	for _, m := range metrics() {
-		headed := false
-		for _, o := range list {
-			for _, s := range m.vm(o) {
-				if !headed {
-					head(m.name, m.help)
-					headed = true
-				}
-				fmt.Fprintf(&b, "%s{%s} %s\n", m.name, labelText(append([]string{"vm", o.VM}, s.labels...)), number(s.value))
+// siteMetrics is the families that are not of one VM of the site file.
+func (w *world) siteMetrics() []family {
+	timestamp := family{"sitrep_status_timestamp_seconds", "When this was written.", value(float64(w.now().UnixMilli()) / 1e3)}
+	unlisted := family{name: "sitrep_unlisted_replica", help: "1 for each replica of this vault in the store whose VM the site file does not name."}
+	for _, o := range w.res.Unlisted {
+		unlisted.samples = append(unlisted.samples, sample{1, []string{"vm", o.VM, "state", o.State}})
+	}
+	room := family{name: "sitrep_store_free_bytes", help: "Free room of the volume of the store."}
+	if w.site.Store.Azure == nil {
+		if n, ok := durable.Free(w.fs, w.site.Store.Directory); ok {
+			room.samples = value(float64(n))
+		}
+	}
+	return []family{room, unlisted, timestamp}
+}
+
+// sourceRoom is how much room each disk's volume has for its change logs.
+func (w *world) sourceRoom(list []*statusObject) family {
+	f := family{name: "sitrep_disk_source_free_bytes", help: "Free room of the volume of the disk, where its change logs wait."}
+	for _, o := range list {
+		vm, err := w.site.VM(o.VM)
+		if err != nil {
+			continue
+		}
+		for _, d := range vm.Disks {
+			if n, ok := durable.Free(w.fs, w.logDir(vm, d)); ok {
+				f.samples = append(f.samples, sample{float64(n), []string{"vm", o.VM, "disk", d.Name}})
 			}
 		}
 	}
-	head("sitrep_status_timestamp_seconds", "When this was written.")
-	fmt.Fprintf(&b, "sitrep_status_timestamp_seconds %s\n", number(float64(now.UnixMilli())/1e3))
+	return f
+}
+
+// family is a metric with its samples.
+type family struct {
+	name, help string
+	samples    []sample
+}
+
+// metricsText writes the families, each with its head, in the exposition format of Prometheus. Every sample names the vault: a machine may
+// have the metrics of several sites in one folder.
+func (w *world) metricsText(list []*statusObject) string {
+	var families []family
+	for _, m := range metrics() {
+		f := family{name: m.name, help: m.help}
+		for _, o := range list {
+			for _, s := range m.vm(o) {
+				f.samples = append(f.samples, sample{s.value, append([]string{"vm", o.VM}, s.labels...)})
+			}
+		}
+		families = append(families, f)
+	}
+	families = append(families, w.sourceRoom(list))
+	var b strings.Builder
+	for _, f := range append(families, w.siteMetrics()...) {
+		if len(f.samples) > 0 {
+			fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s gauge\n", f.name, f.help, f.name)
+		}
+		for _, s := range f.samples {
+			fmt.Fprintf(&b, "%s{%s} %s\n", f.name, labelText(append(s.labels, "vault", w.site.Vault)), number(s.value))
+		}
+	}
 	return b.String()
 }
 

@@ -48,6 +48,9 @@ func selectVMs(s *site.Site, c *cli.Context, none whenNone) ([]*site.VM, error) 
 	return namedVMs(s, names)
 }
 
+// isWhole says that a command that looks is about the whole site.
+func isWhole(c *cli.Context) bool { return c.NArg() == 0 && c.String("cloud") == "" }
+
 func namedVMs(s *site.Site, names []string) ([]*site.VM, error) {
 	var out []*site.VM
 	seen := map[string]bool{}

@@ -47,7 +47,10 @@ type statusObject struct {
 	Failover *failoverStatus     `json:"failover,omitempty"`
 	Test     *failoverStatus     `json:"test_failover,omitempty"`
 	LastTest *replica.TestResult `json:"last_test_failover,omitempty"`
-	Disks    []statusDiskObject  `json:"disks"`
+	// TestAge is the seconds since the last test failover that was complete was cleaned up, and Pause those for which the VM was held still
+	// the last time that its disks were read.
+	TestAge *float64           `json:"last_successful_test_age_seconds,omitempty"`
+	Disks   []statusDiskObject `json:"disks"`
 }
 
 // reasonObject is one reason for a health.
@@ -97,7 +100,7 @@ func (p *program) statusCommand() *cli.Command {
 		Description: "Exit codes: 0 when the ledger of every VM could be read, however the VMs are; else what kept it from that: 1 when it may go\n" +
 			"away by itself (the store is out of reach), 4 when it does not (a replica is missing, the ledger is damaged), 2 when the site\n" +
 			"file or the command line is wrong. With --check: 0 OK, 1 WARNING (a VM's health is Warning, or a VM that was named is not\n" +
-			"protected, or none is), 2 CRITICAL (a VM's health is Critical, or the site file or the command line is wrong).",
+			"protected, or none is, or the store has a replica of this vault that the site file does not name), 2 CRITICAL (a VM's health is Critical, or the site file or the command line is wrong).",
 		Flags: vmFlags(
 			&cli.BoolFlag{Name: "check", Usage: "one line and exit code 0, 1 or 2, for a monitoring plugin"},
 			&cli.StringFlag{Name: "prometheus", Usage: "write metrics into `FILE`, for the textfile collector; - is stdout"},
@@ -135,6 +138,9 @@ func (p *program) status(ctx context.Context, c *cli.Context) error {
 		w.res.VMs = append(w.res.VMs, o)
 	}
 	w.res.Plans = w.plansUnderWay(ctx, vms)
+	if isWhole(c) {
+		w.res.Unlisted = w.unlisted(ctx)
+	}
 	if file != "" {
 		err = w.writeMetrics(file, list)
 	}
@@ -144,7 +150,7 @@ func (p *program) status(ctx context.Context, c *cli.Context) error {
 	case c.Bool("check"):
 		return w.plugin(list, c.NArg() > 0)
 	case file == "":
-		err = w.show(w.statusText(list, c.NArg() > 0) + w.planText(w.res.Plans))
+		err = w.show(w.statusText(list, c.NArg() > 0) + w.unlistedText(w.res.Unlisted) + w.planText(w.res.Plans))
 	}
 	for _, e := range errs {
 		w.printError(w.stderr, e, "")
@@ -281,6 +287,10 @@ func (o *statusObject) ledger(st replica.State, now time.Time) {
 	if n := len(st.Points); n > 0 {
 		o.NewestPoint, o.OldestPoint = utc(st.Points[n-1].CutAt), utc(st.Points[0].CutAt)
 	}
+	if good := st.LastGoodTest(); good != nil {
+		age := max(0, now.Sub(good.Cleaned).Seconds())
+		o.TestAge = &age
+	}
 	if st.Phase.Away() { // nothing is replicated that could be late
 		o.LastReplicated = utc(st.AsOf)
 		return
@@ -303,6 +313,7 @@ func (o *statusObject) remembered(mem state.VM, s health.Statistics) {
 	if o.LastError = mem.Critical; o.LastError == nil {
 		o.LastError = mem.Failed
 	}
+	o.Pause = mem.Pause
 	o.Pause = mem.Pause
 	o.Marked, o.RetryAt, o.Attempts = mem.Marked, utc(mem.Retry.NextAt), mem.Retry.Attempts
 	if s.Current.End.IsZero() {

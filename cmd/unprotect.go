@@ -3,6 +3,8 @@ package cmd
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -17,8 +19,9 @@ func (p *program) unprotectCommand() *cli.Command {
 	return &cli.Command{
 		Name: "unprotect", Usage: "disable protection: removes the replica, its recovery points and change logs", ArgsUsage: "VM...",
 		Flags: vmFlags(&cli.BoolFlag{Name: "keep-replica", Usage: "leave the replica in the store, for reading"},
-			&cli.BoolFlag{Name: "store-lost", Usage: "the store is lost for good: forget it, and set the change logs aside"}),
-		Action: p.vmCommand("unprotect", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
+			&cli.BoolFlag{Name: "store-lost", Usage: "the store is lost for good: forget it, and set the change logs aside"}, yesFlag()),
+		Description: "On a terminal it asks before replicas are removed. A script says --yes with --all and --cloud; a VM that it names is meant.",
+		Action: p.askedCommand("unprotect", noneIsWrong, askUnprotect, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				h := &vmHead{}
 				if c.Bool("store-lost") {
@@ -35,6 +38,27 @@ func (p *program) unprotectCommand() *cli.Command {
 			}
 		}),
 	}
+}
+
+// askUnprotect asks before replicas are removed with all of their recovery points.
+func askUnprotect(ctx context.Context, w *world, c *cli.Context, vms []*site.VM) error {
+	if c.Bool("keep-replica") || c.Bool("store-lost") {
+		return nil
+	}
+	s := silenceIsYes
+	if c.Bool("all") || c.String("cloud") != "" {
+		s = silenceIsNo
+	}
+	var names []string
+	for _, vm := range vms {
+		names = append(names, vm.Name)
+	}
+	where := "the store"
+	if w.store != nil {
+		where = w.store.Describe()
+	}
+	return w.confirm(ctx, c, s, fmt.Sprintf("the replicas in %s are removed, with all of their recovery points: %s\n", where, strings.Join(names, ", ")),
+		"Remove "+plural(len(names), "replica")+"?")
 }
 
 // kept says whether the replica stays in the store.

@@ -16,6 +16,12 @@ import (
 
 // vmCommand is the frame of a command about VMs: it reads the site file, selects the VMs and does f for each.
 func (p *program) vmCommand(command string, none whenNone, f func(*world, *cli.Context) func(context.Context, *site.VM) (vmObject, error)) cli.ActionFunc {
+	return p.askedCommand(command, none, func(context.Context, *world, *cli.Context, []*site.VM) error { return nil }, f)
+}
+
+// askedCommand is vmCommand with a question before anything is done.
+func (p *program) askedCommand(command string, none whenNone, ask func(context.Context, *world, *cli.Context, []*site.VM) error,
+	f func(*world, *cli.Context) func(context.Context, *site.VM) (vmObject, error)) cli.ActionFunc {
 	return p.action(command, func(ctx context.Context, c *cli.Context) error {
 		w, err := p.open()
 		if err != nil {
@@ -23,6 +29,9 @@ func (p *program) vmCommand(command string, none whenNone, f func(*world, *cli.C
 		}
 		vms, err := selectVMs(w.site, c, none)
 		if err != nil {
+			return err
+		}
+		if err := ask(ctx, w, c, vms); err != nil {
 			return err
 		}
 		return w.each(ctx, vms, f(w, c))

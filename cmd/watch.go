@@ -32,7 +32,12 @@ func (w *world) watch(ctx context.Context, vms []*site.VM, every time.Duration, 
 		if _, err := io.WriteString(w.stdout, clear); err != nil {
 			return err
 		}
-		text := w.now().Format("2006-01-02 15:04:05") + "\n" + w.statusText(list, details) + w.planText(w.plansUnderWay(ctx, vms))
+		unlisted := ""
+		if !details {
+			unlisted = w.unlistedText(w.unlisted(ctx))
+		}
+		text := w.now().Format("2006-01-02 15:04:05") + "
+" + w.statusText(list, details) + unlisted + w.planText(w.plansUnderWay(ctx, vms))
 		if clear == "" {
 			text += "\n"
 		}

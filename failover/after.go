@@ -59,6 +59,7 @@ func (j *Job) Cleanup(ctx context.Context, notes string) error {
 			if st.Test == nil {
 				return nil
 			}
+			st.GoodTest = st.LastGoodTest()
 			st.LastTest = &replica.TestResult{
 				Started: st.Test.Started, Cleaned: j.Now().UTC(), OK: !st.Test.Finished.IsZero(),
 				Point: st.Test.Point, Notes: notes, By: st.Test.By,

@@ -100,6 +100,8 @@ type State struct {
 	Test *Failover `json:"test_failover,omitempty"`
 	// LastTest is the last test failover that was cleaned up.
 	LastTest *TestResult `json:"last_test_failover,omitempty"`
+	// GoodTest is the last one that was complete, when LastTest is another one; see LastGoodTest.
+	GoodTest *TestResult `json:"last_good_test_failover,omitempty"`
 
 	// Ended says which command ended the last failover, or the way home of one that goes on, so that the command is done when it is
 	// run again. It says nothing about a failover that was begun since.
@@ -171,6 +173,14 @@ type Failback struct {
 type Ended struct {
 	By string    `json:"by"` // failover undo, failover commit
 	At time.Time `json:"at"`
+}
+
+// LastGoodTest is the last test failover that was complete, nil when none was.
+func (s *State) LastGoodTest() *TestResult {
+	if s.LastTest != nil && s.LastTest.OK {
+		return s.LastTest
+	}
+	return s.GoodTest
 }
 
 // TestResult is how a test failover ended.
