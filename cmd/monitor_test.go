@@ -96,11 +96,11 @@ func TestMetrics(t *testing.T) {
 		seen[key] = true
 	}
 	for _, want := range []string{
-		`sitrep_vm_rpo_seconds{vm="we\"ird\\name\n",vault="v1"} 90.4`, `sitrep_disk_size_bytes{vm="we\"ird\\name\n",disk="os",vault="v1"} 1099511627776`,
+		`sitrep_vm_rpo_seconds{vm="we\"ird\\name ",vault="v1"} 90.4`, `sitrep_disk_size_bytes{vm="we\"ird\\name ",disk="os",vault="v1"} 1099511627776`,
 		`sitrep_vm_protected{vm="b",vault="v1"} 0`, `sitrep_status_timestamp_seconds{vault="v1"} 1700000000.5`,
-		`sitrep_vm_latency_seconds{vm="we\"ird\\name\n",interval="current",stat="max",vault="v1"} 1.5`,
-		`sitrep_vm_last_successful_test_age_seconds{vm="we\"ird\\name\n",vault="v1"} 60`,
-		`sitrep_vm_pause_seconds{vm="we\"ird\\name\n",vault="v1"} 0.25`, `sitrep_unlisted_replica{vm="gone",state="replicating",vault="v1"} 1`,
+		`sitrep_vm_latency_seconds{vm="we\"ird\\name ",interval="current",stat="max",vault="v1"} 1.5`,
+		`sitrep_vm_last_successful_test_age_seconds{vm="we\"ird\\name ",vault="v1"} 60`,
+		`sitrep_vm_pause_seconds{vm="we\"ird\\name ",vault="v1"} 0.25`, `sitrep_unlisted_replica{vm="gone",state="replicating",vault="v1"} 1`,
 	} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("missing: %s", want)
