@@ -28,6 +28,7 @@ type pointObject struct {
 	Sizes         map[string]int64 `json:"sizes"`
 	Promoted      []string         `json:"promoted,omitempty"` // disks inside the store that were made of it
 	Lost          bool             `json:"lost,omitempty"`     // something else removed it from the store: it cannot be opened
+	Held          string           `json:"held,omitempty"`     // why no retention drops it
 }
 
 func (p *program) pointsCommand() *cli.Command {
@@ -37,6 +38,8 @@ func (p *program) pointsCommand() *cli.Command {
 			&cli.StringFlag{Name: "export", Usage: "write the disks of the point `ID`, or of the \"latest\", as fixed VHDs"},
 			&cli.StringFlag{Name: "to", Usage: "the `FOLDER` for --export"},
 			&cli.StringFlag{Name: "promote", Usage: "copy the disks of the point `ID`, or of the \"latest\", inside a storage account, to disks that machines can be made of"},
+			&cli.StringFlag{Name: "hold", Usage: "keep the point `ID`, or the \"latest\", whatever the retention says"},
+			&cli.StringFlag{Name: "release", Usage: "let the retention drop the point `ID` again; acknowledges the massive change that it was held for"},
 			&cli.StringFlag{Name: "demote", Usage: "delete what --promote of the point `ID` has made"},
 		},
 		Action: p.action("points", func(ctx context.Context, c *cli.Context) error {
@@ -51,6 +54,10 @@ func (p *program) pointsCommand() *cli.Command {
 			case x.point != "" && promote+demote != "", promote != "" && demote != "":
 				return fault.New(fault.UsageError, "--export, --promote and --demote exclude each other")
 			}
+			h, err := holdOf(c)
+			if err != nil {
+				return err
+			}
 			w, err := p.open()
 			if err != nil {
 				return err
@@ -60,6 +67,10 @@ func (p *program) pointsCommand() *cli.Command {
 				return err
 			}
 			return w.each(ctx, vms, func(ctx context.Context, vm *site.VM) (vmObject, error) {
+				if h.point != "" {
+					o := &holdObject{}
+					return o, w.holdPoint(ctx, vm, h, o)
+				}
 				if promote+demote != "" {
 					o := &exportObject{Disks: []exportDiskObject{}}
 					return o, w.promote(ctx, vm, promote, demote, o)
@@ -96,10 +107,14 @@ func (w *world) points(ctx context.Context, vm *site.VM, o *pointsObject) error 
 	if len(missing)+len(st.Lost) > 0 {
 		rows[0] = append(rows[0], "LOST")
 	}
+	holds := slices.ContainsFunc(st.Points, func(p replica.Point) bool { return p.Held != "" })
+	if holds {
+		rows[0] = append(rows[0], "HELD")
+	}
 	all := st.AllPoints()
 	for _, x := range all {
 		lost := st.IsLost(x.ID) || slices.Contains(missing, x.ID)
-		o.Points = append(o.Points, pointObject{x.ID, x.CutAt.UTC(), x.At.Seq, x.AppConsistent, x.Sizes, made[x.ID], lost})
+		o.Points = append(o.Points, pointObject{x.ID, x.CutAt.UTC(), x.At.Seq, x.AppConsistent, x.Sizes, made[x.ID], lost, x.Held})
 		row := []string{x.ID, w.when(x.CutAt), num(x.At.Seq), consistency(x), size(pointSize(x))}
 		if len(made) > 0 {
 			row = append(row, cmpOr(strings.Join(made[x.ID], ", "), "-"))
@@ -109,6 +124,9 @@ func (w *world) points(ctx context.Context, vm *site.VM, o *pointsObject) error 
 			row = append(row, "lost")
 		case len(missing)+len(st.Lost) > 0:
 			row = append(row, "-")
+		}
+		if holds {
+			row = append(row, cmpOr(x.Held, "-"))
 		}
 		rows = append(rows, row)
 	}

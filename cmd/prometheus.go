@@ -132,6 +132,9 @@ func metrics() []metric {
 		{"sitrep_vm_last_replicated_timestamp_seconds", "Moment that the replica is of.", func(o *statusObject) []sample { return moment(o.LastReplicated) }},
 		{"sitrep_vm_pending_log_bytes", "Change logs that are not applied.", protectedOnly(func(o *statusObject) []sample { return value(float64(o.Pending)) })},
 		{"sitrep_vm_recovery_points", "Recovery points.", ledgerOnly(func(o *statusObject) []sample { return value(float64(o.Points)) })},
+		{"sitrep_vm_recovery_points_held", "Recovery points that no retention drops.", ledgerOnly(func(o *statusObject) []sample { return value(float64(o.Held)) })},
+		{"sitrep_vm_massive_change_ratio", "Share of a disk's data that one delta has changed, when that was massive and nobody has acknowledged it; else 0.",
+			ledgerOnly(massiveSample)},
 		{"sitrep_vm_sequence", "Position of the replica.", ledgerOnly(func(o *statusObject) []sample { return value(float64(o.Sequence)) })},
 		{"sitrep_vm_generation", "Generation of the owner of the replica.", ledgerOnly(func(o *statusObject) []sample { return value(float64(o.Generation)) })},
 		{"sitrep_vm_last_successful_test_age_seconds", "Time since the last test failover that was complete was cleaned up.", func(o *statusObject) []sample { return optional(o.TestAge) }},
@@ -339,4 +342,11 @@ func labelText(pairs []string) string {
 		parts = append(parts, pairs[i]+`="`+escape.Replace(plain.Line(pairs[i+1]))+`"`)
 	}
 	return strings.Join(parts, ",")
+}
+
+func massiveSample(o *statusObject) []sample {
+	if o.Massive == nil {
+		return value(0)
+	}
+	return value(float64(o.Massive.Percent) / 100)
 }

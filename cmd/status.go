@@ -33,6 +33,7 @@ type statusObject struct {
 	Pending        int64          `json:"pending_log_bytes"`
 	Sequence       uint64         `json:"sequence"`
 	Points         int            `json:"points"`
+	Held           int            `json:"points_held,omitempty"` // of Points
 	NewestPoint    *time.Time     `json:"newest_point_at,omitempty"`
 	OldestPoint    *time.Time     `json:"oldest_point_at,omitempty"`
 	RetryAt        *time.Time     `json:"retry_at"`
@@ -44,6 +45,8 @@ type statusObject struct {
 	Cycles         *cyclesObject  `json:"cycles,omitempty"`
 	Pause          *float64       `json:"pause_seconds,omitempty"` // for how long the VM was held still for the last cut
 	// Failover is the failover under way or done, Test the test failover that is there, LastTest how the last one went.
+	// Massive is a massive change that nobody has acknowledged.
+	Massive  *massiveObject      `json:"massive_change,omitempty"`
 	Failover *failoverStatus     `json:"failover,omitempty"`
 	Test     *failoverStatus     `json:"test_failover,omitempty"`
 	LastTest *replica.TestResult `json:"last_test_failover,omitempty"`
@@ -51,6 +54,12 @@ type statusObject struct {
 	// the last time that its disks were read.
 	TestAge *float64           `json:"last_successful_test_age_seconds,omitempty"`
 	Disks   []statusDiskObject `json:"disks"`
+}
+
+// massiveObject is a massive change.
+type massiveObject struct {
+	replica.Massive
+	Percent int `json:"percent"`
 }
 
 // reasonObject is one reason for a health.
@@ -284,6 +293,14 @@ func (o *statusObject) ledger(st replica.State, now time.Time) {
 	owner := st.Owner
 	o.Generation, o.Owner, o.Sequence, o.Points = st.Generation, &owner, st.Applied.Seq, len(st.Points)
 	o.Failover, o.Test, o.LastTest = failoverStatusOf(st.Failover), failoverStatusOf(st.Test), st.LastTest
+	for _, p := range st.Points {
+		if p.Held != "" {
+			o.Held++
+		}
+	}
+	if m := st.Massive; m != nil {
+		o.Massive = &massiveObject{*m, m.Percent()}
+	}
 	if n := len(st.Points); n > 0 {
 		o.NewestPoint, o.OldestPoint = utc(st.Points[n-1].CutAt), utc(st.Points[0].CutAt)
 	}
@@ -460,7 +477,11 @@ func (w *world) detailText(o *statusObject) string {
 		add("position", num(o.Sequence))
 	}
 	if o.NewestPoint != nil {
-		add("points", fmt.Sprintf("%s, %s to %s", plural(o.Points, "recovery point"), stamp(*o.OldestPoint), stamp(*o.NewestPoint)))
+		held := ""
+		if o.Held > 0 {
+			held = fmt.Sprintf(", %d held", o.Held)
+		}
+		add("points", fmt.Sprintf("%s, %s to %s%s", plural(o.Points, "recovery point"), stamp(*o.OldestPoint), stamp(*o.NewestPoint), held))
 	}
 	if o.Failover != nil {
 		add("failover", o.Failover.text())

@@ -301,7 +301,8 @@ func (w *world) engine(vm *site.VM, r replica.Replica, id hrl.ID, m *meter) *rep
 	}
 	return &replicate.Job{
 		VM: vm.Name, ReplicaID: id, Replica: r, FS: w.fs, LogDir: logs, Keep: vm.Policy().RecoveryPoints,
-		Meter: m, Log: w.log, Now: w.now, Pace: w.pace(),
+		Massive: vm.Policy().MassiveChange,
+		Meter:   m, Log: w.log, Now: w.now, Pace: w.pace(),
 	}
 }
 

@@ -146,6 +146,15 @@ func (j *Job) applyOne(ctx context.Context, st replica.State, seg replica.Segmen
 		return st, err
 	}
 	if !redo {
+		found, err := j.assess(ctx, st, seg, steps)
+		if err != nil {
+			return st, err
+		}
+		if found != nil {
+			j.Log.Warn("a massive change: the recovery point before it is held", "vm", j.VM, "disk", found.Disk, "changed", found.Changed,
+				"data", found.Data, "noise_percent", found.Noise)
+			st.HoldBefore(*found)
+		}
 		st.Applying = &replica.Span{From: seg.From, To: seg.To}
 		if st, err = j.Replica.Ledger().Save(ctx, st); err != nil {
 			return st, err

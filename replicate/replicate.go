@@ -50,11 +50,13 @@ type Job struct {
 	LogLimit int
 	// Applied is what the replica is known to have applied, for a Capture without the store: logs that lead there wait for nothing.
 	Applied uint64
-	// Keep is how many recovery points stay (1 or more).
-	Keep  int
-	Meter progress.Meter
-	Log   *slog.Logger
-	Now   func() time.Time
+	// Keep is how many recovery points stay (1 or more), besides those that are held.
+	Keep int
+	// Massive is the share of a disk's data, in percent, that one cut has to change to be told and to hold the point before it; 0 is never.
+	Massive int
+	Meter   progress.Meter
+	Log     *slog.Logger
+	Now     func() time.Time
 	// Pace is how the source is read and the replica written.
 	Pace Pace
 }

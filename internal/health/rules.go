@@ -32,6 +32,7 @@ const (
 	FailoverPending   Code = "failover-pending"
 	TestNotCleaned    Code = "test-failover-not-cleaned-up"
 	PointsLost        Code = "recovery-points-lost"
+	MassiveChange     Code = "massive-change"
 )
 
 // The limits of the rules (Hyper-V team blog, "Interpreting Replication Health", parts 1 and 2).
@@ -72,9 +73,27 @@ func rules() []rule {
 		{Warning, CyclesMissed, cyclesMissed, missedText, run("delta")},
 		{Warning, Slow, slow, slowText, run("jobs --vm")},
 		{Warning, ClockWrong, clockWrong, clockText, run("delta")},
+		{Warning, MassiveChange, massiveChange, massiveText, nextMassive},
 		{Warning, PointsLost, pointsLost, lostText, run("points")},
 		{Warning, TestNotCleaned, testNotCleaned, testText, run("failover cleanup")},
 	}
+}
+
+func massiveChange(f *Facts) bool { return f.Ledger != nil && f.Ledger.Massive != nil }
+
+// massiveText has the figures that tell an attack from a defragmentation.
+func massiveText(f *Facts) string {
+	m := f.Ledger.Massive
+	more := ""
+	if m.More > 0 {
+		more = fmt.Sprintf(", and %d more such deltas since", m.More)
+	}
+	return fmt.Sprintf("one delta, of %s, changed %d%% of the data of disk %s (%d of %d MiB), and %d%% of that looks encrypted or compressed now and did not before%s; "+
+		"recovery point %s of before is held until this is acknowledged", stamp(m.CutAt), m.Percent(), m.Disk, m.Changed>>20, m.Data>>20, m.Noise, more, m.Point)
+}
+
+func nextMassive(f *Facts) string {
+	return "sitrep points " + f.VM + " --release " + f.Ledger.Massive.Point
 }
 
 func pointsLost(f *Facts) bool { return f.Ledger != nil && len(f.Ledger.Lost) > 0 }

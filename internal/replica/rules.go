@@ -200,9 +200,21 @@ func (s *State) CheckHome(verb string) error {
 		s.PhaseSince.UTC().Format(time.RFC3339)).Of(s.VM, "")
 }
 
-// Retain applies a retention of keep points: the oldest are dropped first, and the newest never. points is sorted,
-// oldest first; the results share its memory.
+// Retain applies a retention of keep points: the oldest are dropped first, and neither the newest nor those that are held, which do not
+// count. points is sorted, oldest first.
 func Retain(points []Point, keep int) (kept, dropped []Point) {
 	drop := max(len(points)-max(keep, 1), 0)
-	return points[drop:], points[:drop]
+	for i, p := range points {
+		if p.Held != "" && i < len(points)-1 {
+			drop = max(drop-1, 0)
+		}
+	}
+	for i, p := range points {
+		if drop > len(dropped) && p.Held == "" && i < len(points)-1 {
+			dropped = append(dropped, p)
+		} else {
+			kept = append(kept, p)
+		}
+	}
+	return kept, dropped
 }

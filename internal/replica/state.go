@@ -88,6 +88,9 @@ type State struct {
 	// Lost is the points that something else removed from the store, oldest first, until the retention would have dropped them.
 	Lost []Point `json:"lost_points,omitempty"`
 
+	// Massive is a massive change that nobody has acknowledged.
+	Massive *Massive `json:"massive_change,omitempty"`
+
 	// Resync is set while Phase is Resynchronizing.
 	Resync *Resync `json:"resync,omitempty"`
 
@@ -294,6 +297,8 @@ type Point struct {
 	CutAt         time.Time        `json:"cut_at"`
 	AppConsistent bool             `json:"app_consistent,omitempty"`
 	Sizes         map[string]int64 `json:"sizes"` // guest bytes of each disk
+	// Held says why no retention drops the point, "" when it may.
+	Held string `json:"held,omitempty"`
 	// Seals are the seals of the block sums of each disk at the point: whatever the files of a replica have become, what is shown as the
 	// point is proved by them. Points of older versions have none.
 	Seals map[string]sums.Seal `json:"sums_seals,omitempty"`

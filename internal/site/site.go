@@ -41,6 +41,7 @@ const (
 	DefaultCopyFrequency   = 5 * time.Minute
 	DefaultRecoveryPoints  = 12
 	DefaultLogLimitPercent = 50
+	DefaultMassiveChange   = 50
 	DefaultBlockSize       = 16 << 10 // bytes; see Policy.BlockSize
 	DefaultJobRetention    = 720 * time.Hour
 	DefaultScriptTimeout   = 600 * time.Second
@@ -142,7 +143,33 @@ type Policy struct {
 	Apply ApplyAt
 	// JobRetention is how long records of ended jobs are kept. Default 720 h.
 	JobRetention time.Duration
+	// MassiveChange is the share of a disk's data, in percent, that one delta has to change to be a warning and to hold the recovery
+	// point before it; 0 is never. Default 50.
+	MassiveChange int
+	// SourceReserve is what change logs leave free on the volume of a source disk.
+	SourceReserve Share
 }
+
+// Share is a part of a volume: of its size in percent, or in bytes; with both it is whichever is less, with neither nothing.
+type Share struct {
+	Percent int
+	Bytes   int64
+}
+
+// Of is the share of a volume of so many bytes.
+func (s Share) Of(volume int64) int64 {
+	part := volume / 100 * int64(s.Percent)
+	switch {
+	case s.Percent == 0:
+		return s.Bytes
+	case s.Bytes == 0:
+		return part
+	}
+	return min(part, s.Bytes)
+}
+
+// DefaultSourceReserve is 10 % of the volume or 5 GiB, whichever is less.
+func DefaultSourceReserve() Share { return Share{Percent: 10, Bytes: 5 << 30} }
 
 // ApplyAt says which run of sitrep applies shipped logs to the replica.
 type ApplyAt string

@@ -107,7 +107,7 @@ func TestExample(t *testing.T) {
 	p := s.Policies[0]
 	wantPolicy := &Policy{
 		Name: "gold", CopyFrequency: 5 * time.Minute, RecoveryPoints: 12, AppConsistentEvery: time.Hour, LogLimitPercent: 50,
-		ResyncWindow: Window{18*60 + 30, 6 * 60}, AutoResync: true, BlockSize: 65536, Apply: ApplyHere, JobRetention: 720 * time.Hour,
+		ResyncWindow: Window{18*60 + 30, 6 * 60}, AutoResync: true, BlockSize: 65536, Apply: ApplyHere, JobRetention: 720 * time.Hour, MassiveChange: DefaultMassiveChange, SourceReserve: DefaultSourceReserve(),
 		Bandwidth: Bandwidth{[]BandwidthStep{{7 * 60, 2500000}, {19 * 60, 0}}},
 	}
 	if !reflect.DeepEqual(p, wantPolicy) {
@@ -157,7 +157,7 @@ func TestDefaults(t *testing.T) {
 	s := load(t, "minimal.yaml")
 	want := &Policy{
 		Name: "p", CopyFrequency: DefaultCopyFrequency, RecoveryPoints: DefaultRecoveryPoints, LogLimitPercent: DefaultLogLimitPercent,
-		ResyncWindow: DefaultResyncWindow(), AutoResync: true, BlockSize: DefaultBlockSize, Apply: ApplyHere, JobRetention: DefaultJobRetention,
+		ResyncWindow: DefaultResyncWindow(), AutoResync: true, BlockSize: DefaultBlockSize, Apply: ApplyHere, JobRetention: DefaultJobRetention, MassiveChange: DefaultMassiveChange, SourceReserve: DefaultSourceReserve(),
 	}
 	if !reflect.DeepEqual(s.Policies[0], want) {
 		t.Errorf("%+v", s.Policies[0])
@@ -175,7 +175,7 @@ func TestAzureSample(t *testing.T) {
 	}
 	want := &Policy{
 		Name: "silver", CopyFrequency: 15 * time.Minute, RecoveryPoints: 1, LogLimitPercent: 100, ResyncWindow: Window{60, 330},
-		BlockSize: 4096, Bandwidth: Bandwidth{[]BandwidthStep{{0, 2500000}}}, Apply: ApplyElsewhere, JobRetention: 24 * time.Hour,
+		BlockSize: 4096, Bandwidth: Bandwidth{[]BandwidthStep{{0, 2500000}}}, Apply: ApplyElsewhere, JobRetention: 24 * time.Hour, MassiveChange: 80, SourceReserve: Share{Bytes: 2 << 30},
 	}
 	if !reflect.DeepEqual(s.Policies[0], want) {
 		t.Errorf("%+v", s.Policies[0])
@@ -281,7 +281,8 @@ func TestStarterUncommented(t *testing.T) {
 		t.Errorf("the starter shows other values than the defaults: %+v %+v", rec, vm)
 	}
 	if p.LogLimitPercent != DefaultLogLimitPercent || p.ResyncWindow != DefaultResyncWindow() || !p.AutoResync ||
-		p.BlockSize != DefaultBlockSize || p.Apply != ApplyHere || p.JobRetention != DefaultJobRetention {
+		p.BlockSize != DefaultBlockSize || p.Apply != ApplyHere || p.JobRetention != DefaultJobRetention ||
+		p.MassiveChange != DefaultMassiveChange || p.SourceReserve != (Share{Percent: 10}) {
 		t.Errorf("the starter shows other values than the defaults: %+v", p)
 	}
 }
