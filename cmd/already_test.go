@@ -32,3 +32,28 @@ func TestRunAgain(t *testing.T) {
 	m.must(0, "failover", "cleanup", "web01")
 	m.must(6, "failover", "commit", "web01")
 }
+
+// TestNobodyStartsIt: where no host is given, what was done names who starts the VM, and no time is claimed.
+func TestNobodyStartsIt(t *testing.T) {
+	m := newRig(t, "copy_frequency: 5m")
+	m.must(0, "protect", "web01")
+	for _, step := range []struct {
+		args []string
+		says string
+	}{
+		{[]string{"failover", "planned", "web01"}, "nobody has started the VM: start it from these disks"},
+		{[]string{"status", "web01"}, "nobody has started the VM, RPO"},
+		{[]string{"failover", "undo", "web01"}, "nobody has started the VM at its source"},
+		{[]string{"failover", "unplanned", "web01"}, "nobody has started the VM"},
+		{[]string{"failover", "commit", "web01"}, "committed"},
+		{[]string{"failback", "web01"}, "nobody has started the VM at home"},
+	} {
+		out, _ := m.must(0, step.args...)
+		if !strings.Contains(out, step.says) || strings.Contains(out, "RTO") || strings.Contains(out, "downtime") || strings.Contains(out, ", in ") {
+			t.Errorf("%v: %s", step.args, out)
+		}
+		if step.args[1] == "planned" && strings.Contains(out, "failover to recovery point") {
+			t.Errorf("the point is not taken yet: %s", out)
+		}
+	}
+}

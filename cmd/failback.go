@@ -108,6 +108,9 @@ func (w *world) sayHome(vm *site.VM, f *failoverObject) {
 		down = ", downtime " + seconds(*f.Downtime)
 	}
 	w.say("%s: home again: %s brought home%s", vm.Name, size(f.Sent), down)
+	if f.ByHand {
+		w.say("%s: nobody has started the VM at home: start it there, and then commit", vm.Name)
+	}
 	w.say("%s: next: %s", vm.Name, w.commands("sitrep failover commit "+vm.Name))
 }
 

@@ -20,20 +20,22 @@ import (
 // failoverObject is what failover and failback say of a VM. Durations are seconds.
 type failoverObject struct {
 	vmHead
-	Kind       string           `json:"kind,omitempty"`
-	Point      string           `json:"point,omitempty"`
-	PointTime  *time.Time       `json:"point_time,omitempty"`
-	Generation uint64           `json:"generation,omitempty"`
-	Owner      *replica.Owner   `json:"owner,omitempty"`
-	RTO        *float64         `json:"rto_seconds,omitempty"`
-	RPO        *float64         `json:"rpo_seconds,omitempty"`
-	Downtime   *float64         `json:"downtime_seconds,omitempty"`
-	Sent       int64            `json:"bytes_sent,omitempty"`
-	Made       *host.Definition `json:"recovered_vm,omitempty"`
-	Host       string           `json:"recovery_host,omitempty"`
-	Steps      []stepObject     `json:"steps,omitempty"` // of a dry run
-	Notes      []string         `json:"notes,omitempty"`
-	Price      *priceObject     `json:"price,omitempty"`
+	Kind       string         `json:"kind,omitempty"`
+	Point      string         `json:"point,omitempty"`
+	PointTime  *time.Time     `json:"point_time,omitempty"`
+	Generation uint64         `json:"generation,omitempty"`
+	Owner      *replica.Owner `json:"owner,omitempty"`
+	RTO        *float64       `json:"rto_seconds,omitempty"`
+	RPO        *float64       `json:"rpo_seconds,omitempty"`
+	Downtime   *float64       `json:"downtime_seconds,omitempty"`
+	// ByHand says that people start the VM: nothing else has, and when it is up is not known.
+	ByHand bool             `json:"not_started,omitempty"`
+	Sent   int64            `json:"bytes_sent,omitempty"`
+	Made   *host.Definition `json:"recovered_vm,omitempty"`
+	Host   string           `json:"recovery_host,omitempty"`
+	Steps  []stepObject     `json:"steps,omitempty"` // of a dry run
+	Notes  []string         `json:"notes,omitempty"`
+	Price  *priceObject     `json:"price,omitempty"`
 }
 
 // stepObject is a step of a plan that was only made.
@@ -239,12 +241,16 @@ func (w *world) stands(ctx context.Context, vm *site.VM, o *failoverObject) (rep
 	if d, derr := failover.Made(rec); derr == nil && d.Name != "" {
 		o.Made = &d
 	}
+	if !rec.Finished.IsZero() {
+		lost := failover.RPO(*rec).Seconds()
+		o.RPO, o.ByHand = &lost, rec.ByHand
+	}
 	if rto := failover.RTO(*rec); rto > 0 {
-		s, lost := rto.Seconds(), failover.RPO(*rec).Seconds()
-		o.RTO, o.RPO = &s, &lost
+		s := rto.Seconds()
+		o.RTO = &s
 	}
 	if fb := rec.Failback; fb != nil {
-		o.Sent = fb.Sent
+		o.Sent, o.ByHand = fb.Sent, fb.ByHand
 		if d := failover.Downtime(*fb); d > 0 {
 			s := d.Seconds()
 			o.Downtime = &s
@@ -259,7 +265,15 @@ func (w *world) showPlan(vm *site.VM, p failover.Plan, f *failoverObject) {
 	f.Point, f.Notes = p.Found.ID, p.Notes
 	at := p.Found.CutAt
 	f.PointTime, f.Made = &at, &p.VMDef
-	w.say("%s: %s failover to recovery point %s of %s", vm.Name, p.Kind, p.Found.ID, w.when(p.Found.CutAt))
+	switch {
+	case p.Newer() && p.Kind == failover.Planned:
+		f.Point, f.PointTime = "", nil
+		w.say("%s: planned failover; its recovery point is taken when the source is off (the newest one now is of %s)", vm.Name, w.when(p.Found.CutAt))
+	case p.Newer():
+		w.say("%s: %s failover to recovery point %s of %s, or a newer one if the source's last changes can be had", vm.Name, p.Kind, p.Found.ID, w.when(p.Found.CutAt))
+	default:
+		w.say("%s: %s failover to recovery point %s of %s", vm.Name, p.Kind, p.Found.ID, w.when(p.Found.CutAt))
+	}
 	w.sayText(vm, network.Text(p.VMDef.NICs))
 	for _, n := range p.Notes {
 		w.say("%s: note: %s", vm.Name, n)
@@ -294,15 +308,18 @@ func (w *world) sayFailedOver(vm *site.VM, k failover.Kind, f *failoverObject) {
 	took := ""
 	if f.RTO != nil {
 		took = fmt.Sprintf(", in %s", seconds(*f.RTO))
-		if k != failover.Test {
-			took += fmt.Sprintf("; lost: %s of changes", seconds(*f.RPO))
-		}
+	}
+	if f.RPO != nil && k != failover.Test {
+		took += fmt.Sprintf("; lost: %s of changes", seconds(*f.RPO))
 	}
 	next := "sitrep failover commit " + vm.Name + "   (or: sitrep failover undo " + vm.Name + ")"
 	if k == failover.Test {
 		next = "sitrep failover cleanup " + vm.Name
 	}
 	w.say("%s: %s%s", vm.Name, where, took)
+	if f.ByHand {
+		w.say("%s: nobody has started the VM: start it from these disks", vm.Name)
+	}
 	w.say("%s: next: %s", vm.Name, w.commands(next))
 }
 
@@ -377,12 +394,32 @@ func (w *world) after(ctx context.Context, vm *site.VM, e failover.Event, job, s
 			}
 			return w.toldOf(ctx, vm, f, err)
 		}
+		byHand, err := w.leftToPeople(ctx, vm, e, j)
+		if err != nil {
+			return err
+		}
 		err = w.failoverSteps(ctx, vm, j, job, f, func() error { return do(j) })
 		if err == nil {
 			w.say("%s: %s; the state is %s", vm.Name, said, f.State)
 		}
+		if err == nil && byHand {
+			f.ByHand = true
+			w.say("%s: nobody has started the VM at its source: start it there if it is wanted", vm.Name)
+		}
 		return err
 	})
+}
+
+// leftToPeople says that an undo does not start the VM at its source, where it may have run before.
+func (w *world) leftToPeople(ctx context.Context, vm *site.VM, e failover.Event, j *failover.Job) (bool, error) {
+	if e != failover.DoUndo {
+		return false, nil
+	}
+	st, err := w.present(ctx, vm)
+	if err != nil || st.Failover == nil || st.Failover.Failback != nil {
+		return false, err
+	}
+	return j.Source.Host == nil || j.Source.Foreign && st.Failover.SourceStopped, nil
 }
 
 // vmsOrPlan selects the VMs of the command line, or those of a recovery plan.

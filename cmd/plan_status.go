@@ -127,7 +127,7 @@ func (m *member) upSince(st replica.State) (time.Time, time.Duration) {
 		rec = st.Test
 	}
 	switch {
-	case rec == nil:
+	case rec == nil, rec.ByHand && m.kind != "", m.kind == "" && rec.Failback != nil && rec.Failback.ByHand: // when it is up is not known
 		return time.Time{}, 0
 	case m.kind != "":
 		return rec.Finished, failover.RPO(*rec)

@@ -426,7 +426,10 @@ func failoverStatusOf(rec *replica.Failover) *failoverStatus {
 	}
 	if !rec.Finished.IsZero() {
 		rto, rpo := failover.RTO(*rec).Seconds(), failover.RPO(*rec).Seconds()
-		s.Finished, s.RTO, s.RPO = &rec.Finished, &rto, &rpo
+		s.Finished, s.RPO = &rec.Finished, &rpo
+		if !rec.ByHand { // people start the VM: when it is up is not known
+			s.RTO = &rto
+		}
 	}
 	return s
 }
@@ -444,6 +447,9 @@ func (s *failoverStatus) text() string {
 		return text + ", not complete"
 	case s.VM != nil:
 		text += fmt.Sprintf(", %s at %s", s.VM.Name, s.Host)
+	}
+	if s.RTO == nil {
+		return text + ", nobody has started the VM, RPO " + seconds(*s.RPO)
 	}
 	return text + fmt.Sprintf(", RTO %s, RPO %s", seconds(*s.RTO), seconds(*s.RPO))
 }

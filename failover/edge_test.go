@@ -110,10 +110,53 @@ func TestOlderAfterPlanned(t *testing.T) {
 	if lost := failover.RPO(*st.Failover); lost != 0 {
 		t.Fatalf("the planned failover lost %v", lost)
 	}
+	began := w.Now // and the source is off since
 	w.Now = w.Now.Add(time.Minute)
 	must(t, w.run(t, failover.Unplanned, failover.Options{Point: st.Points[0].ID}))
-	if lost, want := failover.RPO(*w.state(t).Failover), w.Now.Sub(st.Points[0].CutAt); lost != want {
+	rec := *w.state(t).Failover
+	if lost, want := failover.RPO(rec), began.Sub(st.Points[0].CutAt); lost != want {
 		t.Fatalf("it says that %v are lost, and %v are", lost, want)
+	}
+	if rto := failover.RTO(rec); rto != time.Minute {
+		t.Fatalf("the VM was down for a minute, and it says %v", rto)
+	}
+	w.Now = w.Now.Add(time.Hour)
+	must(t, w.run(t, failover.Unplanned, failover.Options{Point: st.Failover.Point}))
+	if rec := *w.state(t).Failover; failover.RPO(rec) != 0 || failover.RTO(rec) != time.Hour+time.Minute {
+		t.Fatalf("back to the point that has everything: RPO %v, RTO %v", failover.RPO(rec), failover.RTO(rec))
+	}
+}
+
+// TestTimesAfterUndo: a failover after an undo has times of its own: the source has run in between.
+func TestTimesAfterUndo(t *testing.T) {
+	w, _ := edge(t)
+	must(t, w.run(t, failover.Unplanned, failover.Options{}))
+	must(t, w.job().Undo(t.Context()))
+	w.Now = w.Now.Add(time.Hour)
+	must(t, w.run(t, failover.Unplanned, failover.Options{NoShutdown: true}))
+	rec := *w.state(t).Failover
+	if want := w.Now.Sub(rec.CutAt); failover.RPO(rec) != want || failover.RTO(rec) >= time.Hour {
+		t.Fatalf("RPO %v, want %v; RTO %v", failover.RPO(rec), want, failover.RTO(rec))
+	}
+}
+
+// TestNobodyStarts: without hosts there is no time until the VM is up, and no downtime.
+func TestNobodyStarts(t *testing.T) {
+	w, _ := edge(t)
+	job := func() *failover.Job {
+		j := w.job()
+		j.Recovery.Host, j.Home.Place.Host = nil, nil
+		w.Now = w.Now.Add(time.Minute)
+		return j
+	}
+	must(t, job().Run(t.Context(), failover.Planned, failover.Options{}, ""))
+	if rec := *w.state(t).Failover; !rec.ByHand || failover.RTO(rec) != 0 || rec.Finished.IsZero() {
+		t.Fatalf("%+v", rec)
+	}
+	must(t, job().Commit(t.Context()))
+	must(t, job().Failback(t.Context(), failover.FailbackOptions{Mode: failover.DuringFailover}, ""))
+	if fb := *w.state(t).Failover.Failback; !fb.ByHand || failover.Downtime(fb) != 0 {
+		t.Fatalf("%+v", fb)
 	}
 }
 

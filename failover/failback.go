@@ -190,6 +190,7 @@ func (f *homeward) do(ctx context.Context, id StepID) (bytes int64, note string,
 	case StepFailbackDone:
 		return 0, "", f.noted(ctx, id, func(st *replica.State, fb *replica.Failback) {
 			fb.Finished = f.Now().UTC()
+			fb.ByHand = f.Recovery.Host == nil || f.startedByPeople()
 			st.Phase, st.PhaseSince = replica.FailedBack, fb.Finished
 		})
 	default:
@@ -200,6 +201,9 @@ func (f *homeward) do(ctx context.Context, id StepID) (bytes int64, note string,
 	}
 	return 0, "", f.noted(ctx, id, nil)
 }
+
+// startedByPeople says that sitrep does not start the VM at home.
+func (f *homeward) startedByPeople() bool { return f.Home.Place.Host == nil || f.Home.Place.Foreign }
 
 // noted changes the record of the failback in the ledger, and says there that a step is done.
 func (f *homeward) noted(ctx context.Context, id StepID, change func(*replica.State, *replica.Failback)) error {
@@ -539,9 +543,9 @@ func (j *Job) lookHome(st replica.State) error {
 	return nil
 }
 
-// Downtime is how long a VM was down while it was brought home; 0 as long as that is not known.
+// Downtime is how long a VM was down while it was brought home; 0 as long as that is not known, and when people stop or start it.
 func Downtime(fb replica.Failback) time.Duration {
-	if fb.Stopped.IsZero() || fb.Finished.IsZero() {
+	if fb.ByHand || fb.Stopped.IsZero() || fb.Finished.IsZero() {
 		return 0
 	}
 	return max(0, fb.Finished.Sub(fb.Stopped))

@@ -366,19 +366,35 @@ func Made(rec *replica.Failover) (d host.Definition, err error) {
 	return d, nil
 }
 
-// RPO is how much of the VM's past a failover lost, when it was begun at a time: nothing when the source was stopped and its
-// last changes were brought over first.
-func RPO(rec replica.Failover) time.Duration {
-	if rec.Kind == string(Planned) || slices.Contains(rec.Done, string(StepLastChanges)) || rec.CutAt.IsZero() {
-		return 0
+// begunAt is when the source was given up.
+func begunAt(rec replica.Failover) time.Time {
+	if rec.Begun.IsZero() {
+		return rec.Started
 	}
-	return max(0, rec.Started.Sub(rec.CutAt))
+	return rec.Begun
 }
 
-// RTO is how long a failover took until the VM was up; 0 while it is not.
-func RTO(rec replica.Failover) time.Duration {
-	if rec.Finished.IsZero() {
+// RPO is how much of the VM's past a failover lost, when it was begun at a time: nothing when the source was stopped, its last changes were
+// brought over, and the VM is made of the point that has them.
+func RPO(rec replica.Failover) time.Duration {
+	whole := rec.Kind == string(Planned) || slices.Contains(rec.Done, string(StepLastChanges)) || rec.Whole != "" && rec.Whole == rec.Point
+	if whole || rec.CutAt.IsZero() {
 		return 0
 	}
-	return max(0, rec.Finished.Sub(rec.Started))
+	return max(0, begunAt(rec).Sub(rec.CutAt))
+}
+
+// RTO is how long a failover took until the VM was up, from when the source was given up; 0 while it is not, and when it is not known
+// because people start it.
+func RTO(rec replica.Failover) time.Duration {
+	if rec.Finished.IsZero() || rec.ByHand {
+		return 0
+	}
+	return max(0, rec.Finished.Sub(begunAt(rec)))
+}
+
+// Newer says that the point of the plan is the one that there is now, and that a newer one will be taken when the last changes of the
+// source come over.
+func (p Plan) Newer() bool {
+	return p.has(StepLastChanges) && (p.Kind == Planned || p.Point == "" || p.Point == Latest)
 }

@@ -133,7 +133,7 @@ func (r *run) stillOurs(st replica.State, rec *replica.Failover) error {
 // record is a new one.
 func (r *run) record(st replica.State) *replica.Failover {
 	return &replica.Failover{
-		ID: hrl.NewID(), Kind: string(r.kind), Started: r.Now().UTC(), By: r.By, From: st.Phase, Source: st.Owner,
+		ID: hrl.NewID(), Kind: string(r.kind), Started: r.Now().UTC(), Begun: r.Now().UTC(), By: r.By, From: st.Phase, Source: st.Owner,
 		Host: r.Recovery.Describe(), DisksIn: string(r.DisksIn), Done: []string{string(StepBegin)},
 	}
 }
@@ -209,13 +209,18 @@ func (r *run) lastChanges(ctx context.Context) (string, error) {
 	err = r.LastChanges(ctx)
 	if err == nil {
 		r.brought = true
-		return "", nil
+		return "", r.wroteLast(ctx)
 	}
 	if r.kind == Planned || ctx.Err() != nil {
 		return "", err
 	}
 	r.Log.Warn("the last changes could not be brought over, the failover goes on without them", "vm", r.VM, "error", err)
 	return "not brought over: " + err.Error(), nil
+}
+
+// wroteLast notes which position has all that the source wrote: what is lost is told by it, whatever point is chosen, and when.
+func (r *run) wroteLast(ctx context.Context) error {
+	return r.note(ctx, "", func(st *replica.State, rec *replica.Failover) { rec.Brought = st.Received })
 }
 
 // takeOver makes this site the owner, and shuts out whoever was.
@@ -253,7 +258,7 @@ func (r *run) take(st replica.State) (replica.State, error) {
 		again := *st.Failover
 		rec = &again
 		if rec.Kind != string(r.kind) { // what was begun as the other kind got nowhere: its clock says nothing of this one
-			rec.Kind, rec.Started = string(r.kind), r.Now().UTC()
+			rec.Kind, rec.Started, rec.Begun = string(r.kind), r.Now().UTC(), r.Now().UTC()
 		}
 		rec.By = r.By
 		if !st.Phase.Away() {
@@ -291,6 +296,11 @@ func (r *run) finish(ctx context.Context) (note string, err error) {
 		rec.Done = append(slices.Clone(rec.Done), string(StepFinish))
 		if r.brought && p.At == st.Applied {
 			rec.Done = append(rec.Done, string(StepLastChanges))
+		}
+		for _, p := range st.Points {
+			if p.At == rec.Brought {
+				rec.Whole = p.ID
+			}
 		}
 		*r.kind.record(&st) = &rec
 		_, err = rep.Ledger().Save(ctx, st)
@@ -348,12 +358,17 @@ func (r *run) clear(ctx context.Context) error {
 		return err
 	}
 	p := r.plan.Found
+	rec := *r.kind.record(&st)
+	again := rec.Undone() || r.HostLost && r.elsewhere(rec)
 	return r.note(ctx, "", func(st *replica.State, rec *replica.Failover) {
 		if r.kind != Test {
 			st.Phase, st.PhaseSince = replica.FailoverStarted, r.Now().UTC()
 		}
 		rec.ID, rec.Kind, rec.Point, rec.CutAt, rec.VM = hrl.NewID(), string(r.kind), p.ID, p.CutAt, nil // an older point loses what a planned failover did not
 		rec.Started, rec.Finished, rec.DisksIn = r.Now().UTC(), time.Time{}, string(r.DisksIn)
+		if rec.Begun.IsZero() || again { // the source, or the VM at the lost host, has run since
+			rec.Begun, rec.Brought, rec.Whole = rec.Started, hrl.Pos{}, ""
+		}
 		rec.DiskStamps, rec.Creating = nil, false
 		rec.Done = slices.DeleteFunc(rec.Done, func(s string) bool { return behindFinish(StepID(s)) })
 	})
@@ -505,11 +520,14 @@ func mayBeThere(rec *replica.Failover) bool {
 // complete says in the ledger that the VM runs.
 func (r *run) complete(ctx context.Context) (text string, err error) {
 	err = r.note(ctx, StepComplete, func(st *replica.State, rec *replica.Failover) {
-		rec.Finished = r.Now().UTC()
+		rec.Finished, rec.ByHand = r.Now().UTC(), r.Recovery.Host == nil
 		if r.kind != Test {
 			st.Phase, st.PhaseSince = replica.FailedOver, rec.Finished
 		}
 		text = fmt.Sprintf("RTO %s, RPO %s", RTO(*rec).Round(time.Millisecond), RPO(*rec).Round(time.Second))
+		if rec.ByHand {
+			text = fmt.Sprintf("nobody has started the VM, RPO %s", RPO(*rec).Round(time.Second))
+		}
 	})
 	return text, err
 }

@@ -118,9 +118,15 @@ type State struct {
 type Failover struct {
 	// ID is that of the disks that are made: a new one for each recovery point that the VM is made from.
 	ID      hrl.ID    `json:"id"`
-	Kind    string    `json:"kind"` // test, planned, unplanned
-	Started time.Time `json:"started"`
-	By      Owner     `json:"by"`
+	Kind    string    `json:"kind"`    // test, planned, unplanned
+	Started time.Time `json:"started"` // with the point, or the kind, that it has now
+	// Begun is when the source was given up: the VM is down since then, also when another point is chosen later. Zero in ledgers of
+	// before it was kept: Started.
+	Begun time.Time `json:"begun,omitzero"`
+	// Brought is the position that holds all that the source wrote before it was stopped, and Whole the point of that position.
+	Brought hrl.Pos `json:"brought,omitzero"`
+	Whole   string  `json:"whole_point,omitempty"`
+	By      Owner   `json:"by"`
 	// From is the phase that undo goes back to, and Source who owned the replica before.
 	From   Phase  `json:"from,omitempty"`
 	Source Owner  `json:"source,omitzero"`
@@ -146,6 +152,8 @@ type Failover struct {
 	// before it was kept have only the finished step.
 	Creating bool      `json:"creating,omitempty"`
 	Finished time.Time `json:"finished,omitzero"` // the VM was up, its boot check passed
+	// ByHand says that no host was given: people start the VM, and when it is up is not known.
+	ByHand   bool      `json:"by_hand,omitempty"`
 	Failback *Failback `json:"failback,omitempty"`
 }
 
@@ -167,6 +175,8 @@ type Failback struct {
 	// Sent is what was brought home so far, in bytes, by all runs; Made is the part of it in disks that were made anew.
 	Sent int64 `json:"bytes_sent,omitempty"`
 	Made int64 `json:"bytes_made,omitempty"`
+	// ByHand says that people stop the recovered VM, or start the one at home: how long it was down is not known.
+	ByHand bool `json:"by_hand,omitempty"`
 	// Stopped is when the recovered VM was stopped: the downtime begins.
 	Stopped  time.Time `json:"stopped,omitzero"`
 	Finished time.Time `json:"finished,omitzero"`
