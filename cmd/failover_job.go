@@ -68,6 +68,7 @@ func (w *world) failoverJob(ctx context.Context, vm *site.VM, o failoverOptions)
 	j.Recovery.Booted = w.bootCheck(vm, recovery, primaryIP)
 	j.NotMine = w.mine(vm.Name, st)
 	j.LastChanges = func(ctx context.Context) error { return w.lastChanges(ctx, vm, j) }
+	j.InUse, j.NotSaved, j.Written = notInUse, notSaved, w.written
 	j.Hold = func(ctx context.Context, name string) (func() error, error) { return w.holdRecovered(ctx, vm, name) }
 	if vm.Hooks.Failover != "" {
 		j.Hook = func(ctx context.Context, k failover.Kind, d host.Definition) error {

@@ -55,17 +55,25 @@ func (w *world) recoveryID() (string, error) {
 
 // sourceHost is the one that runs a protected VM; nil where sitrep has no hand on it.
 func (w *world) sourceHost(h *site.Host, vm *site.VM) (host.Host, error) {
-	qmp := map[string]string{}
+	var own *site.VM
 	if vm.QMP != "" {
-		qmp[vm.Name] = vm.QMP
+		own = vm
 	}
-	return w.hostOf(h.Runner, cmpOr(h.Folder, w.memory.Path("hosts", h.Name)), qmp)
+	return w.hostOf(h.Runner, cmpOr(h.Folder, w.memory.Path("hosts", h.Name)), own)
 }
 
-// hostOf makes the host that a Runner describes. folder is where QEMU keeps what belongs to its VMs.
-func (w *world) hostOf(r site.Runner, folder string, qmp map[string]string) (host.Host, error) {
+// hostOf makes the host that a Runner describes. folder is where QEMU keeps what belongs to its VMs, and started a VM that something else
+// has started, with a control socket; nil for none.
+func (w *world) hostOf(r site.Runner, folder string, started *site.VM) (host.Host, error) {
 	switch r.Hypervisor {
 	case site.QEMU:
+		qmp, disks := map[string]string{}, map[string][]string{}
+		if started != nil {
+			qmp[started.Name] = started.QMP
+			for _, d := range started.Disks {
+				disks[started.Name] = append(disks[started.Name], d.Path)
+			}
+		}
 		q := r.QEMU
 		if q == nil {
 			q = &site.QEMUHost{}
@@ -75,7 +83,7 @@ func (w *world) hostOf(r site.Runner, folder string, qmp map[string]string) (hos
 			return nil, fault.FromOS(err)
 		}
 		return orNone(qemu.New(qemu.Config{Folder: abs, Binary: q.Binary, Accel: q.Accel, Machine: q.Machine, CPU: q.CPU,
-			DiskBus: q.Disk, Firmware: q.Firmware, Args: q.Args, QMP: qmp,
+			DiskBus: q.Disk, Firmware: q.Firmware, Args: q.Args, QMP: qmp, Disks: disks,
 			Programs: w.programs()}))
 	case site.Script:
 		s := r.Script

@@ -359,8 +359,12 @@ func (w *world) withSource(j *replicate.Job, vm *site.VM, disks []state.Disk, wh
 	if w.opts.dryRun {
 		open = scan.Look
 	}
-	j.Tracker, err = open(w.fs, scan.Config{VM: vm.Name, Disks: tracked, Dir: where, Now: w.now})
-	return err
+	t, err := open(w.fs, scan.Config{VM: vm.Name, Disks: tracked, Dir: where, Now: w.now})
+	if err != nil {
+		return err
+	}
+	j.Tracker = &believed{t, func(ctx context.Context) error { return w.writesHere(ctx, vm) }}
+	return nil
 }
 
 // disksOf is how the disks of a ledger are read.

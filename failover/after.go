@@ -129,10 +129,15 @@ func (j *Job) canStart(ctx context.Context, stopped bool) error {
 		return nil
 	}
 	power, err := j.Source.Host.State(ctx, j.Source.Name)
-	if err == nil && power == host.Absent {
-		err = fault.New(fault.VMAbsent, "%s has no VM %q that could be started again; the recovered one is left as it is", j.Source.Describe(), j.Source.Name)
+	switch {
+	case err != nil:
+		return err
+	case power == host.Absent:
+		return fault.New(fault.VMAbsent, "%s has no VM %q that could be started again; the recovered one is left as it is", j.Source.Describe(), j.Source.Name)
+	case power == host.Running || power == host.Paused:
+		return nil
 	}
-	return err
+	return j.homeUnused()
 }
 
 func (j *Job) startSource(ctx context.Context, stopped bool) (string, error) {
@@ -220,7 +225,13 @@ func (j *Job) Commit(ctx context.Context) error {
 		}
 		return j.commitFailback(ctx, st)
 	}
-	return j.tasks(ctx, []task{{"Remove the other recovery points", func(ctx context.Context) (string, error) {
+	return j.tasks(ctx, []task{{"Prerequisites check for commit", func(ctx context.Context) (string, error) {
+		d, err := Made(st.Failover)
+		if err != nil || d.Name == "" || j.elsewhere(st.Failover) {
+			return "", err
+		}
+		return "", j.recoveredWritten(ctx, d)
+	}}, {"Remove the other recovery points", func(ctx context.Context) (string, error) {
 		return "", j.with(ctx, func(rep replica.Replica, st replica.State) error {
 			kept := st.Point(st.Failover.Point)
 			if kept == nil {

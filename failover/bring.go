@@ -19,7 +19,7 @@ import (
 // homeJob is the engine that brings disks home, with the recovered disks open. Its disks are closed by the function that is
 // returned.
 func (j *Job) homeJob(ctx context.Context, st replica.State, d host.Definition, disks []HomeDisk, again bool) (*home.Job, func() error, error) {
-	h := &home.Job{VM: j.VM, FS: j.FS, StateDir: j.Home.StateDir, Again: again, Meter: j.Meter, Log: j.Log, Now: j.Now, Pause: j.Pause}
+	h := &home.Job{VM: j.VM, FS: j.FS, StateDir: j.Home.StateDir, Again: again, Meter: j.Meter, Log: j.Log, Now: j.Now, Pause: j.Pause, InUse: j.InUse}
 	if fb := st.Failover.Failback; fb != nil {
 		h.ID = fb.ID
 	}
@@ -110,7 +110,7 @@ func (f *homeward) makeTargets(ctx context.Context, st replica.State) (made int6
 
 // homeDisks is the engine without the recovered disks.
 func (j *Job) homeDisks(st replica.State) *home.Job {
-	h := &home.Job{VM: j.VM, ID: st.Failover.Failback.ID, FS: j.FS, StateDir: j.Home.StateDir, Meter: j.Meter, Log: j.Log, Now: j.Now, Pause: j.Pause}
+	h := &home.Job{VM: j.VM, ID: st.Failover.Failback.ID, FS: j.FS, StateDir: j.Home.StateDir, Meter: j.Meter, Log: j.Log, Now: j.Now, Pause: j.Pause, InUse: j.InUse}
 	for _, to := range j.Home.Disks {
 		h.Disks = append(h.Disks, to.target(st))
 	}

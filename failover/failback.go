@@ -184,7 +184,7 @@ func (f *homeward) do(ctx context.Context, id StepID) (bytes int64, note string,
 	case StepCreateHome:
 		err = f.createHome(ctx, st)
 	case StepStartHome:
-		err = f.Home.Place.Host.Start(ctx, f.Home.Place.Name)
+		err = f.startHome(ctx)
 	case StepBootHome:
 		err = f.Home.Place.Booted(ctx, f.homeDefinition(st))
 	case StepFailbackDone:
@@ -246,13 +246,19 @@ func (f *homeward) checkHome(ctx context.Context, st replica.State) error {
 	if err := f.homeIsOurs(st, d); err != nil {
 		return err
 	}
+	if err := f.recoveredWritten(ctx, d); err != nil {
+		return err
+	}
 	if err := f.homeIsOff(ctx); err != nil {
+		return err
+	}
+	if err := f.homeFree(ctx); err != nil {
 		return err
 	}
 	return f.sizesFit(ctx, st, d)
 }
 
-// homeIsOff refuses to write to the disks of a VM that runs.
+// homeIsOff refuses to write to the disks of a VM that runs, or whose memory was saved.
 func (f *homeward) homeIsOff(ctx context.Context) error {
 	if f.Home.Place.Host == nil {
 		return nil
@@ -261,11 +267,27 @@ func (f *homeward) homeIsOff(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return err
+	case power == host.Saved:
+		return fault.New(fault.HostRefused, "%s has saved the memory of %s, which knows the disks as they were: start it there and shut it down, or remove the saved state",
+			f.Home.Place.Describe(), f.Home.Place.Name)
 	case power == host.Running || power == host.Paused:
 		return fault.New(fault.HostRefused, "%s runs %s: its disks cannot be written to; shut it down there (what it wrote since the failover is lost)",
 			f.Home.Place.Describe(), f.Home.Place.Name)
 	}
 	return nil
+}
+
+// homeFree refuses disks at home that cannot be written to: something uses them, or a checkpoint lies on top of one.
+func (f *homeward) homeFree(ctx context.Context) error {
+	if err := f.homeUnused(); err != nil {
+		return err
+	}
+	if f.NotSaved != nil && f.Home.To == "" {
+		if err := f.NotSaved(f.Home.Place.Name); err != nil {
+			return err
+		}
+	}
+	return f.homeWritten(ctx, f.Home.Place)
 }
 
 // beginFailback raises the generation: whoever acts for the VM from now on is this site. That it is done is noted afterwards, so that a
@@ -306,6 +328,9 @@ func (f *homeward) beginFailback(ctx context.Context) error {
 func (f *homeward) stopRecovered(ctx context.Context, st replica.State) error {
 	d, err := f.recovered(st)
 	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.homeFree(ctx), f.recoveredWritten(ctx, d)); err != nil { // it may have changed since the failback was begun
 		return err
 	}
 	began := f.Now().UTC()
@@ -387,6 +412,18 @@ func (f *homeward) createHome(ctx context.Context, st replica.State) error {
 	return f.Home.Place.Host.Create(ctx, f.homeDefinition(st))
 }
 
+// startHome starts the VM at home, unless something else has its disks by now.
+func (f *homeward) startHome(ctx context.Context) error {
+	power, err := f.Home.Place.Host.State(ctx, f.Home.Place.Name)
+	if err == nil && power != host.Running && power != host.Paused {
+		err = f.homeUnused()
+	}
+	if err != nil {
+		return err
+	}
+	return f.Home.Place.Host.Start(ctx, f.Home.Place.Name)
+}
+
 // homeDefinition is the VM as it is made at home.
 func (f *homeward) homeDefinition(st replica.State) host.Definition {
 	d := f.Home.Machine
@@ -451,7 +488,19 @@ func (j *Job) commitFailback(ctx context.Context, st replica.State) error {
 		return j.in(err)
 	}
 	return j.tasks(ctx, []task{
-		{"Prerequisites check for commit", func(context.Context) (string, error) { return "", j.whatCameHome(st) }},
+		{"Prerequisites check for commit", func(ctx context.Context) (string, error) {
+			d, err := j.recovered(st)
+			if err == nil {
+				err = j.recoveredWritten(ctx, d)
+			}
+			if err == nil {
+				err = j.homeWritten(ctx, j.Home.Place)
+			}
+			if err != nil {
+				return "", err
+			}
+			return "", j.whatCameHome(st)
+		}},
 		{"Make replication stand on the disks at home", func(ctx context.Context) (string, error) {
 			if err := j.forget(ctx, st); err != nil {
 				return "", err

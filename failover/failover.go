@@ -103,6 +103,14 @@ type Job struct {
 	// host does that, and a run that is killed leaves the VM held.
 	Hold func(ctx context.Context, name string) (letGo func() error, err error)
 
+	// InUse refuses a disk that something uses. nil: nobody knows.
+	InUse func(path string) error
+	// NotSaved refuses a VM at home whose memory was saved with its disks as they were. nil: nobody knows.
+	NotSaved func(vm string) error
+	// Written refuses disks (paths by name) to which the VM called name at a host does not write, because it writes to files on top of
+	// them. nil: nobody knows.
+	Written func(ctx context.Context, h host.Host, name string, paths map[string]string) error
+
 	// Home is what failback needs.
 	Home Home
 

@@ -301,6 +301,16 @@ func (j *Job) pointThere(ctx context.Context, st replica.State, k Kind, p Plan) 
 
 // check is the first step: what can be known beforehand of hosts and folders. Nothing was changed when it fails.
 func (j *Job) check(ctx context.Context, st replica.State, k Kind, p Plan) error {
+	if k == Planned && p.has(StepStopSource) {
+		if err := j.homeWritten(ctx, j.Source); err != nil {
+			return err
+		}
+		if j.Source.Host == nil {
+			if err := j.homeUnused(); err != nil { // the VM has to be off, and nobody else can say so
+				return err
+			}
+		}
+	}
 	if j.Source.Host != nil && p.has(StepStopSource) && k == Planned {
 		power, err := j.Source.Host.State(ctx, j.Source.Name)
 		if err != nil {
@@ -327,7 +337,7 @@ func (j *Job) vacant(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if power == host.Running || power == host.Paused || power == host.Off {
+	if power != host.Absent && power != host.Unknown {
 		return fault.New(fault.HostRefused, "%s has a VM %q already, and it is %s: it would be made over, and an undo would delete it; "+
 			"rename or remove it there", j.Recovery.Describe(), name, power)
 	}

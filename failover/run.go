@@ -157,10 +157,18 @@ func (r *run) begin(ctx context.Context) error {
 // stopSource stops the protected VM. Of an unplanned failover only the attempt is made.
 func (r *run) stopSource(ctx context.Context) (string, error) {
 	if r.Source.Host == nil {
+		if r.kind == Planned {
+			if err := r.homeUnused(); err != nil {
+				return "", err
+			}
+		}
 		r.stopped = r.kind == Planned
 		return "sitrep has no hand on the source host", nil
 	}
 	err := r.stop(ctx)
+	if err == nil {
+		err = r.letGo(ctx)
+	}
 	if err == nil {
 		r.stopped = true
 		return "off", nil

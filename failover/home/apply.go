@@ -99,6 +99,14 @@ func (j *Job) openLog(ctx context.Context, rec *record, d *diskRecord) (_ *openL
 
 // enter records that from now on the originals are neither old nor new, unless they are not what the logs were made for.
 func (j *Job) enter(rec *record) error {
+	for i := range rec.Disks {
+		if j.InUse == nil {
+			break
+		}
+		if err := j.InUse(rec.Disks[i].Target); err != nil {
+			return fault.In(err, j.VM, rec.Disks[i].Name)
+		}
+	}
 	if rec.Phase == applying {
 		return j.holdRecord()
 	}

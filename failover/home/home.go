@@ -74,6 +74,8 @@ type Job struct {
 	Now   func() time.Time
 	// Pause waits until a filesystem's clock has moved on; nil is the real time.
 	Pause func(ctx context.Context, d time.Duration) error
+	// InUse refuses a disk that something uses, right before it is written to. nil: nobody knows.
+	InUse func(path string) error
 	Tasks int // pieces compared at once; 0 is 8
 }
 

@@ -38,6 +38,8 @@ const (
 	DiskReplaced     Code = "disk-replaced"
 	DiskModified     Code = "disk-modified"
 	DiskShrunk       Code = "disk-shrunk"
+	DiskInUse        Code = "disk-in-use"
+	DiskElsewhere    Code = "disk-elsewhere"
 	LogCorrupt       Code = "log-corrupt"
 	LogTorn          Code = "log-torn"
 	LogForeign       Code = "log-foreign"
@@ -188,6 +190,8 @@ func table() map[Code]row {
 		DiskReplaced:     {Prerequisite, "Another disk than the one that was replicated so far is at the configured path, or nearly all of its content was replaced. Nothing was sent: recovery points stay as they are.", "Look what is at the path, and bring the right disk back; or, if it is to be replicated from now on, say so with --accept-disk.", "{again}"},
 		DiskModified:     {Recoverable, "The disk was written to while it was being read.", "Stop the VM or freeze its disks during the run, or put the disks on a filesystem with reflinks.", "{again}"},
 		DiskShrunk:       {Critical, "The source disk is smaller than its replica.", "Restore the disk's size (or give the replica up: sitrep unprotect {vm}, and then sitrep protect {vm}).", "sitrep resume {vm}"},
+		DiskInUse:        {Refused, "Something uses the disk, or may: nothing was written to it.", "End what the message names.", "{again}"},
+		DiskElsewhere:    {Prerequisite, "The VM writes to another file than this disk: a checkpoint or a snapshot was made of it.", "Merge the checkpoint or the snapshot into the disk (Remove-VMSnapshot; virsh blockcommit --active --pivot), or name the file in the site file.", "{again}"},
 		LogCorrupt:       {Resync, "A change log is damaged.", "", "sitrep resync {vm} --now"},
 		LogTorn:          {Resync, "A change log was not closed.", "", "sitrep resync {vm} --now"},
 		LogForeign:       {Resync, "A change log belongs to another disk or another history.", "Move the file away.", "sitrep resync {vm} --now"},

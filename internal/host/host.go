@@ -23,10 +23,12 @@ import (
 // Power is what a VM is doing.
 type Power string
 
-// The powers. Absent means that the host has no VM of this name; Unknown, that the host cannot tell (plain files).
+// The powers. Absent means that the host has no VM of this name; Saved, that it is off, and will go on with what it remembers of its
+// disks when it is started; Unknown, that the host cannot tell (plain files).
 const (
 	Absent  Power = "absent"
 	Off     Power = "off"
+	Saved   Power = "saved"
 	Running Power = "running"
 	Paused  Power = "paused"
 	Unknown Power = "unknown"
@@ -66,6 +68,14 @@ type Freezer interface {
 type Marker interface {
 	// Marked says that Freeze holds the VM, or was about to, and that Thaw did not follow.
 	Marked(vm string) (bool, error)
+}
+
+// Writer is a Host that tells what a VM writes to: after a checkpoint or a snapshot that is another file than the one that it was
+// made with.
+type Writer interface {
+	// Writes lists the files and devices at the host to which the drives of the VM write, as its hypervisor says. known is false
+	// when it cannot tell, such as of a VM that does not run.
+	Writes(ctx context.Context, vm string) (files []string, known bool, err error)
 }
 
 // Console is a Host that keeps what a VM writes to its serial console.

@@ -57,6 +57,7 @@ type Host struct {
 var (
 	_ host.Host    = (*Host)(nil)
 	_ host.Freezer = (*Host)(nil)
+	_ host.Writer  = (*Host)(nil)
 )
 
 // New checks the configuration; it reaches nothing.
@@ -289,7 +290,7 @@ func mark(d host.Definition) string {
 	return "sitrep: made from definition " + hex.EncodeToString(sum[:])
 }
 
-// State tells what the VM is doing. A saved VM is off: its memory waits, and its disks are at rest.
+// State tells what the VM is doing.
 func (h *Host) State(ctx context.Context, vm string) (host.Power, error) {
 	var name string
 	if err := h.ask(ctx, stateScript, request{VM: vm}, h.c.Timeout, &name); err != nil {
@@ -304,8 +305,10 @@ func power(state string) host.Power {
 	switch strings.TrimSuffix(state, "Critical") {
 	case "Absent":
 		return host.Absent
-	case "Off", "Saved", "FastSaved":
+	case "Off":
 		return host.Off
+	case "Saved", "FastSaved":
+		return host.Saved
 	case "Paused":
 		return host.Paused
 	case "Running", "Starting", "Stopping", "Saving", "FastSaving", "Pausing", "Resuming", "Reset":
@@ -331,7 +334,7 @@ func (h *Host) expect(ctx context.Context, script string, r request, timeout tim
 	if err := h.ask(ctx, script, r, timeout, &state); err != nil {
 		return err
 	}
-	if power(state) != want {
+	if p := power(state); p != want && (p != host.Saved || want != host.Off) {
 		return fault.New(fault.HostRefused, "the VM is %s afterwards, not %s", state, want).Of(r.VM, "")
 	}
 	return nil
@@ -340,6 +343,12 @@ func (h *Host) expect(ctx context.Context, script string, r request, timeout tim
 // Delete removes the VM; see host.Host.
 func (h *Host) Delete(ctx context.Context, vm string) error {
 	return h.expect(ctx, deleteScript, request{VM: vm}, h.c.Timeout, host.Absent)
+}
+
+// Writes lists the files of the VM's drives: of a VM with a checkpoint they are those of the checkpoint. See host.Writer.
+func (h *Host) Writes(ctx context.Context, vm string) (files []string, known bool, err error) {
+	err = h.ask(ctx, drivesScript, request{VM: vm}, h.c.Timeout, &files)
+	return files, err == nil, err
 }
 
 // Freeze suspends the VM; see the package's documentation for what that holds.

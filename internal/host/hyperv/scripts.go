@@ -34,6 +34,10 @@ $j=ConvertTo-Json $o -Compress -Depth 4
 const stateScript = `$v=One
 if($v){"$($v.State)"}else{'Absent'}`
 
+// drivesScript answers the paths of the VM's drives, as a list also when there is one, or none.
+const drivesScript = `$v=Must
+,@(@(Get-VMHardDiskDrive -VM $v)|ForEach-Object{"$($_.Path)"}|Where-Object{$_})`
+
 // startScript powers the VM on, or lets it go on.
 const startScript = `$v=Must
 switch("$($v.State)"){'Running'{}'Paused'{Resume-VM -VM $v}default{Start-VM -VM $v}}

@@ -41,6 +41,25 @@ func dial(path string) (net.Conn, error) {
 	return net.Dial("unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path)))
 }
 
+// folderOf is the working folder of the process at the other end of a socket, "" when it cannot be told.
+func folderOf(c net.Conn) string {
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return ""
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return ""
+	}
+	folder := ""
+	raw.Control(func(fd uintptr) {
+		if peer, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			folder, _ = os.Readlink(fmt.Sprintf("/proc/%d/cwd", peer.Pid))
+		}
+	})
+	return folder
+}
+
 // process is a running QEMU, by a descriptor that never means another process.
 type process struct{ pid, fd int }
 

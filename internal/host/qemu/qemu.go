@@ -62,6 +62,8 @@ type Config struct {
 	Args     []string // added to the command line as they are; QEMU runs in the VM's folder
 	// QMP are the control sockets (absolute paths) of VMs that something else starts, by VM.
 	QMP map[string]string
+	// Disks are the paths of the disks of those VMs: while somebody uses one, a VM whose socket is silent is not taken to be off.
+	Disks map[string][]string
 	// Programs runs QEMU and its tools.
 	Programs hook.Runner
 }
@@ -86,6 +88,7 @@ var (
 	_ host.Host    = (*Host)(nil)
 	_ host.Freezer = (*Host)(nil)
 	_ host.Marker  = (*Host)(nil)
+	_ host.Writer  = (*Host)(nil)
 	_ host.Console = (*Host)(nil)
 )
 
@@ -326,7 +329,7 @@ func refused(err error, what string) error {
 }
 
 // State tells what the VM is doing; see host.Host. A VM of Config.QMP whose socket is not there, or has nobody listening, is
-// off: QEMU removes its socket when it ends.
+// off unless somebody uses its disks.
 func (h *Host) State(ctx context.Context, vm string) (host.Power, error) {
 	if err := checkName(vm); err != nil {
 		return host.Unknown, err

@@ -152,7 +152,7 @@ func (h *Host) command(ctx context.Context, vm, command string, result any) erro
 	return q.do(ctx, command, result)
 }
 
-// power asks QEMU what the VM is doing; Off is that nobody listens. One that hangs up is about to end, and is asked again.
+// power asks QEMU what the VM is doing; Off is that nobody listens, and nobody uses its disks. One that hangs up is about to end, and is asked again.
 func (h *Host) power(ctx context.Context, vm string) (host.Power, error) {
 	for deadline := time.Now().Add(endLimit); ; {
 		power, err := h.askPower(ctx, vm)
@@ -174,9 +174,9 @@ func (h *Host) askPower(ctx context.Context, vm string) (host.Power, error) {
 	switch {
 	case nobodyListens(err):
 		if dir := filepath.Dir(h.socket(vm)); !exists(dir) {
-			return host.Unknown, fault.New(fault.HostUnreachable, "the folder of the control socket is not there").At(dir)
+			return host.Unknown, fault.New(fault.HostUnreachable, "the folder of the control socket is not there; correct qmp: in the site file, or make it").At(dir)
 		}
-		return host.Off, nil
+		return h.unheard(vm)
 	case err != nil:
 		return host.Unknown, err
 	case status.Running:

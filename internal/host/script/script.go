@@ -23,7 +23,7 @@
 //
 // What a program answers is its exit code: 0 is done; 75 (EX_TEMPFAIL) is that the host could not be reached, which will
 // be tried again; any other is a refusal. What it says on standard error becomes part of the message. "state" writes one word
-// to standard output: absent, off, running, paused, or unknown where it cannot tell.
+// to standard output: absent, off, saved (off, with its memory kept), running, paused, or unknown where it cannot tell.
 //
 // So that simple programs do, the state is asked before and after: start is not run for a VM that runs, nor stop for one that
 // is off, nor delete for one that is absent, and one that is running is stopped before it is deleted; a start or a stop that
@@ -142,10 +142,10 @@ func (h *Host) State(ctx context.Context, vm string) (host.Power, error) {
 		return host.Unknown, err
 	}
 	switch p := host.Power(strings.TrimSpace(out.Stdout)); p {
-	case host.Absent, host.Off, host.Running, host.Paused, host.Unknown:
+	case host.Absent, host.Off, host.Saved, host.Running, host.Paused, host.Unknown:
 		return p, nil
 	}
-	return host.Unknown, fault.New(fault.HostRefused, "state said %.100q; absent, off, running, paused and unknown are known", out.Stdout).At(h.c.State).Of(vm, "")
+	return host.Unknown, fault.New(fault.HostRefused, "state said %.100q; absent, off, saved, running, paused and unknown are known", out.Stdout).At(h.c.State).Of(vm, "")
 }
 
 // present is State, with an absent VM as an error.
@@ -186,7 +186,7 @@ func (h *Host) Stop(ctx context.Context, vm string, grace time.Duration) error {
 // expect checks that an operation did what it said.
 func (h *Host) expect(ctx context.Context, vm, operation string, want host.Power) error {
 	p, err := h.State(ctx, vm)
-	if err != nil || p == want || p == host.Unknown {
+	if err != nil || p == want || p == host.Unknown || p == host.Saved && want == host.Off {
 		return err
 	}
 	return fault.New(fault.HostRefused, "%s ended well, and the VM is %s", operation, p).Of(vm, "")
@@ -212,7 +212,7 @@ func (h *Host) Delete(ctx context.Context, vm string) error {
 // Freeze runs the program for it, unless the VM is off.
 func (h *FreezingHost) Freeze(ctx context.Context, vm string) (held bool, err error) {
 	p, err := h.present(ctx, vm)
-	if err != nil || p == host.Off {
+	if err != nil || p == host.Off || p == host.Saved {
 		return false, err
 	}
 	_, err = h.run(ctx, h.c.Freeze, request{Operation: "freeze", VM: vm}, h.c.Timeout)
@@ -226,7 +226,7 @@ func (h *FreezingHost) Freeze(ctx context.Context, vm string) (held bool, err er
 // Thaw runs the program for it, unless the VM is off.
 func (h *FreezingHost) Thaw(ctx context.Context, vm string) error {
 	p, err := h.State(ctx, vm)
-	if err != nil || p == host.Off || p == host.Absent {
+	if err != nil || p == host.Off || p == host.Saved || p == host.Absent {
 		return err
 	}
 	_, err = h.run(ctx, h.c.Thaw, request{Operation: "thaw", VM: vm}, h.c.Timeout)
