@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -109,12 +110,16 @@ func (w *world) check(ctx context.Context, vm *site.VM, what question, o *checkO
 	return nil
 }
 
-// lenient makes a missing disk a warning.
+// lenient makes warnings of a missing disk, and of a host that cannot be asked.
 func lenient(findings []finding) []finding {
 	for i := range findings {
-		if f := &findings[i]; f.Rule == string(fault.DiskMissing) {
+		f := &findings[i]
+		switch f.Rule {
+		case string(fault.DiskMissing):
 			f.Severity = support.Warning
 			f.Advice = "Put the disk there, or correct the path, before you protect the VM."
+		case ruleHost:
+			f.Severity = support.Warning
 		}
 	}
 	return findings
@@ -165,8 +170,8 @@ func (w *world) examine(ctx context.Context, vm *site.VM, pinned []state.Disk) (
 		facts = append(facts, f)
 		findings = append(findings, append(formatFindings(vm, f), w.another(vm, f, pinned)...)...)
 	}
-	return facts, append(findings, append(
-		support.Check(w.subject(ctx, vm, facts), w.others(ctx, vm)), append(w.limits(vm, facts), w.unfit(vm)...)...)...)
+	return facts, slices.Concat(findings, support.Check(w.subject(ctx, vm, facts), w.others(ctx, vm)), w.limits(vm, facts), w.unfit(vm),
+		w.around(ctx, vm), w.foreseen(ctx, vm, facts))
 }
 
 func (w *world) look(vm *site.VM, d *site.Disk, format disk.Format) (f diskFacts, err error) {

@@ -2,7 +2,9 @@ package cmd
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -153,7 +155,7 @@ func (w *world) failover(ctx context.Context, vm *site.VM, k failover.Kind, o fa
 		}
 		w.showPlan(vm, plan, f)
 		if w.opts.dryRun {
-			return w.toldOf(ctx, vm, f, nil)
+			return w.toldOf(ctx, vm, f, errors.Join(j.Foresee(ctx, k, plan), w.canMakeDisks(plan)))
 		}
 		err = w.failoverSteps(ctx, vm, j, "Failover ("+string(k)+")", f, func() error { return j.Run(ctx, k, o.Options, "") })
 		if err == nil {
@@ -190,6 +192,17 @@ func (w *world) already(ctx context.Context, vm *site.VM, f *failoverObject, is 
 	}
 	w.say("%s: %s; the state is %s", vm.Name, said, f.State)
 	return true, nil
+}
+
+// canMakeDisks refuses a folder for recovered disks that cannot be written to.
+func (w *world) canMakeDisks(p failover.Plan) error {
+	if w.site.Recovery.Disks == site.DisksInStore || len(p.VMDef.Disks) == 0 {
+		return nil
+	}
+	if err := mayWrite(existingFolder(filepath.Dir(p.VMDef.Disks[0].Path))); err != nil {
+		return fault.FromOS(err)
+	}
+	return nil
 }
 
 // failoverSteps does f, whose steps go into a new job, and says in o how the VM stands afterwards.

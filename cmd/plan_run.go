@@ -21,6 +21,7 @@ import (
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/internal/hook"
+	"sitrep/internal/host"
 	"sitrep/internal/plain"
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
@@ -76,6 +77,9 @@ func (m *member) Check(ctx context.Context) error {
 		return err
 	}
 	p, err := m.job.Plan(ctx, m.kind, m.opts.Options)
+	if err == nil {
+		err = m.job.Foresee(ctx, m.kind, p)
+	}
 	switch {
 	case err == nil:
 		m.w.showPlan(m.vm, p, m.obj)
@@ -298,6 +302,9 @@ func (w *world) runPlan(ctx context.Context, plan *site.Plan, pick func() (failo
 	if err != nil {
 		return err
 	}
+	if err := w.fitTogether(ctx, members); err != nil {
+		return err
+	}
 	o := &planObject{PlanRecord: rec}
 	w.res.Plan = o
 	if w.opts.dryRun {
@@ -330,6 +337,34 @@ func (w *world) runPlan(ctx context.Context, plan *site.Plan, pick func() (failo
 	}
 	w.sayPlan(plan, o, err)
 	return w.reported(err)
+}
+
+// fitTogether refuses VMs of a plan that their recovery host, or its volume, cannot take together: each of them could be alone. Of an unplanned
+// failover it is a warning: as many VMs as fit are better than none.
+func (w *world) fitTogether(ctx context.Context, members []*member) error {
+	var vms []host.Definition
+	var left []failover.Together
+	for _, m := range members {
+		if m.kind == "" {
+			return nil
+		}
+		vms = append(vms, machineOf(m.vm))
+		if m.over(ctx) {
+			continue
+		}
+		if p, err := m.job.Plan(ctx, m.kind, m.opts.Options); err == nil { // what stands in the way of one of them is told by its check
+			left = append(left, failover.Together{Job: m.job, Plan: p})
+		}
+	}
+	if len(members) == 0 {
+		return nil
+	}
+	err := errors.Join(failover.Memory(members[0].job.Recovery.Host, vms), failover.Room(ctx, left))
+	if err != nil && members[0].kind == failover.Unplanned {
+		w.log.Warn("the VMs of the plan do not fit together", "error", err)
+		return nil
+	}
+	return err
 }
 
 // reported prints each of the errors that were joined, so that each has its cause and its advice and the gravest makes the

@@ -12,3 +12,6 @@ func freeSpace(folder string) (int64, error) {
 	err = windows.GetDiskFreeSpaceEx(name, &free, nil, nil)
 	return int64(free), err
 }
+
+// mayWrite knows nothing here: access is decided by lists that only the system can judge.
+func mayWrite(string) error { return nil }

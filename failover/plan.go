@@ -299,8 +299,24 @@ func (j *Job) pointThere(ctx context.Context, st replica.State, k Kind, p Plan) 
 	return err
 }
 
-// check is the first step: what can be known beforehand of hosts and folders. Nothing was changed when it fails.
+// Foresee asks of hosts, disks and folders what can be known beforehand of a failover as it was planned. It changes nothing.
+func (j *Job) Foresee(ctx context.Context, k Kind, p Plan) error {
+	st, err := j.load(ctx)
+	if err == nil {
+		err = j.foresee(ctx, st, k, p)
+	}
+	return j.in(err)
+}
+
+// check is the first step: Foresee, and a try of the folder of the disks. Nothing was changed when it fails.
 func (j *Job) check(ctx context.Context, st replica.State, k Kind, p Plan) error {
+	if err := j.foresee(ctx, st, k, p); err != nil {
+		return err
+	}
+	return j.roomFor(ctx, *k.record(&st), k, p)
+}
+
+func (j *Job) foresee(ctx context.Context, st replica.State, k Kind, p Plan) error {
 	if k == Planned && p.has(StepStopSource) {
 		if err := j.homeWritten(ctx, j.Source); err != nil {
 			return err
@@ -328,7 +344,16 @@ func (j *Job) check(ctx context.Context, st replica.State, k Kind, p Plan) error
 	if err := j.pointThere(ctx, st, k, p); err != nil {
 		return err
 	}
-	return j.roomFor(ctx, *k.record(&st), k, p)
+	if *k.record(&st) != nil || !p.has(StepDisks) { // what was begun has asked, and may have made disks since
+		return nil
+	}
+	if err := j.volumeFor(ctx, p); err != nil {
+		return err
+	}
+	if h, ok := j.Recovery.Host.(host.Rehearser); ok {
+		return h.Rehearse(ctx, p.VMDef)
+	}
+	return nil
 }
 
 // vacant refuses a host that has a VM of this name.

@@ -43,6 +43,8 @@ type Program struct {
 	Dir  string            // the folder that it runs in; "" is that of sitrep
 	// Stdin is written to standard input as one JSON document and a newline; nil writes nothing. A program need not read it.
 	Stdin any
+	// Input is written to standard input as it is, when Stdin is nil.
+	Input []byte
 	// Timeout is after which time the program is killed; 0 means only when the context ends.
 	Timeout time.Duration
 	// Inherit is a file that the program gets as descriptor 3, where the system has such; nil gives none. Whoever holds the other end
@@ -121,7 +123,7 @@ func (r Runner) environment() []string {
 
 // encode makes standard input and the environment, which is env and ours.
 func (p Program) encode(env []string) (*bytes.Reader, []string, error) {
-	doc := []byte{}
+	doc := p.Input
 	if p.Stdin != nil {
 		b, err := json.Marshal(p.Stdin)
 		if err != nil {

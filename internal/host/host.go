@@ -78,6 +78,14 @@ type Writer interface {
 	Writes(ctx context.Context, vm string) (files []string, known bool, err error)
 }
 
+// Rehearser is a Host that can try beforehand what it would be asked for in a disaster.
+type Rehearser interface {
+	// Rehearse fails when the VM could not be made or started. Its disks need not be there. It leaves nothing.
+	Rehearse(ctx context.Context, d Definition) error
+	// Memory is the memory of the host in bytes, for VMs and everything else; known is false when it cannot be told.
+	Memory() (total int64, known bool)
+}
+
 // Console is a Host that keeps what a VM writes to its serial console.
 type Console interface {
 	// ConsoleLog is the path of a file to which the console's output of the present, or last, run is appended.

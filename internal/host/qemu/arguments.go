@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"sitrep/internal/durable"
@@ -30,6 +29,19 @@ func checkName(vm string) error {
 
 // checkDefinition refuses what QEMU would not run, or would run as something else.
 func (h *Host) checkDefinition(d host.Definition) error {
+	if err := h.mayRun(d); err != nil {
+		return err
+	}
+	for _, disk := range d.Disks {
+		if err := h.checkDisk(d.Name, disk); err != nil {
+			return fault.In(err, d.Name, disk.Name)
+		}
+	}
+	return nil
+}
+
+// mayRun is checkDefinition of a VM whose disks are not there yet.
+func (h *Host) mayRun(d host.Definition) error {
 	if err := checkName(d.Name); err != nil {
 		return err
 	}
@@ -48,7 +60,7 @@ func (h *Host) checkDefinition(d host.Definition) error {
 		return no("the VM has no disk to boot from")
 	}
 	for _, disk := range d.Disks {
-		if err := h.checkDisk(d.Name, disk); err != nil {
+		if err := h.Takes(disk); err != nil {
 			return fault.In(err, d.Name, disk.Name)
 		}
 	}
@@ -77,9 +89,6 @@ func (h *Host) Takes(d host.Disk) error {
 }
 
 func (h *Host) checkDisk(vm string, d host.Disk) error {
-	if err := h.Takes(d); err != nil {
-		return err
-	}
 	if !filepath.IsAbs(d.Path) {
 		return fault.New(fault.HostRefused, "the path is not absolute").At(d.Path)
 	}
@@ -137,15 +146,7 @@ func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
 // arguments is QEMU's command line. Files of the VM's folder are named without it, because QEMU starts in it.
 func (h *Host) arguments(d host.Definition) ([]string, error) {
-	clock := "utc"
-	if d.OS == "windows" {
-		clock = "localtime"
-	}
-	args := []string{
-		"-name", "guest=" + escape(d.Name), "-no-user-config", "-nodefaults", "-display", "none", "-vga", "std",
-		"-accel", h.c.Accel, "-cpu", h.c.CPU, "-smp", strconv.Itoa(d.CPUs), "-m", fmt.Sprintf("size=%dB", d.Memory), "-rtc", "base=" + clock,
-		"-daemonize", "-pidfile", pidFile, "-qmp", "unix:" + socketFile + ",server=on,wait=off", "-serial", "file:" + consoleFile,
-	}
+	args := append(h.basics(d), "-daemonize", "-pidfile", pidFile, "-qmp", "unix:"+socketFile+",server=on,wait=off", "-serial", "file:"+consoleFile)
 	machine, err := h.machine(d)
 	if err != nil {
 		return nil, err
@@ -246,6 +247,17 @@ func (h *Host) makeVars(vm string) error {
 // disks attaches the disks in their order, which is also the order in which the firmware tries to boot from them. Their
 // formats are always told: a guest could make a raw disk look like another format, and a fixed VHD looks like a raw disk.
 func (h *Host) disks(d host.Definition) ([]string, error) {
+	return h.attached(d, func(node string, i int) (string, error) {
+		format, path := driver(d.Disks[i].Format), d.Disks[i].Path
+		if d.Disposable {
+			format, path = "qcow2", h.path(d.Name, overlayFile(i))
+		}
+		return blockdev(node, format, path, false)
+	})
+}
+
+// attached attaches what drive makes of each disk.
+func (h *Host) attached(d host.Definition, drive func(node string, i int) (string, error)) ([]string, error) {
 	var args []string
 	bus := ""
 	switch h.c.DiskBus {
@@ -255,11 +267,7 @@ func (h *Host) disks(d host.Definition) ([]string, error) {
 		args = append(args, "-device", "virtio-scsi-pci,id=disks")
 	}
 	for i, disk := range d.Disks {
-		format, path := driver(disk.Format), disk.Path
-		if d.Disposable {
-			format, path = "qcow2", h.path(d.Name, overlayFile(i))
-		}
-		opt, err := blockdev(fmt.Sprintf("disk%d", i), format, path, false)
+		opt, err := drive(fmt.Sprintf("disk%d", i), i)
 		if err != nil {
 			return nil, err
 		}

@@ -89,7 +89,9 @@ var (
 	_ host.Freezer = (*Host)(nil)
 	_ host.Marker  = (*Host)(nil)
 	_ host.Writer  = (*Host)(nil)
-	_ host.Console = (*Host)(nil)
+
+	_ host.Rehearser = (*Host)(nil)
+	_ host.Console   = (*Host)(nil)
 )
 
 // New checks the configuration and fills in its defaults; it starts nothing.
