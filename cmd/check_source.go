@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path/filepath"
 	"runtime"
 
 	"sitrep/internal/disk"
+	"sitrep/internal/disk/esp"
 	"sitrep/internal/fault"
 	"sitrep/internal/host"
 	"sitrep/internal/site"
@@ -112,6 +114,9 @@ func (w *world) foreseen(ctx context.Context, vm *site.VM, facts []diskFacts) (o
 			d.Disks = append(d.Disks, k)
 		}
 	}
+	if f := w.loaderFinding(vm, facts); f != nil {
+		out = append(out, *f)
+	}
 	const elsewhere = "Mend it, or run sitrep check at the recovery host when that is another machine."
 	if inFolder {
 		at := existingFolder(folder)
@@ -137,4 +142,28 @@ func (w *world) foreseen(ctx context.Context, vm *site.VM, facts []diskFacts) (o
 		add(support.Warning, "", "recovery-host", elsewhere, "the recovery host would not run the VM: %s", bareMessage(fault.FromOS(err)))
 	}
 	return out
+}
+
+// loaderFinding warns of a UEFI VM that boots by an entry of its firmware's variables alone: they are not replicated.
+func (w *world) loaderFinding(vm *site.VM, facts []diskFacts) *finding {
+	if vm.Generation != 2 {
+		return nil
+	}
+	for _, f := range facts {
+		if !f.disk.OS && len(facts) > 1 {
+			continue
+		}
+		img, err := w.openDisk(vm, f.disk)
+		if err != nil {
+			return nil
+		}
+		found, err := esp.HasFallback(io.NewSectionReader(img, 0, img.Size()))
+		if img.Close() != nil || err != nil || found {
+			return nil
+		}
+		return &finding{VM: vm.Name, Disk: f.disk.Name, Rule: "uefi-loader", Severity: support.Warning,
+			Message: "its EFI partition has no fallback loader \\EFI\\BOOT\\BOOTX64.EFI: the VM boots by an entry of its NVRAM, which is not replicated, and the recovered VM would find no loader",
+			Advice:  "Install the loader there in the guest, such as with grub-install --removable, or force_efi_extra_removable of Debian's grub."}
+	}
+	return nil
 }

@@ -186,8 +186,19 @@ func qemuVM(t *testing.T, dir string, more ...string) *exec.Cmd {
 	return c
 }
 
-// qmp sends a command to QEMU, and returns what it answers.
+// qmp sends a command to QEMU, which must take it, and returns what it answers.
 func qmp(t *testing.T, dir, command string, arguments ...string) map[string]any {
+	t.Helper()
+	m := qmpAsk(t, dir, command, arguments...)
+	if m["error"] != nil {
+		t.Fatalf("%s: %v", command, m["error"])
+	}
+	o, _ := m["return"].(map[string]any)
+	return o
+}
+
+// qmpAsk sends a command to QEMU, and returns its answer: with return, or error.
+func qmpAsk(t *testing.T, dir, command string, arguments ...string) map[string]any {
 	t.Helper()
 	c, err := net.Dial("unix", filepath.Join(dir, "q.sock"))
 	if err != nil {
@@ -205,12 +216,8 @@ func qmp(t *testing.T, dir, command string, arguments ...string) map[string]any 
 			if err := in.Decode(&m); err != nil {
 				t.Fatal(err)
 			}
-			if m["error"] != nil {
-				t.Fatalf("%s: %v", s, m["error"])
-			}
-			if r, ok := m["return"]; ok {
-				o, _ := r.(map[string]any)
-				return o
+			if m["error"] != nil || m["return"] != nil {
+				return m
 			}
 		}
 	}

@@ -108,6 +108,9 @@ func (w *world) resync(ctx context.Context, vm *site.VM, o *resyncObject, opts r
 }
 
 func (s *session) resync(ctx context.Context, o *resyncObject, opts resyncOptions) error {
+	if err := s.writesHere(ctx, s.vm); err != nil { // before the ledger says that a comparison has begun
+		return err
+	}
 	if err := s.tellLedger(ctx); err != nil {
 		return err
 	}
