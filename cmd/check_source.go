@@ -29,7 +29,7 @@ func (w *world) around(ctx context.Context, vm *site.VM) (out []finding) {
 	again := " Then run: " + w.commands("sitrep check "+vm.Name)
 	if f := w.hostFinding(ctx, vm); f != nil {
 		out = append(out, *f)
-	} else if err := w.writesHere(ctx, vm); err != nil {
+	} else if err := w.writesHere(ctx, vm); err != nil && !fault.Is(err, fault.SiteInvalid) { // of which others tell
 		e := fault.FromOS(err)
 		add(support.Error, e.Disk, string(e.Code), e.Code.Lookup().Cause+" Merge it into the disk, or name the file in the site file."+again, "%s", bareMessage(e))
 	}
@@ -135,8 +135,16 @@ func (w *world) foreseen(ctx context.Context, vm *site.VM, facts []diskFacts) (o
 	if err != nil || !can || len(d.Disks) == 0 || len(facts) != len(vm.Disks) {
 		return out
 	}
+	for _, p := range w.hostPrograms(vm) {
+		if p.Problem != "" { // told by itself
+			return out
+		}
+	}
 	if nics, _, err := w.networkTable(vm, "", "", nil); err == nil {
 		d.NICs = nics
+	}
+	for i := range d.NICs {
+		d.NICs[i].PublicIP = false // told by itself
 	}
 	if err := r.Rehearse(ctx, d); err != nil && ctx.Err() == nil {
 		add(support.Warning, "", "recovery-host", elsewhere, "the recovery host would not run the VM: %s", bareMessage(fault.FromOS(err)))
@@ -153,7 +161,7 @@ func (w *world) loaderFinding(vm *site.VM, facts []diskFacts) *finding {
 		if !f.disk.OS && len(facts) > 1 {
 			continue
 		}
-		img, err := w.openDisk(vm, f.disk)
+		img, err := w.openDisk(vm, f.disk, f.format)
 		if err != nil {
 			return nil
 		}

@@ -50,7 +50,7 @@ func Room(ctx context.Context, list []Together) error {
 		need += n
 	}
 	if need > free {
-		return fault.New(fault.PrerequisiteFail, "the recovery points hold %d MiB, and the volume of the recovered disks has %d MiB free", need>>20, free>>20).At(list[0].Job.Folder)
+		return fault.New(fault.NoSpace, "the recovery points hold %d KiB, and the volume of the recovered disks has %d KiB free", need>>10, free>>10).At(list[0].Job.Folder)
 	}
 	return nil
 }
