@@ -34,7 +34,7 @@ func (p *program) storeCommand() *cli.Command {
 			Description: "Exits with 0 when everything that is needed holds, and with 3 otherwise. What was found is remembered: " +
 				"\"check\" and \"protect\" refuse a store in which something that is needed did not hold.",
 			Action: p.action("store probe", p.probeStore),
-		}, p.storeListCommand(), p.repairCommand(), p.unlockCommand()},
+		}, p.storeListCommand(), p.repairCommand(), p.renameCommand(), p.removeCommand(), p.unlockCommand()},
 	}
 }
 

@@ -55,6 +55,9 @@ func Decode(data []byte, path, vm string) (State, error) {
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return State{}, fault.New(fault.LedgerCorrupt, "something follows the ledger's end").AtOff(path, dec.InputOffset())
 	}
+	if s.RenameTo == vm { // it has the new name already, and its ledger does not
+		s.VM, s.RenameTo = vm, ""
+	}
 	if s.VM != vm {
 		return State{}, fault.New(fault.ReplicaForeign, "the ledger is of VM %q, not of %q", s.VM, vm).At(path)
 	}

@@ -47,8 +47,10 @@ type State struct {
 	Format  int    `json:"format"`
 	Version uint64 `json:"version"` // goes up with every Save
 	VM      string `json:"vm"`
-	Vault   string `json:"vault"`
-	Replica hrl.ID `json:"replica"` // names this relationship for ever: a new protection makes a new one
+	// RenameTo is the name that the replica is being given, from before it has it until its ledger says so.
+	RenameTo string `json:"rename_to,omitempty"`
+	Vault    string `json:"vault"`
+	Replica  hrl.ID `json:"replica"` // names this relationship for ever: a new protection makes a new one
 	// Store is the identity of the store that the replica was last written in, zero in ledgers of before it was kept.
 	Store hrl.ID `json:"store,omitzero"`
 	// Generation goes up at every failover and failback; a writer with an old one is refused.
