@@ -17,10 +17,19 @@ func permute(app *cli.App, args []string) []string {
 	}
 	s := splitter{global: app.Flags, commands: app.Commands}
 	s.split(args[1:])
+	if len(s.path) == 1 && s.path[0] == "help" && len(s.names) == 1 && isTopic(s.names[0]) {
+		return append(append([]string{args[0]}, s.globals...), "topic", "--", s.names[0])
+	}
 	if topic := s.topic(app); topic != nil {
 		return append(append([]string{args[0]}, topic...), "--help")
 	}
 	out := append([]string{args[0]}, s.globals...)
+	switch s.open {
+	case openGlobal: // the flag comes last, where nothing can be taken for its value
+		return out
+	case openOwn:
+		return append(append(out, s.path...), s.flags...)
+	}
 	out = append(out, s.path...)
 	out = append(out, s.flags...)
 	if len(s.names) > 0 || s.dashes {
@@ -40,9 +49,20 @@ type splitter struct {
 	globals, path, flags, names []string
 
 	command []cli.Flag // flags of the command that was named
+	usage   string     // its arguments, in the words of its help
 	dashes  bool
 	help    bool // was asked for
+	open    openFlag
 }
+
+// openFlag says that the command line ends with a flag whose value is missing, and whose flag that is.
+type openFlag int
+
+const (
+	noneOpen openFlag = iota
+	openGlobal
+	openOwn
+)
 
 func (s *splitter) split(args []string) {
 	for len(args) > 0 {
@@ -89,7 +109,7 @@ func (s *splitter) word(arg string) {
 		return
 	}
 	s.path = append(s.path, arg)
-	s.command = s.commands[i].Flags
+	s.command, s.usage = s.commands[i].Flags, s.commands[i].ArgsUsage
 	s.commands = s.commands[i].Subcommands
 }
 
@@ -105,7 +125,14 @@ func (s *splitter) flag(arg string, rest []string) []string {
 	}
 	*to = append(*to, arg)
 	s.help = s.help || f != nil && f == cli.HelpFlag
-	if f == nil || hasValue || !takesValue(f) || len(rest) == 0 {
+	if f == nil || hasValue || !takesValue(f) {
+		return rest
+	}
+	if len(rest) == 0 {
+		s.open = openOwn
+		if to == &s.globals {
+			s.open = openGlobal
+		}
 		return rest
 	}
 	*to = append(*to, rest[0])

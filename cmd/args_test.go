@@ -34,7 +34,7 @@ func TestPermute(t *testing.T) {
 		{"sitrep delta help", "sitrep delta -- help"},
 		{"sitrep delta --nonsense web01", "sitrep delta --nonsense -- web01"},
 		{"sitrep nonsense web01", "sitrep nonsense -- web01"},
-		{"sitrep delta --site", "sitrep --site delta"},
+		{"sitrep delta --site", "sitrep --site"},
 		{"sitrep delta -", "sitrep delta -- -"},
 	}
 	app := testApp().app()

@@ -130,16 +130,35 @@ func checkText(vm *site.VM, o *checkObject) string {
 	for _, f := range o.Findings {
 		fmt.Fprintln(&b, f.String())
 	}
-	if len(o.Findings) == 0 {
-		fmt.Fprintf(&b, "VM %s: ready: %s\n", vm.Name, diskSummary(o.Disks))
+	fmt.Fprintf(&b, "VM %s: %s", vm.Name, verdict(o.Findings))
+	if len(o.Disks) > 0 {
+		b.WriteString(": " + diskSummary(o.Disks))
 	}
+	b.WriteString("\n")
 	return b.String()
+}
+
+// verdict says whether a VM with these findings can be protected.
+func verdict(list []finding) string {
+	switch {
+	case support.Err(list) != nil:
+		return "not ready"
+	case slices.ContainsFunc(list, func(f finding) bool { return f.Rule == string(fault.DiskMissing) }):
+		return "not ready yet"
+	case len(list) > 0:
+		return "ready, with " + plural(len(list), "warning")
+	}
+	return "ready"
 }
 
 func diskSummary(disks []diskFactObject) string {
 	var parts []string
 	for _, d := range disks {
-		parts = append(parts, fmt.Sprintf("%s (%s %s, %s)", d.Name, d.Kind, d.Format, size(d.Size)))
+		kind := d.Kind + " " + d.Format
+		if d.Kind == d.Format || d.Kind == "" {
+			kind = d.Format
+		}
+		parts = append(parts, fmt.Sprintf("%s (%s, %s)", d.Name, kind, size(d.Size)))
 	}
 	return strings.Join(parts, ", ")
 }

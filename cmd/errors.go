@@ -81,7 +81,7 @@ func (s *shown) Unwrap() error { return s.error }
 func (p *program) printError(w io.Writer, err error, vm string) {
 	w = plain.Writer(w)
 	var lines *site.Errors
-	if errors.As(err, &lines) {
+	if errors.As(err, &lines) && len(lines.List)+lines.More > 1 { // a single one is the message
 		fmt.Fprintln(w, lines.Error()) // each line has its place: file:line:column
 	}
 	e := fault.FromOS(err)
@@ -150,14 +150,31 @@ func (p *program) advice(c fault.Code, vm string) string {
 
 // adviceOf is the table's advice, with the command that the error itself knows where it knows one.
 func (p *program) adviceOf(c fault.Code, e *fault.Error, vm string) string {
+	if c == fault.UsageError {
+		return "Run: " + p.helpOf(e)
+	}
 	if e.Next == "" || c != e.Code {
 		return p.advice(c, cmpOr(e.VM, vm))
 	}
 	return p.fill(c.Lookup().Leading(e.Next).Advice, cmpOr(e.VM, vm))
 }
 
+// helpOf is the command that tells how a command that was misspelt is written.
+func (p *program) helpOf(e *fault.Error) string {
+	switch {
+	case e.Next != "":
+		return p.commands(e.Next)
+	case p.res.Command != "":
+		return "sitrep " + p.res.Command + " --help"
+	}
+	return "sitrep help"
+}
+
 // nextOf is the command that leads on.
 func (p *program) nextOf(c fault.Code, e *fault.Error, vm string) string {
+	if c == fault.UsageError {
+		return p.helpOf(e)
+	}
 	if e.Next != "" && c == e.Code {
 		return p.commands(e.Next)
 	}

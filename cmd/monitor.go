@@ -1,6 +1,7 @@
 package cmd
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -59,6 +60,14 @@ func (w *world) plugin(list []*statusObject, named bool) error {
 	w.verdict = &worst
 	word := [...]string{"OK", "WARNING", "CRITICAL"}[worst]
 	return w.show(fmt.Sprintf("%s - %s%s\n", word, strings.ReplaceAll(summary, "|", "/"), perfdata(list)))
+}
+
+// pluginError is the line of a plugin that could not look: it shows what it finds on stdout, and nothing else.
+func (p *program) pluginError(err error) error {
+	code := checkCritical
+	p.verdict = &code
+	line := fmt.Sprintf("CRITICAL - %s\n", strings.ReplaceAll(strings.Join(strings.Fields(message(err)), " "), "|", "/"))
+	return errors.Join(err, p.show(line))
 }
 
 func checkCodeOf(o *statusObject, named bool) int {

@@ -1,8 +1,12 @@
 package cmd
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"os"
+	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,7 +18,7 @@ import (
 
 // meter returns what shows the progress of work on a VM: a bar, lines, or nothing.
 func (p *program) meter(vm string) *meter {
-	return &meter{vm: vm, w: p.stderr, style: p.style(), now: p.now, tasks: map[string]*task{}}
+	return &meter{vm: vm, w: p.stderr, style: p.style(), theme: theme(p.getenv), now: p.now, tasks: map[string]*task{}}
 }
 
 // style is how progress is shown. Nothing is, unless asked for, where nobody looks.
@@ -24,8 +28,41 @@ func (p *program) style() string {
 		return p.opts.progress
 	case p.opts.quiet || p.opts.json || !isTerminal(p.stderr):
 		return "none"
+	case columns(p.stderr) < barColumns:
+		return "lines" // a bar that wraps scrolls
 	}
 	return "bar"
+}
+
+// barColumns is how wide a terminal has to be for a bar with its figures.
+const barColumns = 62
+
+// columns is how wide a terminal is; what cannot be told is wide.
+func columns(w io.Writer) int {
+	f, ok := w.(*os.File)
+	if !ok {
+		return barColumns
+	}
+	n, _, err := term.GetSize(int(f.Fd()))
+	if err != nil || n <= 0 {
+		return barColumns
+	}
+	return n
+}
+
+// theme is what a bar is drawn with: blocks where the locale has them.
+func theme(getenv func(string) string) progressbar.Theme {
+	if runtime.GOOS == "windows" || isUTF8(getenv) {
+		return progressbar.ThemeDefault
+	}
+	return progressbar.ThemeASCII
+}
+
+// isUTF8 says whether the locale's characters are written in UTF-8.
+func isUTF8(getenv func(string) string) bool {
+	locale := cmp.Or(getenv("LC_ALL"), getenv("LC_CTYPE"), getenv("LANG"))
+	_, charset, _ := strings.Cut(strings.ToLower(locale), ".")
+	return strings.HasPrefix(charset, "utf-8") || strings.HasPrefix(charset, "utf8")
 }
 
 func isTerminal(w io.Writer) bool {
@@ -43,6 +80,7 @@ type meter struct {
 	vm    string
 	w     io.Writer
 	style string
+	theme progressbar.Theme // of bars
 	now   func() time.Time
 
 	planned int64 // bytes of the whole run, 0 when not known
@@ -159,6 +197,7 @@ func (m *meter) newBar(t *task) *progressbar.ProgressBar {
 		progressbar.OptionSetPredictTime(true),
 		progressbar.OptionThrottle(100*time.Millisecond),
 		progressbar.OptionFullWidth(),
+		progressbar.OptionSetTheme(m.theme),
 		progressbar.OptionSetRenderBlankState(true),
 		progressbar.OptionOnCompletion(func() { fmt.Fprintln(m.w) }),
 	)

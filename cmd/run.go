@@ -19,6 +19,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -115,6 +118,7 @@ func (p *program) app() *cli.App {
 		Name:            "sitrep",
 		Usage:           "protects virtual machines against the loss of a site",
 		UsageText:       "sitrep [--site FILE] [global flags] COMMAND [flags] [VM...]",
+		Description:     topicList(),
 		Version:         version(),
 		HideVersion:     true,
 		Flags:           p.globalFlags(),
@@ -137,7 +141,7 @@ func (p *program) subcommands() []*cli.Command {
 	return []*cli.Command{
 		p.initCommand(), p.checkCommand(), p.storeCommand(), p.protectCommand(), p.replicateCommand(), p.deltaCommand(), p.applyCommand(),
 		p.resyncCommand(), p.verifyCommand(), p.pointsCommand(), p.statusCommand(), p.whyCommand(), p.jobsCommand(), p.pauseCommand(), p.resumeCommand(),
-		p.failoverCommand(), p.failbackCommand(), p.takeoverCommand(), p.unprotectCommand(), p.hrlCommand(), p.versionCommand(), p.completionCommand(), p.manCommand(), p.guardCommand(),
+		p.failoverCommand(), p.failbackCommand(), p.takeoverCommand(), p.unprotectCommand(), p.hrlCommand(), p.versionCommand(), p.completionCommand(), p.manCommand(), p.topicCommand(), p.candidatesCommand(), p.guardCommand(),
 	}
 }
 
@@ -146,9 +150,19 @@ func (p *program) subcommands() []*cli.Command {
 func finishCommands(list []*cli.Command) {
 	for _, c := range list {
 		c.OnUsageError = onUsageError
+		c.CustomHelpTemplate = helpTemplate(c)
 		c.HideHelpCommand = true
 		finishCommands(c.Subcommands)
 	}
+}
+
+// helpTemplate is the help of a command, and where the rest is told.
+func helpTemplate(c *cli.Command) string {
+	text := cli.CommandHelpTemplate
+	if len(c.Subcommands) > 0 {
+		text = cli.SubcommandHelpTemplate
+	}
+	return text + "\nGLOBAL FLAGS: sitrep help\nEXIT CODES:   sitrep help exit-codes\n"
 }
 
 func (p *program) globalFlags() []cli.Flag {
@@ -195,8 +209,47 @@ func (p *program) before(c *cli.Context) error {
 	return nil
 }
 
-func onUsageError(_ *cli.Context, err error, _ bool) error {
-	return fault.Wrap(fault.UsageError, err, "")
+// onUsageError words what the flag package of Go says of a wrong command line.
+func onUsageError(c *cli.Context, err error, _ bool) error {
+	known := c.App.Flags
+	if c.Command != nil {
+		known = append(slices.Clone(c.Command.Flags), known...)
+	}
+	wrong := fault.New(fault.UsageError, "%s", flagError(err.Error(), known))
+	if c.Command != nil && strings.HasPrefix(c.Command.HelpName, "sitrep ") {
+		wrong.Next = c.Command.HelpName + " --help"
+	}
+	return wrong
+}
+
+var (
+	unknownFlag  = regexp.MustCompile(`^flag provided but not defined: -+(\S+)$`)
+	missingValue = regexp.MustCompile(`^flag needs an argument: -+(\S+)$`)
+	wrongValue   = regexp.MustCompile(`^invalid (?:boolean )?value "(.*)" for (?:flag )?-+([^:]+): (.*)$`)
+)
+
+// flagError is an error of the flag package in plain words.
+func flagError(text string, known []cli.Flag) string {
+	if m := unknownFlag.FindStringSubmatch(text); m != nil {
+		return fmt.Sprintf("there is no flag --%s%s", m[1], site.DidYouMean("--"+m[1], flagNames(known)))
+	}
+	if m := missingValue.FindStringSubmatch(text); m != nil {
+		return fmt.Sprintf("the flag --%s needs a value", m[1])
+	}
+	m := wrongValue.FindStringSubmatch(text)
+	if m == nil {
+		return text
+	}
+	wrong := fmt.Sprintf("the flag --%s does not take %q", m[2], m[1])
+	switch find(known, m[2]).(type) {
+	case *cli.DurationFlag:
+		return wrong + ": want a duration such as 30s, 10m or 2h"
+	case *cli.IntFlag:
+		return wrong + ": want a number"
+	case *cli.BoolFlag:
+		return wrong + ": it is given without a value"
+	}
+	return wrong + ": " + m[3]
 }
 
 // noCommand answers a command line without a command, or with one that does not exist.

@@ -115,7 +115,13 @@ func (p *program) statusCommand() *cli.Command {
 			&cli.StringFlag{Name: "prometheus", Usage: "write metrics into `FILE`, for the textfile collector; - is stdout"},
 			&cli.BoolFlag{Name: "watch", Usage: "again and again, until interrupted"},
 			&cli.DurationFlag{Name: "interval", Usage: "of --watch", Value: watchInterval}),
-		Action: p.action("status", p.status),
+		Action: p.action("status", func(ctx context.Context, c *cli.Context) error {
+			err := p.status(ctx, c)
+			if err != nil && c.Bool("check") && p.verdict == nil {
+				return p.pluginError(err)
+			}
+			return err
+		}),
 	}
 }
 

@@ -12,23 +12,22 @@ import (
 type versionObject struct {
 	Version  string `json:"version"`
 	Revision string `json:"revision,omitempty"`
+	// Time is when the revision was committed, RFC 3339, and Modified says that the source was not what was committed.
+	Time     string `json:"time,omitempty"`
+	Modified bool   `json:"modified,omitempty"`
 	Go       string `json:"go"`
 	System   string `json:"system"`
 }
 
 func (p *program) versionCommand() *cli.Command {
-	return &cli.Command{Name: "version", Usage: "print the version", Action: p.action("version", p.printVersion)}
+	return &cli.Command{Name: "version", Usage: "print the version, with the commit and its date", Action: p.action("version", p.printVersion)}
 }
 
 func (p *program) printVersion(context.Context, *cli.Context) error {
-	v := &versionObject{Version: version(), Revision: setting("vcs.revision"), Go: runtime.Version(),
+	b := buildOf()
+	p.res.Version = &versionObject{Version: version(), Revision: b.revision, Time: b.time, Modified: b.modified, Go: runtime.Version(),
 		System: runtime.GOOS + "/" + runtime.GOARCH}
-	p.res.Version = v
-	text := "sitrep " + v.Version
-	if v.Revision != "" {
-		text += " " + v.Revision
-	}
-	return p.show(text + " " + v.Go + " " + v.System + "\n")
+	return p.show("sitrep " + version() + b.text() + " " + runtime.Version() + " " + runtime.GOOS + "/" + runtime.GOARCH + "\n")
 }
 
 // version is what the build was made of: a tag, or "(devel)".
@@ -40,15 +39,45 @@ func version() string {
 	return info.Main.Version
 }
 
-func setting(key string) string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return ""
+// build is what the binary was built of. All of it is empty where the build was not of a repository.
+type build struct {
+	revision, time string
+	modified       bool
+}
+
+func buildOf() build {
+	info, _ := debug.ReadBuildInfo()
+	return buildIn(info)
+}
+
+func buildIn(info *debug.BuildInfo) (b build) {
+	if info == nil {
+		return b
 	}
 	for _, s := range info.Settings {
-		if s.Key == key {
-			return s.Value
+		switch s.Key {
+		case "vcs.revision":
+			b.revision = s.Value
+		case "vcs.time":
+			b.time = s.Value
+		case "vcs.modified":
+			b.modified = s.Value == "true"
 		}
 	}
-	return ""
+	return b
+}
+
+// text is the commit and its date for people.
+func (b build) text() string {
+	if b.revision == "" {
+		return ""
+	}
+	text := " commit " + b.revision[:min(12, len(b.revision))]
+	if b.time != "" {
+		text += " of " + b.time
+	}
+	if b.modified {
+		text += " (modified)"
+	}
+	return text
 }

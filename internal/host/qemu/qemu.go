@@ -228,6 +228,9 @@ func (h *Host) makeParts(ctx context.Context, d host.Definition) error {
 		if err != nil {
 			return fault.In(refused(err, "the overlay cannot be made"), d.Name, disk.Name)
 		}
+		if err := os.Chmod(h.path(d.Name, overlayFile(i)), 0o600); err != nil { // qemu-img makes it readable for all, with the guest's bytes in it
+			return fault.In(fault.FromOS(err), d.Name, disk.Name)
+		}
 	}
 	return nil
 }
