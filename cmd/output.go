@@ -140,7 +140,12 @@ func (p *program) when(t time.Time) string {
 	if t.IsZero() {
 		return "never"
 	}
-	return t.Local().Format("2006-01-02 15:04:05") + " (" + span(p.now().Sub(t)) + " ago)"
+	how := " ago)"
+	ago := p.now().Sub(t)
+	if ago < 0 {
+		how = " from now: a clock is wrong)"
+	}
+	return t.Local().Format("2006-01-02 15:04:05") + " (" + span(ago) + how
 }
 
 // plural writes a number with its noun.

@@ -323,7 +323,11 @@ func (w *world) logDir(vm *site.VM, d *site.Disk) string {
 	return filepath.Dir(d.Path)
 }
 
+// isDevice goes by the name, so that a device that is away is one; a file in /dev (in /dev/shm, say) is none.
 func isDevice(path string) bool {
+	if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() || strings.HasPrefix(path, "/dev/shm/") {
+		return false
+	}
 	return strings.HasPrefix(filepath.ToSlash(path), "/dev/") || strings.HasPrefix(path, `\\.\`)
 }
 

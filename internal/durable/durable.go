@@ -141,6 +141,14 @@ func WriteCached(f File, p []byte, off int64) (int, error) {
 	return f.WriteAt(p, off)
 }
 
+// TellsWrites says whether the Stamp of a file changes with every write to it, after a Sync: with one by a program that has it
+// mapped into its memory too. Where nobody knows that of a filesystem it is false. (tmpfs and its like do not notice such
+// writes: they have nothing to write back, and so never ask to be told.)
+func TellsWrites(f File) bool {
+	t, can := f.(interface{ TellsWrites() bool })
+	return !can || t.TellsWrites()
+}
+
 // IsTemp says whether a name was made by TempName.
 func IsTemp(name string) bool {
 	base := filepath.Base(name)

@@ -317,6 +317,20 @@ func beginWriting(f *os.File, off, n int64) {
 	_ = unix.SyncFileRange(int(f.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE)
 }
 
+// TellsWrites knows the local filesystems whose write-back protects the pages of a mapped file, so that the next write to one is
+// noticed; see the function TellsWrites. A block device has no times; who asks it counts its writes.
+func (f *osFile) TellsWrites() bool {
+	var s unix.Statfs_t
+	if err := unix.Fstatfs(int(f.File.Fd()), &s); err != nil {
+		return false
+	}
+	switch uint32(s.Type) {
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC: // ext4's is that of ext2 and ext3
+		return true
+	}
+	return false
+}
+
 // linkUnsupported says whether a failed link means that it cannot be had here: another filesystem, one without hard
 // links, a file with too many, or a rule against links to files of others.
 func linkUnsupported(err error) bool {

@@ -105,6 +105,9 @@ func stampOf(info fs.FileInfo) Stamp {
 	return Stamp{Size: info.Size(), ModTime: info.ModTime().UnixNano()}
 }
 
+// TellsWrites is not known of any filesystem here; see the function TellsWrites.
+func (*osFile) TellsWrites() bool { return false }
+
 // linkUnsupported says whether a failed link means that it cannot be had here.
 func linkUnsupported(err error) bool {
 	return errors.Is(err, errors.ErrUnsupported) || errors.Is(err, windows.ERROR_INVALID_FUNCTION) ||

@@ -75,6 +75,7 @@ func (nothing) Close() error { return nil }
 
 type readOnlyFile struct{ File }
 
+func (f readOnlyFile) TellsWrites() bool                  { return TellsWrites(f.File) }
 func (f readOnlyFile) WriteAt([]byte, int64) (int, error) { return 0, refused("write", f.Name()) }
 func (f readOnlyFile) Truncate(int64) error               { return refused("truncate", f.Name()) }
 func (f readOnlyFile) ZeroAt(int64, int64) error          { return refused("write", f.Name()) }

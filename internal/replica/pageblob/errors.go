@@ -19,7 +19,7 @@ import (
 )
 
 // address matches what must not be printed: the address of a request has the signature of a SAS in it.
-var address = regexp.MustCompile(`https?://[^\s"]+|sig=[^\s"&]+`)
+var address = regexp.MustCompile(`(?i)https?://[^\s"]+|sig=[^\s"&]+|(account|shared)key=[^\s";]+|bearer [A-Za-z0-9._~+/=-]+`)
 
 // hidden is the cause of a failed request without its address. It still is what it was to errors.Is.
 type hidden struct{ err error }
@@ -173,17 +173,24 @@ func codeOf(re *azcore.ResponseError) fault.Code {
 	return fault.StoreUnfit
 }
 
+var (
+	// codeText is words of which each has a capital and small letters, as all codes of the service are made. Part of a signature
+	// is hardly ever so.
+	codeText = regexp.MustCompile(`^(API)?([A-Z][a-z]+[0-9]{0,2}){1,10}$`)
+	idText   = regexp.MustCompile(`^[0-9A-Fa-f-]{1,64}$`)
+)
+
 // answer is the service's answer in a few words: what was asked for, and under which name its operator finds it.
 func answer(re *azcore.ResponseError) string {
 	code := re.ErrorCode
-	if code == "" {
+	if !codeText.MatchString(code) { // nothing else that a server sends is repeated: it may have our request in it
 		code = "no error code: the answer is not the storage service's, perhaps a proxy's"
 	}
 	text := fmt.Sprintf("HTTP %d, %s", re.StatusCode, code)
 	if re.RawResponse == nil {
 		return text
 	}
-	if id := re.RawResponse.Header.Get("x-ms-request-id"); id != "" && len(id) <= 64 {
+	if id := re.RawResponse.Header.Get("x-ms-request-id"); idText.MatchString(id) {
 		text += ", request id " + id
 	}
 	return text

@@ -37,7 +37,7 @@ func (s stamp) changed() int64 {
 type chain struct {
 	files  []string
 	stamps []stamp
-	// synced says that the files were synchronized first. Then the pages that another program maps are clean, and its next
+	// synced says that the files were synchronized first, where that tells (durable.TellsWrites). Then the pages that another program maps are clean, and its next
 	// write to one of them moves the times.
 	synced bool
 }
@@ -72,7 +72,8 @@ func stampOf(fsys durable.FS, name string) (s stamp, synced bool, err error) {
 		return s, false, err
 	}
 	defer f.Close()
-	synced = f.Sync() == nil // some systems refuse it on a file that is open for reading only
+	// Some systems refuse it on a file that is open for reading only, and on some filesystems it says nothing of the next write.
+	synced = f.Sync() == nil && durable.TellsWrites(f)
 	s.Stamp, err = f.Stamp()
 	s.Written, s.Device = deviceWrites(name)
 	return s, synced, err
