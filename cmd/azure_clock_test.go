@@ -35,7 +35,7 @@ func TestAzureClock(t *testing.T) {
 		if signed, err := http.ParseTime(r.Header.Get("x-ms-date")); err != nil || at.Sub(signed).Abs() > 15*time.Minute { // as the service does
 			w.Header().Set("Date", at.Format(http.TimeFormat))
 			w.Header().Set("x-ms-error-code", "AuthenticationFailed")
-			w.Header().Set("x-ms-request-id", "of-the-service")
+			w.Header().Set("x-ms-request-id", "0f-7e-5e")
 			w.WriteHeader(http.StatusForbidden)
 			return
 		}
@@ -64,7 +64,7 @@ func TestAzureClock(t *testing.T) {
 	ahead.Store(int64(20 * time.Minute))
 	s.all.Reset()
 	s.run(1, "delta", "web01", "--now")
-	for _, want := range []string{"clock is 20m0s behind the service's", "request id of-the-service", "retry: yes, at", "Set the clock"} {
+	for _, want := range []string{"clock is 20m0s behind the service's", "request id 0f-7e-5e", "retry: yes, at", "Set the clock"} {
 		if !strings.Contains(s.all.String(), want) {
 			t.Errorf("%q is not in %s", want, s.all.String())
 		}

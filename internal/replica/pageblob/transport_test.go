@@ -38,7 +38,7 @@ func answer(r *http.Request, status int, code, body string) *http.Response {
 		_, _ = io.Copy(io.Discard, r.Body)
 		r.Body.Close()
 	}
-	h := http.Header{"X-Ms-Request-Id": {"00000000-request"}}
+	h := http.Header{"X-Ms-Request-Id": {"00000000-4e90e57"}}
 	if code != "" {
 		h.Set("x-ms-error-code", code)
 	}

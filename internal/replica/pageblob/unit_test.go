@@ -26,7 +26,7 @@ import (
 // TestClassify: each answer of the service, and what stands in its place, has its class.
 func TestClassify(t *testing.T) {
 	response := func(status int, code string) error {
-		h := http.Header{"X-Ms-Request-Id": {"id-1"}}
+		h := http.Header{"X-Ms-Request-Id": {"1d-1"}}
 		return fmt.Errorf("wrapped: %w", &azcore.ResponseError{StatusCode: status, ErrorCode: code, RawResponse: &http.Response{
 			StatusCode: status, Header: h, Request: &http.Request{URL: &url.URL{Host: "x", RawQuery: "sig=hunter2"}}}})
 	}
@@ -103,7 +103,7 @@ func TestClassify(t *testing.T) {
 			t.Errorf("the address is in %s", text)
 		}
 		var re *azcore.ResponseError
-		if errors.As(c.err, &re) && !strings.Contains(text, "id-1") {
+		if errors.As(c.err, &re) && !strings.Contains(text, "1d-1") {
 			t.Errorf("the request's id is not in %s", text)
 		}
 	}
