@@ -35,3 +35,17 @@ func TestNothingOfTheServerIsRepeated(t *testing.T) {
 		}
 	}
 }
+
+// TestRefusalsDiffer: each kind of refusal has a meaning of its own.
+func TestRefusalsDiffer(t *testing.T) {
+	seen := map[string]bloberror.Code{}
+	for _, code := range []bloberror.Code{bloberror.AuthenticationFailed, bloberror.AuthorizationPermissionMismatch, bloberror.AuthorizationResourceTypeMismatch,
+		bloberror.AuthorizationSourceIPMismatch, bloberror.AuthorizationFailure, codeKeyRefused, bloberror.AccountIsDisabled} {
+		err := answered(&azcore.ResponseError{StatusCode: 403, ErrorCode: string(code)}, "blob")
+		_, why, ok := strings.Cut(err.Msg, "; ")
+		if !ok || why == "" || seen[why] != "" {
+			t.Errorf("%s: %q, as %s", code, err.Msg, seen[why])
+		}
+		seen[why] = code
+	}
+}

@@ -67,6 +67,7 @@ const (
 	codeMemoryLimit        bloberror.Code = "MemoryExtentStoreAtSizeLimit" // Azurite's
 	codeCRC64Mismatch      bloberror.Code = "Crc64Mismatch"
 	codeNotImplemented     bloberror.Code = "APINotImplemented"
+	codeKeyRefused         bloberror.Code = "KeyBasedAuthenticationNotPermitted"
 	codePublicAccess       bloberror.Code = "PublicAccessNotPermitted"
 	codeUnverifiableSource bloberror.Code = "CannotVerifyCopySource"
 )
@@ -132,12 +133,36 @@ func classify(err error, where string) error {
 func answered(re *azcore.ResponseError, where string) *fault.Error {
 	e := fault.New(codeOf(re), "%s", answer(re)).At(where)
 	if e.Code == fault.StoreDenied {
+		if why := refusal(bloberror.Code(re.ErrorCode)); why != "" {
+			e.Msg += "; " + why
+		}
 		clockOff(e, re.RawResponse)
 	}
 	if e.Code == fault.NotFound {
 		e.Err = fs.ErrNotExist
 	}
 	return e
+}
+
+// refusal says what a refusal of each code means, and the way out; "" when the code says no more than that.
+func refusal(code bloberror.Code) string {
+	switch code {
+	case bloberror.AuthenticationFailed, bloberror.InvalidAuthenticationInfo:
+		return "the key or the signature is wrong, or the SAS has ended or not begun: look at its st and se, and whether the key was rotated"
+	case bloberror.AuthorizationPermissionMismatch, bloberror.InsufficientAccountPermissions:
+		return "the credential is right and lacks a permission: a SAS needs sp=racwdl, an identity the role Storage Blob Data Contributor"
+	case bloberror.AuthorizationResourceTypeMismatch, bloberror.AuthorizationServiceMismatch:
+		return "the SAS is for other things than blobs: an account SAS needs ss=b and srt=sco"
+	case bloberror.AuthorizationSourceIPMismatch, bloberror.AuthorizationProtocolMismatch:
+		return "the SAS allows other addresses (sip) or protocols (spr) than this request has"
+	case bloberror.AuthorizationFailure:
+		return "the account's network rules refuse this machine, or it has no role there: look at the account's firewall"
+	case codeKeyRefused:
+		return "the account takes no keys (allowSharedKeyAccess is false): sign in with the machine's Azure credential"
+	case bloberror.AccountIsDisabled:
+		return "the account is disabled: look at its subscription"
+	}
+	return ""
 }
 
 // clockOff makes a refusal one for this machine's clock, where that is the reason; when it may be, it is said.
