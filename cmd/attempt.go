@@ -63,7 +63,7 @@ func (w *world) try(vm *site.VM, h *vmHead, p pace, f func() error) error {
 	}
 	started := w.now()
 	switch {
-	case mem.Critical != nil:
+	case mem.Critical != nil && !p.atOnce && !w.diskIsBack(vm, mem.Critical):
 		h.Sequence = mem.Applied
 		if err := w.haveStore(); err != nil { // what is in the way at this moment is told before what was
 			return err
@@ -77,6 +77,17 @@ func (w *world) try(vm *site.VM, h *vmHead, p pace, f func() error) error {
 	tried := true
 	h.Tried = &tried
 	return w.keepSchedule(vm, h, started, err)
+}
+
+// diskIsBack says whether what has stopped the VM was a source disk that was not there, and is there again: a volume that was not mounted
+// for a moment needs nobody to say so.
+func (w *world) diskIsBack(vm *site.VM, f *state.Failure) bool {
+	d := diskOf(vm, f.Disk)
+	if f.Code != fault.DiskMissing || d == nil {
+		return false
+	}
+	_, err := w.fs.Stat(d.Path)
+	return err == nil
 }
 
 // notYet says when the next attempt is made.

@@ -18,7 +18,7 @@ import (
 
 const crashSite = `vault: test
 store: {directory: /store}
-policies: [{name: gold, recovery_points: 2, block_size: 4KiB, log_limit_percent: 100}] # the disks are small, a change of them is not
+policies: [{name: gold, recovery_points: 2, block_size: 4KiB, log_limit_percent: 100, source_reserve: off}] # the disks are small, a change of them is not
 networks: [{name: lan}]
 vmm:
   clouds:

@@ -34,11 +34,18 @@ func (w *world) quiesce(vm *site.VM, newest time.Time) (*quiescer, error) {
 	}
 	q := &quiescer{w: w, vm: vm, freezer: f}
 	every := vm.Policy().AppConsistentEvery
-	q.due = every > 0 && vm.Hooks.Freeze != "" && w.now().Sub(newest) >= every
+	q.due = every > 0 && vm.Hooks.Freeze != "" && consistentDue(w.now(), newest, vm.Policy())
 	if q.freezer == nil && !q.due {
 		return nil, nil
 	}
 	return q, nil
+}
+
+// consistentDue says whether an application-consistent point is due: the next run would be later than the policy wants by more than this
+// one is early. A point of the future, by a clock that was wrong, holds up none.
+func consistentDue(now, newest time.Time, p *site.Policy) bool {
+	since := now.Sub(newest)
+	return since < -time.Minute || since >= p.AppConsistentEvery-p.CopyFrequency/2
 }
 
 // Freeze lets the applications flush, then holds the VM. A hook that fails costs the consistency of the applications, not the

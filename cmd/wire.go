@@ -301,8 +301,8 @@ func (w *world) engine(vm *site.VM, r replica.Replica, id hrl.ID, m *meter) *rep
 	}
 	return &replicate.Job{
 		VM: vm.Name, ReplicaID: id, Replica: r, FS: w.fs, LogDir: logs, Keep: vm.Policy().RecoveryPoints,
-		Massive: vm.Policy().MassiveChange,
-		Meter:   m, Log: w.log, Now: w.now, Pace: w.pace(),
+		Massive: vm.Policy().MassiveChange, Reserve: vm.Policy().SourceReserve.Of,
+		Meter: m, Log: w.log, Now: w.now, Pace: w.pace(),
 	}
 }
 

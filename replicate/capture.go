@@ -40,7 +40,7 @@ func (j *Job) capture(ctx context.Context, limit int) (c Captured, err error) {
 	defer func() { err = errors.Join(err, cut.Close()) }()
 	c = Captured{From: from, To: from, At: cut.At(), AppConsistent: cut.AppConsistent()}
 
-	logs := &cutLogs{job: j, cut: cut, to: from.Next(), writers: map[string]*hrl.Writer{}}
+	logs := &cutLogs{job: j, cut: cut, to: from.Next(), writers: map[string]*hrl.Writer{}, checked: map[string]int64{}}
 	defer logs.abort()
 	for _, d := range cut.Disks() {
 		r, err := j.captureDisk(ctx, d, logs, limit)
@@ -84,6 +84,9 @@ func (j *Job) captureDisk(ctx context.Context, d track.CutDisk, logs *cutLogs, l
 		tally.add(ch)
 		if tally.data.Load() > room {
 			return j.overLimit(d, limit)
+		}
+		if err := logs.leave(d.Name(), int64(len(ch.Data))); err != nil {
+			return err
 		}
 		w, err := logs.writer(d)
 		if err != nil {
@@ -147,6 +150,31 @@ type cutLogs struct {
 	mu      sync.Mutex
 	writers map[string]*hrl.Writer
 	kept    bool
+	checked map[string]int64 // bytes that may still be written beside a disk before the room on its volume is asked for again
+}
+
+// reserveEvery is how many bytes of logs are written between two looks at the room on their volume.
+const reserveEvery = 4 << 20
+
+// leave makes sure that n bytes more beside a disk leave the reserve of its volume alone. It may be called concurrently.
+func (l *cutLogs) leave(disk string, n int64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.checked[disk] -= n; l.checked[disk] >= 0 || l.job.Reserve == nil {
+		return nil
+	}
+	dir := l.job.LogDir[disk]
+	free, volume, ok := durable.Room(l.job.FS, dir)
+	if !ok {
+		return nil
+	}
+	reserve := l.job.Reserve(volume)
+	if reserve > 0 && free-n < reserve {
+		return fault.New(fault.SourceReserve, "the volume has %d bytes free, and %d are kept for the VM: the change logs of this delta are given up",
+			free, reserve).At(dir)
+	}
+	l.checked[disk] = min(reserveEvery, max(free-reserve, 0)/2)
+	return nil
 }
 
 // writer returns the log of a disk. It may be called concurrently.

@@ -48,6 +48,9 @@ type Job struct {
 	// LogLimit is the share of a disk's size, in percent, that the change logs may take which Capture or Relay leave waiting; 0 is
 	// no limit. A cut that would take more is given up with fault.LogLimit. Delta, which ships what it writes, has no limit.
 	LogLimit int
+	// Reserve is how many bytes of a volume of that size change logs leave free; nil is no reserve. A cut that would take of it is given
+	// up with fault.SourceReserve, also in the middle, and leaves no log.
+	Reserve func(volume int64) int64
 	// Applied is what the replica is known to have applied, for a Capture without the store: logs that lead there wait for nothing.
 	Applied uint64
 	// Keep is how many recovery points stay (1 or more), besides those that are held.

@@ -130,6 +130,19 @@ func Free(fsys FS, folder string) (bytes int64, ok bool) {
 	return n, err == nil
 }
 
+// Room is how many bytes an ordinary user can still write to the volume that a folder is on, and how many it has in all; ok is false
+// when fsys cannot tell.
+func Room(fsys FS, folder string) (free, volume int64, ok bool) {
+	v, can := fsys.(interface {
+		Room(folder string) (free, volume int64, err error)
+	})
+	if !can {
+		return 0, 0, false
+	}
+	free, volume, err := v.Room(folder)
+	return free, volume, err == nil
+}
+
 // WriteCached is f.WriteAt for what is going to be read again soon: where f has the choice, the bytes stay in the page cache,
 // and are on their way to the disk when it returns. It promises no more of them than WriteAt does.
 func WriteCached(f File, p []byte, off int64) (int, error) {

@@ -63,6 +63,15 @@ func (osFS) Free(folder string) (int64, error) {
 	return int64(s.Bavail) * int64(s.Bsize), nil
 }
 
+// Room is Free, and the size of the volume, for the function Room.
+func (osFS) Room(folder string) (free, volume int64, err error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(folder, &s); err != nil {
+		return 0, 0, err
+	}
+	return int64(s.Bavail) * int64(s.Bsize), int64(s.Blocks) * int64(s.Bsize), nil
+}
+
 type fileLock struct{ f *os.File }
 
 // Close releases the lock and then closes the file. Closing alone would not do: a program that another goroutine starts at this

@@ -35,6 +35,17 @@ func (osFS) Free(folder string) (int64, error) {
 	return int64(free), err
 }
 
+// Room is Free, and the size of the volume, for the function Room.
+func (osFS) Room(folder string) (free, volume int64, err error) {
+	name, err := windows.UTF16PtrFromString(folder)
+	if err != nil {
+		return 0, 0, err
+	}
+	var left, size uint64
+	err = windows.GetDiskFreeSpaceEx(name, &left, &size, nil)
+	return int64(left), int64(size), err
+}
+
 func punch(f *osFile, off, n int64) error {
 	var in [16]byte // FILE_ZERO_DATA_INFORMATION: first byte, first byte after
 	binary.LittleEndian.PutUint64(in[0:], uint64(off))

@@ -69,6 +69,14 @@ func (r readOnly) Free(folder string) (int64, error) {
 	return 0, errors.ErrUnsupported
 }
 
+// Room is that of the filesystem, where it can tell.
+func (r readOnly) Room(folder string) (free, volume int64, err error) {
+	if free, volume, ok := Room(r.FS, folder); ok {
+		return free, volume, nil
+	}
+	return 0, 0, errors.ErrUnsupported
+}
+
 type nothing struct{}
 
 func (nothing) Close() error { return nil }

@@ -137,6 +137,16 @@ func (s *FS) Free(string) (int64, error) {
 	return s.capacity - s.allocated, nil
 }
 
+// Room is Free, and the capacity (durable.Room).
+func (s *FS) Room(string) (free, volume int64, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.capacity == 0 {
+		return 0, 0, errors.ErrUnsupported
+	}
+	return s.capacity - s.allocated, s.capacity, nil
+}
+
 // Allocated is the number of bytes that files take, in pages of 4096.
 func (s *FS) Allocated() int64 {
 	s.mu.Lock()
