@@ -34,7 +34,7 @@ func (p *program) object(err error, vm string) *errorObject {
 	}
 	e := fault.FromOS(err)
 	o := &errorObject{
-		Code: string(code(err, e)), Message: message(err), Cause: code(err, e).Lookup().Cause,
+		Code: string(code(err, e)), Message: message(err), Cause: code(err, e).Lookup().Of(e).Cause,
 		Hint: p.adviceOf(code(err, e), e, vm), Command: p.nextOf(code(err, e), e, vm),
 		VM: cmpOr(e.VM, vm), Disk: e.Disk, Path: e.Path, RetryAt: retryAt(err),
 	}
@@ -95,7 +95,7 @@ func (p *program) printError(w io.Writer, err error, vm string) {
 	if s := (*shown)(nil); errors.As(err, &s) {
 		return
 	}
-	entry := c.Lookup()
+	entry := c.Lookup().Of(e)
 	if c != fault.UsageError && c != fault.SiteInvalid && c != fault.VMUnknown {
 		fmt.Fprintf(w, "  cause: %s\n", entry.Cause)
 		fmt.Fprintf(w, "  retry: %s\n", p.retryText(entry.Class, retryAt(err)))
@@ -152,6 +152,9 @@ func (p *program) advice(c fault.Code, vm string) string {
 func (p *program) adviceOf(c fault.Code, e *fault.Error, vm string) string {
 	if c == fault.UsageError {
 		return "Run: " + p.helpOf(e)
+	}
+	if e.Mend != "" && c == e.Code && cmpOr(e.VM, vm) != "" {
+		return p.fill(c.Lookup().Of(e).Advice, cmpOr(e.VM, vm))
 	}
 	if e.Next == "" || c != e.Code {
 		return p.advice(c, cmpOr(e.VM, vm))

@@ -112,6 +112,18 @@ func (e Entry) Leading(command string) Entry {
 	return e
 }
 
+// Of is the entry as the error e has it, which may know better than the table.
+func (e Entry) Of(err *Error) Entry {
+	if err.Cause != "" {
+		e.Cause = err.Cause
+	}
+	if err.Mend != "" {
+		e.mend = err.Mend
+		e.Advice = row{mend: e.mend, command: e.Command}.advice()
+	}
+	return e
+}
+
 // Fill puts the VM's name and the command that failed (a subcommand of sitrep, "" when not known) into an advice or a
 // command of the table.
 func Fill(text, vm, verb string) string {

@@ -52,7 +52,9 @@ type Error struct {
 	Msg    string // what happened, in words
 	// Next is the exact command that leads on, where the table cannot know it; "" = the table's.
 	Next string
-	Err  error // the cause, may be nil
+	// Cause and Mend say why, and what has to be done outside, where the error knows better than the table; "" = the table's.
+	Cause, Mend string
+	Err         error // the cause, may be nil
 }
 
 // New returns an error of the given code. Strings among args are put in one line, as names and answers of others could

@@ -135,6 +135,8 @@ func answered(re *azcore.ResponseError, where string) *fault.Error {
 	if e.Code == fault.StoreDenied {
 		if why := refusal(bloberror.Code(re.ErrorCode)); why != "" {
 			e.Msg += "; " + why
+			e.Cause, e.Mend, _ = strings.Cut(why, ": ")
+			e.Cause, e.Mend = sentence(e.Cause), sentence(e.Mend)
 		}
 		clockOff(e, re.RawResponse)
 	}
@@ -143,6 +145,8 @@ func answered(re *azcore.ResponseError, where string) *fault.Error {
 	}
 	return e
 }
+
+func sentence(s string) string { return strings.ToUpper(s[:min(1, len(s))]) + s[min(1, len(s)):] + "." }
 
 // refusal says what a refusal of each code means, and the way out; "" when the code says no more than that.
 func refusal(code bloberror.Code) string {
@@ -154,7 +158,7 @@ func refusal(code bloberror.Code) string {
 	case bloberror.AuthorizationResourceTypeMismatch, bloberror.AuthorizationServiceMismatch:
 		return "the SAS is for other things than blobs: an account SAS needs ss=b and srt=sco"
 	case bloberror.AuthorizationSourceIPMismatch, bloberror.AuthorizationProtocolMismatch:
-		return "the SAS allows other addresses (sip) or protocols (spr) than this request has"
+		return "the SAS allows other addresses or protocols than this request has: look at its sip and spr"
 	case bloberror.AuthorizationFailure:
 		return "the account's network rules refuse this machine, or it has no role there: look at the account's firewall"
 	case codeKeyRefused:
