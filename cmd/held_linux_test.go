@@ -238,7 +238,9 @@ func TestKillWhilePaused(t *testing.T) {
 	running := func() bool { return qmp(t, dir, "query-status")["running"] == true }
 	run(t, dir, "protect", "web01")
 	for try := 0; ; try++ {
-		write(t, filepath.Join(dir, "os.raw"), bytes.Repeat(fmt.Appendf(nil, "sitrep%d\n", try), 64<<17))
+		data := bytes.Repeat([]byte("sitrep!\n"), 64<<17)
+		copy(data, bytes.Repeat(fmt.Appendf(nil, "sitrep%d\n", try), 4<<17))
+		write(t, filepath.Join(dir, "os.raw"), data)
 		c, _ := begin(t, dir, "delta", "web01", "--now")
 		mark := filepath.Join("vms", ".web01.frozen")
 		eventually(t, "the VM is held, or the delta over", func() bool { return exists(dir, mark) || c.ProcessState != nil || !alive(c) })
