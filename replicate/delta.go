@@ -214,11 +214,10 @@ func (j *Job) mark(ctx context.Context, err error) error {
 	if lerr != nil || st.Phase.Away() { // who has taken over has a state of its own to keep
 		return err
 	}
-	if st.Phase == replica.Paused { // an administrator's word; the mark is for when it is taken back
-		st.PausedFrom, st.PausedReason, st.ReasonCode = replica.ResyncRequired, e.Error(), e.Code
-	} else {
-		st.Phase, st.PhaseSince = replica.ResyncRequired, j.Now()
+	if st.Phase == replica.ResyncRequired { // it is known why; now more is
 		st.Reason, st.ReasonCode = e.Error(), e.Code
+	} else if !marks(&st, e.Code, e.Error(), j.Now()) {
+		return err
 	}
 	if _, serr := j.Replica.Ledger().Save(ctx, st); serr != nil {
 		return fmt.Errorf("%w (and the ledger could not be marked: %w)", err, serr)

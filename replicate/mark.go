@@ -21,19 +21,25 @@ func (j *Job) Mark(ctx context.Context, code fault.Code, reason string, since ti
 	if err != nil {
 		return err
 	}
-	switch st.Phase {
-	case replica.Replicating:
-		st.Phase, st.PhaseSince, st.Reason, st.ReasonCode = replica.ResyncRequired, since, reason, code
-	case replica.Paused:
-		if st.PausedFrom != replica.Replicating {
-			return nil
-		}
-		st.PausedFrom, st.PausedReason, st.ReasonCode = replica.ResyncRequired, reason, code
-	default:
+	if !marks(&st, code, reason, since) {
 		return nil
 	}
 	_, err = j.Replica.Ledger().Save(ctx, st)
 	return err
+}
+
+// marks writes into a ledger that only resynchronization helps, and says whether that had to be written. Of a VM that is paused, which is
+// an administrator's word, it is for when that is taken back; a phase before or after replication stays what it is.
+func marks(st *replica.State, code fault.Code, reason string, since time.Time) bool {
+	switch {
+	case st.Phase == replica.Replicating:
+		st.Phase, st.PhaseSince, st.Reason, st.ReasonCode = replica.ResyncRequired, since, reason, code
+	case st.Phase == replica.Paused && st.PausedFrom == replica.Replicating:
+		st.PausedFrom, st.PausedReason, st.ReasonCode = replica.ResyncRequired, reason, code
+	default:
+		return false
+	}
+	return true
 }
 
 // DropLogs removes the change logs beside the disks that belong to this relationship, and those that are so damaged that

@@ -34,6 +34,8 @@ type Verified struct {
 	// Cursor is the guest offset up to which the disk is proved; the whole disk when Complete.
 	Cursor   int64 `json:"cursor"`
 	Complete bool  `json:"complete"`
+
+	path string // where the disk is, for people
 }
 
 // Different is a run of blocks that are not what their sums say.
@@ -136,7 +138,7 @@ func (v *verification) disk(ctx context.Context, i int) error {
 	task := "verify " + d.Name
 	v.job.Meter.Begin(task, d.Size, d.VerifyCursor)
 	defer v.job.Meter.End(task)
-	out := Verified{Name: d.Name}
+	out := Verified{Name: d.Name, path: pages.Path()}
 	check := &checker{pages: pages, sums: replica.DiskSums{Pages: pages, Of: *d}, pace: v.job.pace()}
 	at := d.VerifyCursor
 	for at < d.Size && !v.over() && err == nil {
@@ -193,13 +195,7 @@ func (v *verification) save(ctx context.Context) error {
 		st.Phase, st.PhaseSince, st.Reason, st.ReasonCode = replica.Replicating, v.job.Now(), "", ""
 	}
 	if e := v.difference(); e != nil {
-		switch {
-		case st.Phase == replica.Replicating:
-			st.Phase, st.PhaseSince = replica.ResyncRequired, v.job.Now()
-			st.Reason, st.ReasonCode = e.Error(), fault.ReplicaCorrupt
-		case st.Phase == replica.Paused && st.PausedFrom == replica.Replicating:
-			st.PausedFrom, st.PausedReason, st.ReasonCode = replica.ResyncRequired, e.Error(), fault.ReplicaCorrupt
-		}
+		marks(&st, fault.ReplicaCorrupt, e.Error(), v.job.Now())
 	}
 	_, err := v.job.Replica.Ledger().Save(context.WithoutCancel(ctx), st)
 	return err
@@ -224,18 +220,9 @@ func (v *verification) difference() *fault.Error {
 		}
 		d := v.state.Disk(f.Name)
 		return fault.New(fault.Difference, "%d bytes in %d runs of blocks are not what their sums say, the first run has %d bytes",
-			n, len(f.Differs), f.Differs[0].Len).Of(v.job.VM, d.Name).AtOff(v.path(*d), f.Differs[0].Off)
+			n, len(f.Differs), f.Differs[0].Len).Of(v.job.VM, d.Name).AtOff(cmp.Or(f.path, d.Name), f.Differs[0].Off)
 	}
 	return nil
-}
-
-func (v *verification) path(d replica.Disk) string {
-	pages, err := v.job.Replica.Disk(context.Background(), d)
-	if err != nil {
-		return d.Name
-	}
-	defer pages.Close()
-	return pages.Path()
 }
 
 // checker compares pages with their sums.

@@ -2,7 +2,6 @@ package resync
 
 import (
 	"context"
-	"errors"
 	"iter"
 	"maps"
 	"sync"
@@ -172,7 +171,7 @@ func (c *comparer) next(from int64) (*slice, error) {
 		for range c.ahead(s) {
 			r, err := c.unit(ctx, at)
 			if err != nil {
-				return nil, errors.Join(err, g.Wait())
+				return nil, cause(g.Wait(), err)
 			}
 			if r.Empty() {
 				at = c.rep.Size()
@@ -192,6 +191,14 @@ func (c *comparer) next(from int64) (*slice, error) {
 	}
 	s.Len = at - from
 	return s, nil
+}
+
+// cause is why a group and who feeds it ended: the failure of a worker ends the context of both, so it comes first.
+func cause(worker, feeder error) error {
+	if worker != nil {
+		return worker
+	}
+	return feeder
 }
 
 // add puts what was found in a unit behind what was found before it.

@@ -99,7 +99,7 @@ func (m *mender) find(ctx context.Context, done func(int64)) error {
 	for at := int64(0); at < m.c.rep.Size() && gctx.Err() == nil; {
 		u, err := m.c.rep.Next(gctx, at, m.c.pace.Unit)
 		if err != nil {
-			return errors.Join(err, g.Wait())
+			return cause(g.Wait(), err)
 		}
 		if u.Empty() {
 			break

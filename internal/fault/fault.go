@@ -185,7 +185,25 @@ func In(err error, vm, disk string) error {
 	return err
 }
 
-// Cancelled says whether err comes from a run that was told to end: whatever else it is called, it is no failure.
+// Cancelled says whether err comes from a run that was told to end: whatever else it is called, it is no failure. Of several errors all
+// have to come from that: a worker that fails stops the others, and what they then say is no reason to take its failure for the
+// operator's wish.
 func Cancelled(err error) bool {
-	return err != nil && (errors.Is(err, context.Canceled) || Is(err, Interrupted))
+	if err == nil {
+		return false
+	}
+	if err == context.Canceled {
+		return true
+	}
+	if e, ok := err.(*Error); ok && e.Code == Interrupted {
+		return true
+	}
+	switch u := err.(type) {
+	case interface{ Unwrap() error }:
+		return Cancelled(u.Unwrap())
+	case interface{ Unwrap() []error }:
+		list := u.Unwrap()
+		return len(list) > 0 && !slices.ContainsFunc(list, func(err error) bool { return !Cancelled(err) })
+	}
+	return errors.Is(err, context.Canceled)
 }

@@ -203,3 +203,21 @@ func TestNothingOfOthersIsALine(t *testing.T) {
 		t.Errorf("%q", err)
 	}
 }
+
+// TestCancelledWithAFailure: what is joined with a cancellation is a failure all the same.
+func TestCancelledWithAFailure(t *testing.T) {
+	stopped := fault.Wrap(fault.Interrupted, context.Canceled, "reading")
+	failed := fault.New(fault.IO, "read failed")
+	for _, c := range []struct {
+		err  error
+		want bool
+	}{
+		{nil, false}, {context.Canceled, true}, {stopped, true}, {fmt.Errorf("a: %w", stopped), true}, {failed, false},
+		{errors.Join(stopped, context.Canceled), true}, {errors.Join(stopped, failed), false}, {errors.Join(failed, stopped), false},
+		{fmt.Errorf("a: %w", errors.Join(stopped, failed)), false}, {fault.Wrap(fault.IO, context.Canceled, "reading"), true},
+	} {
+		if got := fault.Cancelled(c.err); got != c.want {
+			t.Errorf("%v: %v", c.err, got)
+		}
+	}
+}
