@@ -113,7 +113,7 @@ func choosePoint(st replica.State, id string) (*replica.Point, error) {
 		return p, nil
 	}
 	if st.IsLost(id) {
-		return nil, fault.New(fault.PointMissing, "recovery point %s is lost: something else removed it from the store", id).Of(st.VM, "")
+		return nil, fault.New(fault.PointMissing, "recovery point %s is lost: something else removed or replaced what it is seen through in the store", id).Of(st.VM, "")
 	}
 	return nil, fault.New(fault.UsageError, "the VM has no recovery point %q; \"sitrep points %s\" lists them", id, st.VM).Of(st.VM, "")
 }

@@ -27,7 +27,7 @@ type pointObject struct {
 	AppConsistent bool             `json:"app_consistent"`
 	Sizes         map[string]int64 `json:"sizes"`
 	Promoted      []string         `json:"promoted,omitempty"` // disks inside the store that were made of it
-	Lost          bool             `json:"lost,omitempty"`     // something else removed it from the store: it cannot be opened
+	Lost          bool             `json:"lost,omitempty"`     // something else removed or replaced what the store kept of it: it cannot be opened
 	Held          string           `json:"held,omitempty"`     // why no retention drops it
 }
 

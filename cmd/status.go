@@ -3,6 +3,7 @@ package cmd
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -221,6 +222,11 @@ func (w *world) statusOf(ctx context.Context, vm *site.VM, o *statusObject) (err
 		return err
 	}
 	defer closing(r, &err)
+	missing, err := replica.GlancePoints(ctx, r, st)
+	if err != nil {
+		return err
+	}
+	st.LosePoints(func(p replica.Point) bool { return slices.Contains(missing, p.ID) })
 	o.judged(w.judge(vm, &st, mem, o.Running))
 	o.ledger(st, w.now())
 	if mem.Replica == st.Replica {

@@ -26,7 +26,7 @@ type verifyObject struct {
 	Seconds  float64              `json:"seconds"`
 	Planned  *int64               `json:"bytes_planned,omitempty"`
 	Disks    []replicate.Verified `json:"disks"`
-	Lost     []string             `json:"lost_points,omitempty"` // IDs of recovery points that something else removed from the store
+	Lost     []string             `json:"lost_points,omitempty"` // IDs of recovery points that something else removed from the store, or that cannot be proved
 }
 
 func (p *program) verifyCommand() *cli.Command {
@@ -96,7 +96,7 @@ func (w *world) verifyAs(ctx context.Context, vm *site.VM, a access, v verifyOpt
 
 // lostPoints finds the recovery points that something else removed from the store. They are no difference of the replica.
 func (s *session) lostPoints(ctx context.Context, o *verifyObject) error {
-	st, found, err := s.engine.DropLost(ctx)
+	st, found, err := s.engine.DropUnproven(ctx)
 	if err != nil {
 		return err
 	}
@@ -106,7 +106,7 @@ func (s *session) lostPoints(ctx context.Context, o *verifyObject) error {
 		}
 	}
 	if n := len(o.Lost); n > 0 {
-		s.say("%s: %s lost, something else removed what the store kept: %s", s.vm.Name, plural(int64(n), "recovery point"), strings.Join(o.Lost, ", "))
+		s.say("%s: %s lost, something else removed or replaced what the store kept: %s", s.vm.Name, plural(int64(n), "recovery point"), strings.Join(o.Lost, ", "))
 	}
 	return nil
 }

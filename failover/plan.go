@@ -292,7 +292,7 @@ func (j *Job) pointThere(ctx context.Context, st replica.State, k Kind, p Plan) 
 	if err != nil {
 		return err
 	}
-	missing, err := replica.MissingPoints(ctx, r, st)
+	missing, err := replica.UnprovenPoints(ctx, r, st.Only(p.Found.ID))
 	if err = errors.Join(err, r.Close()); err == nil && slices.Contains(missing, p.Found.ID) {
 		err = lost(j.VM, p.Found.ID)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -214,7 +215,9 @@ func (r *run) lastChanges(ctx context.Context) (string, error) {
 	case st.Phase != replica.Replicating && r.kind == Unplanned:
 		return "not tried: the state is " + string(st.Phase), nil
 	}
-	err = r.LastChanges(ctx)
+	if err = r.LastChanges(ctx); err == nil {
+		err = r.allBrought(ctx)
+	}
 	if err == nil {
 		r.brought = true
 		return "", r.wroteLast(ctx)
@@ -229,6 +232,20 @@ func (r *run) lastChanges(ctx context.Context) (string, error) {
 // wroteLast notes which position has all that the source wrote: what is lost is told by it, whatever point is chosen, and when.
 func (r *run) wroteLast(ctx context.Context) error {
 	return r.note(ctx, "", func(st *replica.State, rec *replica.Failover) { rec.Brought = st.Received })
+}
+
+// allBrought says whether the newest recovery point is what the pages are, each disk at its size: a disk that has only become larger has
+// nothing that a change log would bring.
+func (r *run) allBrought(ctx context.Context) error {
+	st, err := r.load(ctx)
+	if err != nil {
+		return err
+	}
+	n := len(st.Points)
+	if len(st.Pending) > 0 || n > 0 && st.Points[n-1].At == st.Applied && maps.Equal(st.Points[n-1].Sizes, st.Sizes()) {
+		return nil // what waits makes a point of its own, and names the sizes
+	}
+	return fault.New(fault.FailoverFailed, "the newest recovery point is not what the source's disks are now, by position or by size").Of(r.VM, "")
 }
 
 // takeOver makes this site the owner, and shuts out whoever was.

@@ -52,14 +52,16 @@ func (j *Job) applyAll(ctx context.Context, st replica.State) (_ int, err error)
 	if st.Applied.IsZero() {
 		return 0, fault.New(fault.WrongState, "the initial replication is not complete").Of(j.VM, "")
 	}
-	if st.Applying == nil && len(st.Pending) > 0 {
-		if st, err = j.known(ctx, st); err != nil {
-			return 0, err
-		}
-	}
 	n := 0
-	for ; len(st.Pending) > 0; n++ {
-		if st, err = j.applyOne(ctx, st, st.Pending[0]); err != nil {
+	for asked := false; len(st.Pending) > 0; n++ {
+		next, err := j.applyOne(ctx, st, st.Pending[0])
+		if fault.Is(err, fault.ReplicaChanged) && st.Applying == nil && next.Applying == nil && !asked {
+			asked = true
+			if st, err = j.known(ctx, st); err == nil {
+				next, err = j.applyOne(ctx, st, st.Pending[0])
+			}
+		}
+		if st = next; err != nil {
 			return n, fault.In(err, j.VM, "")
 		}
 	}
@@ -87,22 +89,28 @@ func (j *Job) tidy(ctx context.Context, st replica.State) error {
 	return err
 }
 
-// DropLost takes the recovery points out of the ledger that something else removed from the store, where the store can tell. It
+// dropLost takes the recovery points out of the ledger that something else removed from the store, where the store can tell. It
 // returns the ledger as it is then, and those that it found; see replica.DropLost.
-func (j *Job) DropLost(ctx context.Context) (replica.State, []replica.Point, error) {
+func (j *Job) dropLost(ctx context.Context, st replica.State) (replica.State, []replica.Point, error) {
+	st, lost, err := replica.DropLost(ctx, j.Replica, st)
+	return st, lost, j.sayLost(lost, err)
+}
+
+// DropUnproven takes the recovery points out of the ledger that are missing or cannot be proved; see replica.DropUnproven.
+func (j *Job) DropUnproven(ctx context.Context) (replica.State, []replica.Point, error) {
 	st, err := j.Replica.Ledger().Load(ctx)
 	if err != nil {
 		return st, nil, err
 	}
-	return j.dropLost(ctx, st)
+	st, lost, err := replica.DropUnproven(ctx, j.Replica, st)
+	return st, lost, j.sayLost(lost, err)
 }
 
-func (j *Job) dropLost(ctx context.Context, st replica.State) (replica.State, []replica.Point, error) {
-	st, lost, err := replica.DropLost(ctx, j.Replica, st)
+func (j *Job) sayLost(lost []replica.Point, err error) error {
 	for _, p := range lost {
-		j.Log.Warn("a recovery point is lost: something else removed it from the store", "vm", j.VM, "point", p.ID)
+		j.Log.Warn("a recovery point is lost: something else removed or replaced what it is seen through in the store", "vm", j.VM, "point", p.ID)
 	}
-	return st, lost, fault.In(err, j.VM, "")
+	return fault.In(err, j.VM, "")
 }
 
 // diskStep is one disk of a cut that is being applied.

@@ -38,7 +38,7 @@ func (j *Job) capture(ctx context.Context, limit int) (c Captured, err error) {
 		return c, fault.In(err, j.VM, "")
 	}
 	defer func() { err = errors.Join(err, cut.Close()) }()
-	c = Captured{From: from, To: from, At: cut.At(), AppConsistent: cut.AppConsistent()}
+	c = Captured{From: from, To: from, At: cut.At(), AppConsistent: cut.AppConsistent(), Sizes: map[string]int64{}}
 
 	logs := &cutLogs{job: j, cut: cut, to: from.Next(), writers: map[string]*hrl.Writer{}, checked: map[string]int64{}}
 	defer logs.abort()
@@ -47,7 +47,7 @@ func (j *Job) capture(ctx context.Context, limit int) (c Captured, err error) {
 		if err != nil {
 			return c, fault.In(err, j.VM, d.Name())
 		}
-		c.Disks = append(c.Disks, r)
+		c.Disks, c.Sizes[d.Name()] = append(c.Disks, r), d.Size()
 	}
 	if err := cut.Check(ctx); err != nil {
 		return c, fault.In(err, j.VM, "")

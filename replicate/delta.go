@@ -130,6 +130,12 @@ func (j *Job) confirm(ctx context.Context, c Captured) (replica.State, error) {
 	if err != nil || !c.Unchanged() || st.Applied != c.To || st.Applying != nil {
 		return st, err
 	}
+	for _, d := range st.Disks {
+		if n, ok := c.Sizes[d.Name]; ok && n != d.Size {
+			return st, fault.New(fault.PositionLost, "the disk has %d bytes, its replica has %d, and no change is known that made it so", n, d.Size).
+				At(d.Source).Of(j.VM, d.Name)
+		}
+	}
 	st.AsOf, st.Consistent = c.At, true
 	n, p := len(st.Points), st.PointAt(c.At, c.AppConsistent)
 	if n == 0 || st.Points[n-1].At != st.Applied || !maps.Equal(st.Points[n-1].Sizes, p.Sizes) && st.Point(p.ID) == nil {

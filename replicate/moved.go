@@ -47,7 +47,7 @@ func (j *Job) knownDisk(ctx context.Context, d replica.Disk) (stamp string, err 
 	if !fault.Is(changed, fault.ReplicaChanged) {
 		return d.Stamp, changed
 	}
-	if d.Seal == nil {
+	if d.Seal == nil || replica.PreservesWhole(j.Replica) { // a blob changes by writes alone, not by being moved
 		return "", changed
 	}
 	if stamp, err = pages.Stamp(ctx); err != nil { // before the first read

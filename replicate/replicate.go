@@ -103,6 +103,8 @@ type Captured struct {
 	// Moving is of a plan: the disks were written to while they were read, so that the figures are of no one moment.
 	Moving bool
 	Disks  []DiskResult
+	// Sizes is the guest bytes of the disks at At, by name.
+	Sizes map[string]int64
 }
 
 // Unchanged says that the disks are what they were at From.

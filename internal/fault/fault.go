@@ -185,25 +185,26 @@ func In(err error, vm, disk string) error {
 	return err
 }
 
-// Cancelled says whether err comes from a run that was told to end: whatever else it is called, it is no failure. Of several errors all
-// have to come from that: a worker that fails stops the others, and what they then say is no reason to take its failure for the
+// Cancelled says whether err comes from a run that was told to end: whatever else it is called, it is no failure. Of several errors none
+// may be a failure of another code: a worker that fails stops the others, and what they then say is no reason to take its failure for the
 // operator's wish.
 func Cancelled(err error) bool {
-	if err == nil {
+	if err == nil || !errors.Is(err, context.Canceled) && !Is(err, Interrupted) {
 		return false
 	}
-	if err == context.Canceled {
-		return true
-	}
-	if e, ok := err.(*Error); ok && e.Code == Interrupted {
-		return true
+	return !failed(err)
+}
+
+// failed says whether some part of an error is a failure that was classified, and comes from no cancellation.
+func failed(err error) bool {
+	if e, ok := err.(*Error); ok {
+		return e.Code != Interrupted && !errors.Is(e, context.Canceled)
 	}
 	switch u := err.(type) {
 	case interface{ Unwrap() error }:
-		return Cancelled(u.Unwrap())
+		return failed(u.Unwrap())
 	case interface{ Unwrap() []error }:
-		list := u.Unwrap()
-		return len(list) > 0 && !slices.ContainsFunc(list, func(err error) bool { return !Cancelled(err) })
+		return slices.ContainsFunc(u.Unwrap(), failed)
 	}
-	return errors.Is(err, context.Canceled)
+	return false
 }

@@ -104,7 +104,7 @@ func lostText(f *Facts) string {
 	if n == 1 {
 		what = "a recovery point is lost, that of"
 	}
-	return fmt.Sprintf("%s %s: something else removed what the store kept of it", what, stamp(f.Ledger.Lost[n-1].CutAt))
+	return fmt.Sprintf("%s %s: something else removed or replaced what the store kept of it", what, stamp(f.Ledger.Lost[n-1].CutAt))
 }
 
 func run(command string) func(*Facts) string {

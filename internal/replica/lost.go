@@ -52,6 +52,26 @@ func UnprovenPoints(ctx context.Context, r Replica, s State) ([]string, error) {
 	}
 }
 
+// PointGlancer is a replica in which looking for missing points costs next to nothing.
+type PointGlancer interface {
+	// GlancePoints returns the IDs of points of s of which something is plainly missing, oldest first.
+	GlancePoints(ctx context.Context, s State) ([]string, error)
+}
+
+// GlancePoints asks r, whatever it is wrapped in, which points of s are plainly missing; none where that costs something.
+func GlancePoints(ctx context.Context, r Replica, s State) ([]string, error) {
+	for {
+		if k, ok := r.(PointGlancer); ok {
+			return k.GlancePoints(ctx, s)
+		}
+		w, ok := r.(interface{ unwrap() Replica })
+		if !ok {
+			return nil, nil
+		}
+		r = w.unwrap()
+	}
+}
+
 // DropLost moves the points of s that are missing from Points to Lost, and saves the ledger. It returns those that it found, and the
 // state as it is then. While the VM is away its points are left alone: the failover was made from one of them.
 func DropLost(ctx context.Context, r Replica, s State) (State, []Point, error) {
@@ -75,6 +95,16 @@ func dropLost(ctx context.Context, r Replica, s State, which func(context.Contex
 	}
 	s, err = r.Ledger().Save(ctx, next)
 	return s, found, err
+}
+
+// Only is the state with one of its points: what is asked about it is asked about no other.
+func (s *State) Only(id string) State {
+	out := *s
+	out.Points = nil
+	if p := s.Point(id); p != nil {
+		out.Points = []Point{*p}
+	}
+	return out
 }
 
 // LosePoints moves the points that lost says from Points to Lost.

@@ -87,7 +87,7 @@ type State struct {
 	AsOf time.Time `json:"as_of"`
 
 	Points []Point `json:"points,omitempty"` // oldest first
-	// Lost is the points that something else removed from the store, oldest first, until the retention would have dropped them.
+	// Lost is the points that something else removed from the store, or that cannot be proved any more, oldest first, until the retention would have dropped them.
 	Lost []Point `json:"lost_points,omitempty"`
 
 	// Massive is a massive change that nobody has acknowledged.

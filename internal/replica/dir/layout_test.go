@@ -387,11 +387,12 @@ func TestUndoMissing(t *testing.T) {
 		if !slices.Equal(missing, []string{s.Points[0].ID}) {
 			t.Errorf("the missing points are %q", missing)
 		}
-		if err := r.Points().Sweep(t.Context(), s); folder {
-			wantCode(t, err, fault.PointMissing)
-		} else {
-			check(t, err)
+		plainly, err := replica.GlancePoints(t.Context(), r, s)
+		check(t, err)
+		if !slices.Equal(plainly, missing) {
+			t.Errorf("plainly missing are %q", plainly)
 		}
+		wantCode(t, r.Points().Sweep(t.Context(), s), fault.PointMissing)
 		if _, err := fs.Stat(stray); !errors.Is(err, iofs.ErrNotExist) {
 			t.Errorf("what no point needs was not swept: %v", err)
 		}

@@ -273,12 +273,72 @@ func (p *points) sweep(ctx context.Context, s *replica.State) error {
 	if failed != nil {
 		return failed
 	}
-	for _, point := range s.Points {
-		if point.At != head(s) && !there[point.At] {
-			return fault.New(fault.PointMissing, "what the recovery point %s is seen through is missing", point.ID).At(p.stepPath(point.At))
+	return p.look(s, there)
+}
+
+// lookAt is how many points are looked at closely after a sweep: in the course of some deltas all of them are.
+const lookAt = 16
+
+// look fails with fault.PointMissing when the step of a point is gone, or, of some points, a file of it.
+func (p *points) look(s *replica.State, there map[hrl.Pos]bool) error {
+	missing := func(point *replica.Point) error {
+		return fault.New(fault.PointMissing, "what the recovery point %s is seen through is missing", point.ID).At(p.stepPath(point.At))
+	}
+	for i := range s.Points {
+		if point := &s.Points[i]; point.At != head(s) && !there[point.At] {
+			return missing(point)
+		}
+	}
+	n := len(s.Points)
+	for i := range min(n, lookAt) {
+		point := &s.Points[(int(s.Applied.Seq%(1<<30))*lookAt+i)%n]
+		if whole, err := p.stepIsWhole(s, point); err != nil || !whole {
+			return errors.Join(err, missing(point))
 		}
 	}
 	return nil
+}
+
+// stepIsWhole says, by the names in its folder, whether the step of a point is there: for each disk an undo log, or a clone with its sums.
+func (p *points) stepIsWhole(s *replica.State, point *replica.Point) (bool, error) {
+	if point.At == head(s) {
+		return true, nil
+	}
+	entries, err := p.r.fs.ReadDir(p.stepPath(point.At))
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return false, err
+	}
+	have := map[string]bool{}
+	for _, e := range entries {
+		have[e.Name] = true
+	}
+	for name := range point.Sizes {
+		if !have[name+undoSuffix] && !(have[name+pagesSuffix] && have[name+sumsSuffix]) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// GlancePoints names the points of which files are missing, by the names in the store alone; see replica.PointGlancer.
+func (r *vmReplica) GlancePoints(ctx context.Context, s replica.State) (ids []string, err error) {
+	p := &points{r}
+	for i := range s.Points {
+		whole, err := p.stepIsWhole(&s, &s.Points[i])
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return ids, fault.In(err, r.vm, "")
+		}
+		if !whole {
+			ids = append(ids, s.Points[i].ID)
+		}
+	}
+	return ids, nil
 }
 
 // guard knows which steps are needed.

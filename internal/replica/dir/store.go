@@ -12,6 +12,9 @@
 //	                             log that leads back to it (and DISK.rotten.json, of what is rotten in it), or a reflink clone of
 //	                             its pages and of their sums
 //
+// Any of these files can be brought back from an older copy, or be gone. The names of positions bind them to each other, and what is
+// seen through them is proved by the seals that the ledger has of each point; see chain.
+//
 // Names become visible in one step, by rename; what is half made has a name of durable.TempName and is removed by the
 // next run that holds the VM's lock.
 //

@@ -13,6 +13,7 @@ import (
 	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
 	"sitrep/internal/replica"
+	"sitrep/internal/sums"
 )
 
 // points keeps earlier positions as snapshots: of the pages and of the sums of every disk, made before the pages leave the
@@ -95,7 +96,7 @@ func (p *points) preserve(ctx context.Context, s *replica.State, redo bool) erro
 }
 
 func (p *points) preserveDisk(ctx context.Context, s *replica.State, d *replica.Disk, all []entry, have snapshots) error {
-	known, err := p.isAt(ctx, d, all)
+	known, err := p.isAt(ctx, s, d, all)
 	if err != nil {
 		return err
 	}
@@ -120,23 +121,38 @@ func (p *points) preserveDisk(ctx context.Context, s *replica.State, d *replica.
 }
 
 // isAt says whether the disk's blobs are at the applied position as far as can be known. Pages that something else wrote to
-// are, as long as the sums are those of the ledger: they prove what is read. A ledger that was brought back from a backup,
+// are, as long as the sums are those of the position: they prove what is read. A ledger that was brought back from a backup,
 // whose pages have moved on, has another seal; so have sums that something else wrote to, which would prove nothing.
-func (p *points) isAt(ctx context.Context, d *replica.Disk, all []entry) (bool, error) {
+func (p *points) isAt(ctx context.Context, s *replica.State, d *replica.Disk, all []entry) (bool, error) {
 	is := func(suffix, etag string) bool {
 		return etag != "" && slices.ContainsFunc(all, func(e entry) bool {
 			return e.name == d.Name+suffix && e.snapshot == "" && e.etag == etag
 		})
 	}
 	known := parseStamp(d.Stamp)
-	if d.Stamp == "" || d.Seal == nil || is(pagesSuffix, known.pages) && is(sumsSuffix, known.sums) {
+	want := sealAt(s, s.Applied, d)
+	if want == nil || is(pagesSuffix, known.pages) && is(sumsSuffix, known.sums) {
 		return true, nil
 	}
 	f := newPageFile(ctx, p.r.pageBlob(d.Name+sumsSuffix))
 	defer f.end()
 	pages := &pages{r: p.r, disk: d.Name, size: d.Size, blockSize: d.BlockSize, sums: f, table: newSumTable(f, sumsSize(d.Size, d.BlockSize))}
 	seal, err := replica.DiskSums{Pages: pages, Of: *d}.Seal(ctx)
-	return err == nil && seal == *d.Seal, err
+	return err == nil && seal == *want, err
+}
+
+// sealAt is the seal of a disk's sums at a position, nil when it is not known: of a point of an older version the ledger has it as long as
+// the pages are there.
+func sealAt(s *replica.State, at hrl.Pos, d *replica.Disk) *sums.Seal {
+	for _, point := range s.Points {
+		if seal, ok := point.Seals[d.Name]; ok && point.At == at && point.Sizes[d.Name] == d.Size {
+			return &seal
+		}
+	}
+	if at == s.Applied && d.Stamp != "" {
+		return d.Seal
+	}
+	return nil
 }
 
 // snapshot makes one snapshot of a blob that is as it was listed. It is asked for one time, because a second time makes a second
@@ -247,7 +263,63 @@ func (r *vmReplica) MissingPoints(ctx context.Context, s replica.State) ([]strin
 	if err != nil {
 		return nil, in(err, r.vm, "")
 	}
-	return p.missing(&s, all, have), nil
+	gone := p.missing(&s, all, have)
+	var ids []string
+	for i := range s.Points {
+		point := &s.Points[i]
+		lost := slices.Contains(gone, point.ID)
+		if !lost {
+			err := p.proveAll(ctx, &s, point, all, have)
+			lost = fault.Is(err, fault.PointDamaged) || fault.Is(err, fault.ReplicaCorrupt)
+			if err != nil && !lost {
+				return nil, in(err, r.vm, "")
+			}
+		}
+		if lost {
+			ids = append(ids, point.ID)
+		}
+	}
+	return ids, nil
+}
+
+// proveAll proves the disks of a point as far as they are read from the blobs themselves.
+func (p *points) proveAll(ctx context.Context, s *replica.State, point *replica.Point, all []entry, have snapshots) error {
+	for name, size := range point.Sizes {
+		d, err := p.disk(ctx, s, point, name, size, all, have)
+		if err == nil {
+			err = p.prove(ctx, s, point, d)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// prove says whether a disk of a point is what it was. A snapshot is, it was made when that was known. A blob is when it is the one that
+// the ledger knows, or when the block sums in it have the seal of the point: a ledger, or a blob, that was brought back from an older copy
+// tells nothing by its name.
+func (p *points) prove(ctx context.Context, s *replica.State, point *replica.Point, d *pointDisk) error {
+	of := s.Disk(d.name)
+	known := parseStamp(of.Stamp)
+	if d.pages.pin == "" && d.table.from.pin == "" || known.sums != "" && d.pages.pin == known.pages && d.table.from.pin == known.sums {
+		return nil
+	}
+	want := sealAt(s, point.At, of)
+	if seal, ok := point.Seals[d.name]; ok {
+		want = &seal
+	}
+	if want == nil && (s.Resync == nil || !s.Resync.Deep || s.Resync.Sealed[d.name]) {
+		return nil
+	}
+	if want != nil {
+		have, err := d.seal(ctx)
+		if err != nil || have == *want {
+			return err
+		}
+	}
+	return fault.New(fault.PointDamaged, "the block sums that the recovery point is seen by are not those that it had: blobs of the replica "+
+		"were replaced, or are of another time").At(d.table.from.where()).Of(p.r.vm, d.name)
 }
 
 func (p *points) missing(s *replica.State, all []entry, have snapshots) (ids []string) {
@@ -320,35 +392,51 @@ func (p *points) open(ctx context.Context, s *replica.State, id string) (*pointV
 	}
 	v := &pointView{vm: p.r.vm, disks: map[string]*pointDisk{}}
 	for name, size := range point.Sizes {
-		d := s.Disk(name)
-		if d == nil || replica.CheckName(name) != nil {
-			return nil, fault.New(fault.PointMissing, "the ledger has no disk %q", name)
+		d, err := p.disk(ctx, s, point, name, size, all, have)
+		if err == nil {
+			err = p.prove(ctx, s, point, d)
 		}
-		pages, sums, err := p.sources(s, point.At, name, all, have)
 		if err != nil {
 			return nil, fault.In(err, p.r.vm, name)
 		}
-		v.disks[name] = &pointDisk{ctx: ctx, vm: p.r.vm, name: name, size: size, blockSize: d.BlockSize, pages: pages,
-			ranges: &rangeMap{from: pages}, table: &rangeMap{from: sums}}
+		v.disks[name] = d
 	}
 	return v, nil
 }
 
-// sources is where the pages and the sums of a disk at a position are read.
-func (p *points) sources(s *replica.State, at hrl.Pos, disk string, all []entry, have snapshots) (pages, sums *source, err error) {
+// disk is a disk of a point, of which nothing was read yet.
+func (p *points) disk(ctx context.Context, s *replica.State, point *replica.Point, name string, size int64, all []entry, have snapshots) (*pointDisk, error) {
+	d := s.Disk(name)
+	if d == nil || replica.CheckName(name) != nil {
+		return nil, fault.New(fault.PointMissing, "the ledger has no disk %q", name)
+	}
+	pages, sums, end, err := p.sources(s, point.At, name, all, have)
+	if err != nil {
+		return nil, err
+	}
+	return &pointDisk{ctx: ctx, vm: p.r.vm, name: name, size: size, end: max(size, end), blockSize: d.BlockSize, pages: pages,
+		ranges: &rangeMap{from: pages}, table: &rangeMap{from: sums}}, nil
+}
+
+// sources is where the pages and the sums of a disk at a position are read, and the guest bytes that the pages have: more than the point
+// when the disk was made larger before it was preserved.
+func (p *points) sources(s *replica.State, at hrl.Pos, disk string, all []entry, have snapshots) (pages, sums *source, end int64, err error) {
 	var out []*source
 	for _, name := range []string{disk + pagesSuffix, disk + sumsSuffix} {
 		e, ok := p.at(s, at, name, all, have)
 		if !ok {
-			return nil, nil, fault.New(fault.PointMissing, "the recovery point has no snapshot").At(p.r.s.where(p.r.vm + "/" + name))
+			return nil, nil, 0, fault.New(fault.PointMissing, "the recovery point has no snapshot").At(p.r.s.where(p.r.vm + "/" + name))
 		}
 		src, err := p.r.source(e)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, 0, err
+		}
+		if n, err := strconv.ParseInt(e.meta[metaSize], 10, 64); err == nil && len(out) == 0 {
+			end = n
 		}
 		out = append(out, src)
 	}
-	return out[0], out[1], nil
+	return out[0], out[1], end, nil
 }
 
 // source is a listed blob, or snapshot, for reading. A blob is read only as long as it is what was listed.

@@ -111,7 +111,14 @@ func (r *vmReplica) promotion(ctx context.Context, s *replica.State, what replic
 	if err != nil {
 		return nil, err
 	}
-	from, table, err := pts.sources(s, point.At, what.Disk, all, have)
+	from, table, _, err := pts.sources(s, point.At, what.Disk, all, have)
+	if err != nil {
+		return nil, err
+	}
+	seen, err := pts.disk(ctx, s, point, what.Disk, size, all, have)
+	if err == nil {
+		err = pts.prove(ctx, s, point, seen)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -34,6 +34,7 @@ type pointDisk struct {
 	ctx       context.Context // of the call that opened it: its methods have none
 	vm, name  string
 	size      int64
+	end       int64 // guest bytes of the pages: size, or more when the disk has become larger since
 	blockSize int64
 	pages     *source
 	ranges    *rangeMap // of the pages
@@ -128,10 +129,9 @@ func (d *pointDisk) fetchSums(first int64, out []sums.Sum) error {
 	return nil
 }
 
-// proven proves what is read by its sums. The table is that of the position, or pinned, so a short last block has the sum of
-// what it is at the point.
+// proven proves what is read by its sums.
 func (d *pointDisk) proven() *replica.Proven {
-	return &replica.Proven{BlockSize: d.blockSize, End: d.size, ShortEnd: d.size, Read: d.fetch, Sums: d.fetchSums, NextSums: d.nextSums, Path: d.pages.where()}
+	return &replica.Proven{BlockSize: d.blockSize, End: max(d.end, d.size), ShortEnd: d.size, Read: d.fetch, Sums: d.fetchSums, NextSums: d.nextSums, Path: d.pages.where()}
 }
 
 // nextSums finds sums that may be other than zero: the table has pages only where there are some.
@@ -148,6 +148,39 @@ func (d *pointDisk) nextSums(first, end int64) (start, n int64, err error) {
 		off = e.End()
 	}
 	return 0, 0, nil
+}
+
+// seal computes the seal of the sums that the disk is seen by.
+func (d *pointDisk) seal(ctx context.Context) (seal sums.Seal, err error) {
+	whole := d.size / d.blockSize
+	n := whole
+	if d.size%d.blockSize != 0 && d.end <= d.size {
+		n++ // the last block is as short in the table
+	}
+	for r := sumRange(0, n); !r.Empty(); {
+		e, err := d.table.extent(ctx, r)
+		if err != nil {
+			return seal, err
+		}
+		if e.Len = min(e.Len, maxPut); e.Kind == block.Data {
+			list, err := loadOnce(ctx, d.table, e.Off/sums.Size, block.Count(e.Len, sums.Size))
+			if err != nil {
+				return seal, err
+			}
+			for i, sum := range list {
+				seal.Add(e.Off/sums.Size+int64(i), sum)
+			}
+		}
+		r = block.Range{Off: e.End(), Len: r.End() - e.End()}
+	}
+	if n == whole && d.size%d.blockSize != 0 {
+		last := make([]byte, d.size%d.blockSize)
+		if _, err := d.ReadAt(last, whole*d.blockSize); err != nil {
+			return seal, err
+		}
+		seal.Add(whole, sums.Of(last))
+	}
+	return seal, nil
 }
 
 // sum is the sum of a block. They are read in pieces, of which the last is kept.
