@@ -17,6 +17,9 @@ func (p *program) pauseCommand() *cli.Command {
 		Action: p.vmCommand("pause", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				h := &vmHead{}
+				if done, err := w.stoodAlready(ctx, vm, h, func(st replica.State) bool { return st.Phase == replica.Paused }); done || err != nil {
+					return h, err
+				}
 				if w.opts.dryRun {
 					return h, w.planPhase(ctx, vm, h, "pause replication", replicate.MayPause)
 				}
@@ -32,6 +35,22 @@ func (p *program) pauseCommand() *cli.Command {
 			}
 		}),
 	}
+}
+
+// stoodAlready says whether the VM is in the phase that a command would bring it to: then there is nothing to do, and no job is made.
+func (w *world) stoodAlready(ctx context.Context, vm *site.VM, h *vmHead, is func(replica.State) bool) (bool, error) {
+	done := false
+	err := w.locked(vm, func() error {
+		st, err := w.present(ctx, vm)
+		if err != nil || w.owned(st) != nil || !is(st) {
+			return nil // the command says what is wrong
+		}
+		done = true
+		w.describe(vm, st, h)
+		w.say("%s: nothing to do, the state is %s", vm.Name, st.Phase)
+		return nil
+	})
+	return done, err
 }
 
 // planPhase says that a command would change the VM's phase, which it has in h, if it may.

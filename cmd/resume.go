@@ -21,6 +21,14 @@ func (p *program) resumeCommand() *cli.Command {
 		Action: p.vmCommand("resume", noneIsWrong, func(w *world, _ *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				h := &vmHead{}
+				mem, _, err := w.memory.VM(vm.Name)
+				if err != nil {
+					return h, err
+				}
+				goesOn := func(st replica.State) bool { return st.Phase == replica.Replicating && mem.Critical == nil }
+				if done, err := w.stoodAlready(ctx, vm, h, goesOn); done || err != nil {
+					return h, err
+				}
 				if w.opts.dryRun {
 					return h, w.planPhase(ctx, vm, h, "resume replication", w.mayResume(vm))
 				}
