@@ -189,7 +189,7 @@ func (w *world) examine(ctx context.Context, vm *site.VM, pinned []state.Disk) (
 		facts = append(facts, f)
 		findings = append(findings, append(formatFindings(vm, f), w.another(vm, f, pinned)...)...)
 	}
-	return facts, slices.Concat(findings, support.Check(w.subject(ctx, vm, facts), w.others(ctx, vm)), w.limits(vm, facts), w.unfit(vm),
+	return facts, slices.Concat(findings, blockSizeFinding(vm, pinned), support.Check(w.subject(ctx, vm, facts), w.others(ctx, vm)), w.limits(vm, facts), w.unfit(vm),
 		w.around(ctx, vm), w.foreseen(ctx, vm, facts))
 }
 
@@ -204,6 +204,19 @@ func (w *world) look(vm *site.VM, d *site.Disk, format disk.Format) (f diskFacts
 	id, ierr := img.Identity()
 	return diskFacts{disk: d, format: img.Format(), kind: img.Kind(), size: img.Size(), data: n, sector: img.SectorSize(), like: like, identity: id},
 		errors.Join(err, lerr, ierr)
+}
+
+// blockSizeFinding is a warning that the block size of the policy is not that of the replica.
+func blockSizeFinding(vm *site.VM, pinned []state.Disk) (out []finding) {
+	want := vm.Policy().BlockSize
+	for _, p := range pinned {
+		if p.BlockSize != 0 && p.BlockSize != want {
+			out = append(out, finding{VM: vm.Name, Disk: p.Name, Rule: "block-size-fixed", Severity: support.Warning,
+				Message: fmt.Sprintf("the policy has block_size: %s, and the disk was protected with blocks of %s, which stay", size(want), size(p.BlockSize)),
+				Advice:  "Take the old value back; or, to have the new one, start over: sitrep unprotect " + vm.Name + " and then: sitrep protect " + vm.Name})
+		}
+	}
+	return out
 }
 
 // another is the finding that another disk than the one that is protected stands at its path.

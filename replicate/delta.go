@@ -140,6 +140,8 @@ func (j *Job) confirm(ctx context.Context, c Captured) (replica.State, error) {
 	n, p := len(st.Points), st.PointAt(c.At, c.AppConsistent)
 	if n == 0 || st.Points[n-1].At != st.Applied || !maps.Equal(st.Points[n-1].Sizes, p.Sizes) && st.Point(p.ID) == nil {
 		st.AddPoint(p, j.Keep)
+	} else {
+		st.Trim(j.Keep)
 	}
 	if n := len(st.Points); c.AppConsistent { // what the point holds is what the applications have flushed
 		st.Points = slices.Clone(st.Points)

@@ -35,7 +35,8 @@ type Stamp struct {
 	ChangeTime int64  `json:"ctime_ns"` // nanoseconds since 1970; cannot be set by utimes
 }
 
-// File is an open file. ReadAt and WriteAt may be called concurrently; the other methods may not.
+// File is an open file. ReadAt, WriteAt, Extent, Size and Stamp may be called concurrently, as readers of one image do; the
+// other methods may not.
 type File interface {
 	io.ReaderAt
 	io.WriterAt

@@ -174,6 +174,7 @@ func cloneFile(oldName, newName string) error {
 // cloneInto makes the new file dst a clone of src, and closes it; one that fails is removed.
 func cloneInto(dst *os.File, from File, remove func() error) error {
 	src := from.(*osFile).File
+	alike(dst, src)
 	err := retryEINTR(func() error { return unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) })
 	if cerr := dst.Close(); err == nil {
 		err = cerr
@@ -187,6 +188,21 @@ func cloneInto(dst *os.File, from File, remove func() error) error {
 		err = errors.Join(errors.ErrUnsupported, err)
 	}
 	return errors.Join(err, remove())
+}
+
+// noCopyOnWrite is the kernel's FS_NOCOW_FL.
+const noCopyOnWrite = 0x00800000
+
+// alike gives the empty file dst the attribute "no copy on write" of src: a btrfs makes no clone of a file that has it into one
+// that has not. That it cannot be done is no error: then the clone fails, or does not need it.
+func alike(dst, src *os.File) {
+	flags, err := unix.IoctlGetUint32(int(src.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil || flags&noCopyOnWrite == 0 {
+		return
+	}
+	if have, err := unix.IoctlGetUint32(int(dst.Fd()), unix.FS_IOC_GETFLAGS); err == nil {
+		_ = unix.IoctlSetPointerInt(int(dst.Fd()), unix.FS_IOC_SETFLAGS, int(have|noCopyOnWrite))
+	}
 }
 
 // extentOf asks the filesystem where data begins. A block device, or a filesystem without the call, is all data.

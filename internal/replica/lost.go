@@ -130,7 +130,19 @@ func (s *State) AddPoint(p Point, keep int) {
 	if s.Failover != nil {
 		keep = len(s.Points) + len(s.Lost) + 1
 	}
-	s.Points, _ = Retain(append(s.Points, p), keep)
+	s.Points = append(s.Points, p)
+	s.retain(keep)
+}
+
+// Trim keeps the newest keep points, as AddPoint does, when there is no new one: the policy may keep fewer than before.
+func (s *State) Trim(keep int) {
+	if s.Failover == nil {
+		s.retain(keep)
+	}
+}
+
+func (s *State) retain(keep int) {
+	s.Points, _ = Retain(s.Points, keep)
 	s.Lost = slices.DeleteFunc(slices.Clone(s.Lost), func(l Point) bool {
 		newer := 0
 		for _, p := range s.Points {
