@@ -80,10 +80,12 @@ func (j *Job) captureDisk(ctx context.Context, d track.CutDisk, logs *cutLogs, l
 	if err != nil {
 		return r, err
 	}
+	var over atomic.Bool
 	stats, err := d.Scan(ctx, j.scanOptions(task), func(_ context.Context, ch track.Change) error {
 		tally.add(ch)
 		if tally.data.Load() > room {
-			return j.overLimit(d, limit)
+			over.Store(true) // read on: that it is another disk is worse
+			return nil
 		}
 		if err := logs.leave(d.Name(), int64(len(ch.Data))); err != nil {
 			return err
@@ -97,6 +99,9 @@ func (j *Job) captureDisk(ctx context.Context, d track.CutDisk, logs *cutLogs, l
 		}
 		return w.Append(ch.Off, ch.Data, ch.Sums)
 	})
+	if err == nil && over.Load() {
+		err = j.overLimit(d, limit)
+	}
 	r.Scanned, r.Changed, r.Took = stats.Scanned, stats.Changed, time.Since(began)
 	r.Blocks = tally.blocks.Load()
 	return r, err
