@@ -5,6 +5,7 @@ package simulation_test
 import (
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -36,7 +37,7 @@ func (w *world) heal(vm string) {
 		w.byHand(vm, o)
 		args = w.told(m, vm, o)
 	}
-	if !w.damaged[vm] && !w.replaced[vm] {
+	if !w.damaged[vm] {
 		w.wrong("the advice leads nowhere:\n%s", strings.Join(said, "\n"))
 	}
 	w.beginAnew(vm, said)
@@ -51,9 +52,15 @@ func (w *world) healed(vm string) {
 	}
 }
 
+// accepting is how a message names the command by which another disk is accepted.
+var accepting = regexp.MustCompile(`from now on: (sitrep [^;\n]*)`)
+
 // told is the command that a run has said is next: of its error, or else of the VM's status. What only shows something is no way out.
 func (w *world) told(m *machine, vm string, o outcome) []string {
 	w.Helper()
+	if m := accepting.FindStringSubmatch(o.err().Message); m != nil { // a decision of a person, and so no next command
+		return w.words(strings.TrimSpace(m[1]))
+	}
 	if next := w.words(o.err().Next); o.code != 0 && leads(next) && !slices.Equal(next, o.args) {
 		return next
 	}
@@ -114,6 +121,7 @@ func (w *world) byHand(vm string, o outcome) {
 func (w *world) beginAnew(vm string, said []string) {
 	w.Helper()
 	w.counts["began anew"]++
+	w.Logf("the advice has not led out (damaged: %v, another disk: %v):\n%s", w.damaged[vm], w.replaced[vm], strings.Join(w.trace[max(0, len(w.trace)-40):], "\n"))
 	w.note("the operator gives the replica of %s up, after: %s", vm, strings.ReplaceAll(said[len(said)-1], "\n", " "))
 	m := w.machines[0]
 	if o := w.run(m, append([]string{"unprotect", vm}, w.yes("unprotect")...)...); o.code != 0 {
