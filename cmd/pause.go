@@ -42,7 +42,7 @@ func (w *world) stoodAlready(ctx context.Context, vm *site.VM, h *vmHead, is fun
 	done := false
 	err := w.locked(vm, func() error {
 		st, err := w.present(ctx, vm)
-		if err != nil || w.owned(st) != nil || !is(st) {
+		if err != nil || w.mine(vm.Name, st) != nil || !is(st) {
 			return nil // the command says what is wrong
 		}
 		done = true
