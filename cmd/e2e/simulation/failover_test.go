@@ -18,7 +18,7 @@ func (w *world) testFailover(vm string) {
 	m := w.machines[0]
 	args := []string{"failover", "test", vm}
 	var p point
-	if list := w.points(m, vm); len(list) > 0 && w.chance(60) {
+	if list := w.certain(vm); len(list) > 0 && w.chance(60) {
 		p = list[w.rnd.IntN(len(list))]
 		args = append(args, "--point", p.ID)
 	}
@@ -35,6 +35,12 @@ func (w *world) testFailover(vm string) {
 	}
 	w.insist(m, "failover", "cleanup", vm)
 	w.nothingLeft(vm + "-test")
+}
+
+// certain are the points that nothing excuses: those that were cut since the replica was last whole.
+func (w *world) certain(vm string) []point {
+	w.Helper()
+	return slices.DeleteFunc(w.points(w.machines[0], vm), func(p point) bool { return !p.Time.After(w.whole[vm]) })
 }
 
 // failoverPoint is the recovery point that a VM was made of.
@@ -74,7 +80,7 @@ func (w *world) failover(vm string) {
 	args := []string{"failover", w.pick("planned", "unplanned"), vm}
 	planned := args[1] == "planned"
 	var p point
-	if list := w.points(m, vm); !planned && len(list) > 0 && w.chance(50) {
+	if list := w.certain(vm); !planned && len(list) > 0 && w.chance(50) {
 		p = list[w.rnd.IntN(len(list))]
 		args = append(args, "--point", p.ID)
 	}
@@ -82,7 +88,7 @@ func (w *world) failover(vm string) {
 	w.failedOver(vm, p, before, planned)
 	if !planned && w.chance(30) {
 		was, _ := w.failoverPoint(vm, false)
-		list := slices.DeleteFunc(w.points(m, vm), func(x point) bool { return x.ID == was.ID })
+		list := slices.DeleteFunc(w.certain(vm), func(x point) bool { return x.ID == was.ID })
 		if len(list) > 0 { // the operator changes their mind
 			p = list[w.rnd.IntN(len(list))]
 			w.insist(m, "failover", "unplanned", vm, "--point", p.ID)
