@@ -1,6 +1,7 @@
 package cmd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -149,6 +150,12 @@ func (w *world) failover(ctx context.Context, vm *site.VM, k failover.Kind, o fa
 		if done, err := w.already(ctx, vm, f, func(st replica.State) string { return alreadyOver(st, k, o) }); done {
 			return err
 		}
+		if cut, err := w.testCutOff(ctx, vm, k, o); err != nil {
+			return err
+		} else if cut {
+			w.say("%s: the test failover is complete already: the run that made it was ended right after", vm.Name)
+			return w.failoverSteps(ctx, vm, j, "Failover (test)", f, func() error { return nil })
+		}
 		plan, err := j.Plan(ctx, k, o.Options)
 		if err != nil {
 			return w.toldOf(ctx, vm, f, err)
@@ -174,6 +181,20 @@ func alreadyOver(st replica.State, k failover.Kind, o failoverOptions) string {
 		return failover.AlreadyAt(st, o.Point)
 	}
 	return ""
+}
+
+// testCutOff says that the test failover that is asked for is complete, and that the run which made it was ended before it could say so:
+// that one is run again. Any other test that was not cleaned up is in the way of a new one.
+func (w *world) testCutOff(ctx context.Context, vm *site.VM, k failover.Kind, o failoverOptions) (bool, error) {
+	if k != failover.Test || w.opts.dryRun {
+		return false, nil
+	}
+	st, err := w.present(ctx, vm)
+	if err != nil || st.Test == nil || st.Test.Finished.IsZero() || !isPointName(cmp.Or(o.Point, failover.Latest)) && o.Point != st.Test.Point {
+		return false, err
+	}
+	last, err := w.memory.Jobs(state.Query{VM: vm.Name, Limit: 1})
+	return err == nil && len(last) == 1 && last[0].Command == "failover test" && last[0].State != state.Succeeded && last[0].State != state.Failed, err
 }
 
 // already says that there is nothing to be done, when is finds that in the ledger.

@@ -186,19 +186,28 @@ func isDiskName(name string) bool {
 	return false
 }
 
-// writable tries the folder, and leaves nothing in it: a source is not stopped for disks that cannot be made.
+// probeName is what a file is called by which a folder is tried.
+const probeName = "probe"
+
+// writable tries the folder, and leaves nothing in it, also of a run that was killed while it tried: a source is not stopped for disks
+// that cannot be made.
 func (p *folderDisks) writable() error {
 	_, err := p.FS.Stat(p.folder())
 	was := err == nil
 	if err := p.FS.MkdirAll(p.folder()); err != nil {
 		return fault.FromOS(err)
 	}
-	probe := durable.TempName(filepath.Join(p.folder(), "probe"))
-	f, err := p.FS.Create(probe)
+	f, err := p.FS.Create(durable.TempName(filepath.Join(p.folder(), probeName)))
 	if err != nil {
 		return fault.FromOS(err)
 	}
-	err = errors.Join(f.Close(), durable.RemoveIfThere(p.FS, probe))
+	entries, err := p.FS.ReadDir(p.folder())
+	err = errors.Join(err, f.Close())
+	for _, e := range entries {
+		if !e.Dir && durable.IsTempOf(e.Name, probeName) {
+			err = errors.Join(err, durable.RemoveIfThere(p.FS, filepath.Join(p.folder(), e.Name)))
+		}
+	}
 	if err == nil && !was {
 		err = p.removeFolder(p.folder())
 	}
@@ -313,11 +322,14 @@ func (p *folderDisks) leave(folder string, names []string) error {
 	return p.removeFolder(folder)
 }
 
-// halfMade says whether a name is that of a disk of these names that is being made, or of its record.
+// halfMade says whether a name is that of a disk of these names that is being made, of its record, or of a file that tried the folder.
 func (p *folderDisks) halfMade(entry string, names []string) bool {
 	base, temp := durable.TempBase(entry)
 	if !temp {
 		return false
+	}
+	if base == probeName {
+		return true
 	}
 	for _, name := range names {
 		if strings.HasPrefix(base, name+".") {

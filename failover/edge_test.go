@@ -3,6 +3,7 @@ package failover_test
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"math/rand/v2"
 	"reflect"
 	"strings"
@@ -611,6 +612,34 @@ func TestOldestPointStays(t *testing.T) {
 			}
 			if len(st.Points) != len(before.Points)+1 {
 				t.Errorf("%d recovery points, and what the source wrote last makes %d", len(st.Points), len(before.Points)+1)
+			}
+		})
+	}
+}
+
+// TestProbeLeftBehind: a run that was killed while it tried the folder leaves a file there, which neither the next run nor the clean-up
+// takes for somebody's.
+func TestProbeLeftBehind(t *testing.T) {
+	for name, when := range map[string]func(t *testing.T, w *world, kill func()){
+		"before": func(t *testing.T, w *world, kill func()) {
+			kill()
+			must(t, w.run(t, failover.Test, failover.Options{}))
+		},
+		"between": func(t *testing.T, w *world, kill func()) {
+			must(t, w.run(t, failover.Test, failover.Options{}))
+			kill()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, _ := edge(t)
+			when(t, w, func() {
+				must(t, w.FS.MkdirAll("/dr/web01-test"))
+				f, err := w.FS.Create(durable.TempName("/dr/web01-test/probe"))
+				must(t, errors.Join(err, f.Close()))
+			})
+			must(t, w.job().Cleanup(t.Context(), ""))
+			if entries, err := w.FS.ReadDir("/dr/web01-test"); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("left are %v (error %v)", entries, err)
 			}
 		})
 	}
