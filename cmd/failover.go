@@ -55,7 +55,8 @@ func (p *program) failoverCommand() *cli.Command {
 		}),
 		Subcommands: []*cli.Command{
 			p.failoverKind(failover.Test, "make and start a VM from a recovery point beside the replication, in an isolated network",
-				&cli.StringFlag{Name: "network", Usage: "connect the NICs to the recovery network `NAME` (default: isolated)"}, pointFlag(), assumeDoneFlag()),
+				&cli.StringFlag{Name: "network", Usage: "connect the NICs to the recovery network `NAME` (default: isolated)"}, pointFlag(), assumeDoneFlag(),
+				&cli.BoolFlag{Name: "keep-addresses", Usage: "in a bridged network too: the MACs and addresses of the source, which must not be reached from there then"}),
 			p.failoverKind(failover.Planned, "stop the source, bring over its last changes, start the VM at the recovery site"),
 			p.failoverKind(failover.Unplanned, "start the VM at the recovery site, whatever became of the source; after it: change the recovery point",
 				pointFlag(), &cli.BoolFlag{Name: "no-shutdown", Usage: "do not try to stop the source"}, hostLostFlag()),
@@ -83,8 +84,9 @@ func planFlag() cli.Flag {
 // failoverOptions are what the command line says.
 type failoverOptions struct {
 	failover.Options
-	network  string
-	hostLost bool
+	network       string
+	hostLost      bool
+	keepAddresses bool
 	// claimed are the addresses of other VMs of the same recovery plan.
 	claimed []network.Taken
 }
@@ -100,7 +102,7 @@ func (p *program) failoverKind(k failover.Kind, usage string, flags ...cli.Flag)
 				return err
 			}
 			o := failoverOptions{Options: failover.Options{Point: c.String("point"), NoShutdown: c.Bool("no-shutdown")}, network: c.String("network"),
-				hostLost: c.Bool("host-lost")}
+				hostLost: c.Bool("host-lost"), keepAddresses: c.Bool("keep-addresses")}
 			if err := w.knowsNetwork(o.network); err != nil {
 				return err
 			}

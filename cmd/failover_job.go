@@ -35,6 +35,10 @@ func (w *world) failoverJob(ctx context.Context, vm *site.VM, o failoverOptions)
 	if err != nil {
 		return nil, err
 	}
+	key, err := w.recoveryKey()
+	if err != nil {
+		return nil, err
+	}
 	source, err := w.sourceHost(vm.Host, vm)
 	if err != nil {
 		return nil, err
@@ -52,7 +56,7 @@ func (w *world) failoverJob(ctx context.Context, vm *site.VM, o failoverOptions)
 	j := &failover.Job{
 		VM: vm.Name, Store: w.looking(), FS: w.fs, By: by, Keep: vm.Policy().RecoveryPoints,
 		Source:   failover.Place{Host: source, Name: vm.Name, Grace: vm.ShutdownGrace, Foreign: vm.QMP != ""},
-		Recovery: failover.Place{Host: recovery, ID: id, Name: vm.Name, Grace: vm.ShutdownGrace},
+		Recovery: failover.Place{Host: recovery, ID: id, Key: key, Name: vm.Name, Grace: vm.ShutdownGrace},
 		Folder:   filepath.Join(folder, vm.Name), TestFolder: filepath.Join(folder, vm.Name+"-test"),
 		Format: disk.Format(cmpOr(string(w.site.Recovery.Format), string(site.RecoverVHD))), Proof: w.proof(),
 		Machine: machineOf(vm), HostLost: o.hostLost,
@@ -138,7 +142,7 @@ func (w *world) nics(ctx context.Context, vm *site.VM, k failover.Kind, o failov
 	if err != nil {
 		return nil, nil, err
 	}
-	return w.networkTable(vm, k, o.network, append(taken, o.claimed...))
+	return w.networkTable(vm, k, o, append(taken, o.claimed...))
 }
 
 // takenAddresses are those of the VMs that run at the recovery site, and who has them.

@@ -18,6 +18,7 @@ import (
 	"sitrep/internal/host/hyperv"
 	"sitrep/internal/host/qemu"
 	"sitrep/internal/host/script"
+	system "sitrep/internal/machine"
 	"sitrep/internal/site"
 )
 
@@ -34,23 +35,39 @@ func (w *world) recoveryHost() (host.Host, error) {
 // recoveryID tells the recovery host from others: a hypervisor of this machine is not that of another machine.
 func (w *world) recoveryID() (string, error) {
 	r := w.site.Recovery
-	machine, err := os.Hostname()
+	name, err := os.Hostname()
 	if err != nil {
 		return "", err
 	}
 	switch r.Hypervisor {
 	case site.QEMU:
 		abs, err := filepath.Abs(r.Folder)
-		return "qemu " + machine + " " + abs, err
+		return "qemu " + name + " " + abs, err
 	case site.HyperV:
 		if r.HyperV != nil && r.HyperV.SSH != "" {
 			return "hyperv " + r.HyperV.SSH, nil
 		}
-		return "hyperv " + machine, nil
+		return "hyperv " + name, nil
 	case site.Script:
 		return "script " + r.Name, nil
 	}
 	return "none", nil
+}
+
+// recoveryKey is recoveryID for a machine that may have been renamed; "" where a name is not part of it, or nothing else tells machines
+// apart.
+func (w *world) recoveryKey() (string, error) {
+	r, id := w.site.Recovery, system.ID()
+	switch {
+	case id == "":
+		return "", nil
+	case r.Hypervisor == site.QEMU:
+		abs, err := filepath.Abs(r.Folder)
+		return "qemu " + id + " " + abs, err
+	case r.Hypervisor == site.HyperV && (r.HyperV == nil || r.HyperV.SSH == ""):
+		return "hyperv " + id, nil
+	}
+	return "", nil
 }
 
 // sourceHost is the one that runs a protected VM; nil where sitrep has no hand on it.
@@ -201,8 +218,8 @@ func (w *world) vmHook(ctx context.Context, vm *site.VM, path string, k failover
 }
 
 // networkTable makes the table of the NICs of a VM at the recovery site.
-func (w *world) networkTable(vm *site.VM, k failover.Kind, into string, taken []network.Taken) ([]host.NIC, []string, error) {
-	in := network.Input{VM: vm.Name, Kind: network.Failover, Into: into, Taken: taken}
+func (w *world) networkTable(vm *site.VM, k failover.Kind, o failoverOptions, taken []network.Taken) ([]host.NIC, []string, error) {
+	in := network.Input{VM: vm.Name, Kind: network.Failover, Into: o.network, Taken: taken, KeepAddresses: o.keepAddresses}
 	if k == failover.Test {
 		in.Kind = network.Test
 	}

@@ -171,7 +171,7 @@ func (w *world) failoverPlan(ctx context.Context, c *cli.Context, k failover.Kin
 		return fault.New(fault.UsageError, "a plan takes --point latest, latest-processed or latest-app-consistent: an ID is of one VM")
 	}
 	rec := failover.PlanRecord{Plan: plan.Name, Type: string(k), Point: o.Point, Network: o.network, NoShutdown: o.NoShutdown,
-		AssumeDone: c.Bool("assume-done"), Started: w.now().UTC()}
+		AssumeDone: c.Bool("assume-done"), KeepAddresses: o.keepAddresses, Started: w.now().UTC()}
 	return w.startPlan(ctx, plan, rec)
 }
 
@@ -430,7 +430,7 @@ func (w *world) planRun(ctx context.Context, plan *site.Plan, rec failover.PlanR
 		for _, vm := range g.VMs {
 			m := &member{w: w, vm: vm, kind: kind, obj: &failoverObject{vmHead: vmHead{VM: vm.Name}, Kind: rec.Type},
 				opts: failoverOptions{Options: failover.Options{Point: rec.Point, NoShutdown: rec.NoShutdown},
-					network: rec.Network, claimed: claimed},
+					network: rec.Network, keepAddresses: rec.KeepAddresses, claimed: claimed},
 				mode: failover.FailbackOptions{Mode: failover.Mode(rec.Mode)}}
 			var err error
 			if m.job, err = w.failoverJob(ctx, vm, m.opts); err != nil {

@@ -46,6 +46,8 @@ type Place struct {
 	Host host.Host
 	// ID tells the host from others that could be in its place, as the site file and this machine say.
 	ID string
+	// Key is the same for a machine that has another name by now; "" where that cannot be told.
+	Key string
 	// Name is the VM's name there.
 	Name string
 	// Grace is how long its guest may take to shut down.

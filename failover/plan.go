@@ -78,6 +78,9 @@ type Plan struct {
 	Notes []string
 	// Bytes is the size of the disks to be made; holes are not copied.
 	Bytes int64
+	// Redefined says that the disks are made, the VM was never started, and the site file describes it differently by now: it is made
+	// as the file says.
+	Redefined bool
 	// ChangesPoint says that a VM is there already and will be made anew from another point.
 	ChangesPoint bool
 }
@@ -149,11 +152,36 @@ func (j *Job) plan(ctx context.Context, st replica.State, k Kind, o Options) (p 
 			return p, err
 		}
 	}
+	if err := j.refresh(ctx, st, k, rec, &p); err != nil {
+		return p, err
+	}
 	for _, d := range p.VMDef.Disks {
 		p.Bytes += d.Size
 	}
 	p.Steps = j.steps(st, k, o, p)
 	return p, nil
+}
+
+// refresh takes what the site file says of a VM whose disks are made and that was never started: a host may have refused it as it was.
+func (j *Job) refresh(ctx context.Context, st replica.State, k Kind, rec *replica.Failover, p *Plan) error {
+	started := !made(rec) || slices.Contains(rec.Done, string(StepStart))
+	if started || p.ChangesPoint || rec.Undone() || j.elsewhere(rec) {
+		return nil
+	}
+	d, notes, err := j.definition(ctx, st, *p.Found, k)
+	if err != nil { // it has the addresses that it was given
+		return nil
+	}
+	d.Disks = p.VMDef.Disks
+	was, err := json.Marshal(p.VMDef)
+	if err != nil {
+		return err
+	}
+	is, err := json.Marshal(d)
+	if err == nil && string(was) != string(is) {
+		p.VMDef, p.Notes, p.Redefined = d, notes, true
+	}
+	return err
 }
 
 func runsAlready(rec *replica.Failover) error {
@@ -243,6 +271,11 @@ func (j *Job) steps(st replica.State, k Kind, o Options, p Plan) []Step {
 		rec = nil
 	default:
 		add(StepFinish, "Start failover", "apply what lies on the shelf where that is wanted, and choose the recovery point")
+	}
+	if p.Redefined && rec != nil {
+		fresh := *rec
+		fresh.Done = slices.DeleteFunc(slices.Clone(rec.Done), func(s string) bool { return s == string(StepCreate) })
+		rec = &fresh
 	}
 	add(StepDisks, "Prepare the disks", j.disksOf(j.DisksIn, k, hrl.ID{}).plan(plural(len(p.VMDef.Disks), "disk"), p.Found.ID))
 	if j.Recovery.Host != nil {

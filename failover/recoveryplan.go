@@ -100,8 +100,9 @@ type PlanRecord struct {
 	// Job is the ID of the job that ran, or runs, it last.
 	Job string `json:"job,omitempty"`
 	// Options of the command that continue repeats.
-	NoShutdown bool   `json:"no_shutdown,omitempty"`
-	Mode       string `json:"mode,omitempty"`
+	NoShutdown    bool   `json:"no_shutdown,omitempty"`
+	KeepAddresses bool   `json:"keep_addresses,omitempty"`
+	Mode          string `json:"mode,omitempty"`
 	// AssumeDone says that the manual actions of a test are taken to be done: nobody is asked, and nobody is waited for.
 	AssumeDone bool `json:"assume_done,omitempty"`
 	// Done names the steps that are done, in order, and DoneText is what each of them was: a step of the same name that is about

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"sitrep/internal/fault"
@@ -30,10 +31,31 @@ func (j *Job) Run(ctx context.Context, k Kind, o Options, until StepID) error {
 	r := &run{Job: j, kind: k, opts: o, plan: p}
 	for _, s := range upTo(p.Steps, until) {
 		if err := j.Step(s.Name, func() (int64, string, error) { return r.do(ctx, s.ID) }); err != nil {
+			r.stoppedAt(ctx, s, err)
 			return j.in(err)
 		}
 	}
 	return nil
+}
+
+// maxMessage is how much of an error the ledger keeps, in bytes.
+const maxMessage = 600
+
+// stoppedAt keeps in the ledger what the failover stopped at, for whoever looks, on whatever machine. It says nothing of a run that was
+// told to end, nor of one that has only looked.
+func (r *run) stoppedAt(ctx context.Context, s Step, failed error) {
+	if fault.Cancelled(failed) || s.ID == StepCheck || s.ID == StepProve {
+		return
+	}
+	text := failed.Error()
+	if len(text) > maxMessage {
+		text = strings.ToValidUTF8(text[:maxMessage], "") + " ..."
+	}
+	at := &replica.Stopped{Step: s.Name, Code: fault.FromOS(failed).Code, Message: text, At: r.Now().UTC()}
+	err := r.note(context.WithoutCancel(ctx), "", func(_ *replica.State, rec *replica.Failover) { rec.Stopped = at })
+	if err != nil {
+		r.Log.Debug("what the failover stopped at is not kept", "vm", r.VM, "error", err)
+	}
 }
 
 // run is one Run.
@@ -83,7 +105,7 @@ func (r *run) do(ctx context.Context, id StepID) (bytes int64, note string, err 
 	case StepStart:
 		return 0, "", r.onVM(ctx, id, func(d host.Definition) error { return r.Recovery.Host.Start(ctx, d.Name) })
 	case StepBoot:
-		return 0, "", r.onVM(ctx, id, func(d host.Definition) error { return r.Recovery.Booted(ctx, d) })
+		return 0, "", r.onVM(ctx, id, func(d host.Definition) error { return r.booted(ctx, d) })
 	case StepHook:
 		return 0, "", r.onVM(ctx, id, func(d host.Definition) error { return r.Hook(ctx, r.kind, d) })
 	case StepComplete:
@@ -101,7 +123,7 @@ func (r *run) note(ctx context.Context, id StepID, f func(*replica.State, *repli
 		}
 		rec := *r.kind.record(st)
 		fresh := *rec
-		fresh.Done = slices.Clone(rec.Done)
+		fresh.Done, fresh.Stopped = slices.Clone(rec.Done), nil
 		if f != nil {
 			f(st, &fresh)
 		}
@@ -431,7 +453,7 @@ func (r *run) disks(ctx context.Context) (bytes int64, note string, err error) {
 		if err != nil {
 			return err
 		}
-		fresh.Host, fresh.HostID = r.Recovery.Describe(), r.Recovery.ID
+		fresh.Host, fresh.HostID, fresh.HostKey = r.Recovery.Describe(), r.Recovery.ID, r.Recovery.Key
 		fresh.VM, fresh.Done = data, append(slices.Clone(rec.Done), string(StepDisks))
 		*r.kind.record(&st) = &fresh
 		_, err = rep.Ledger().Save(ctx, st)
@@ -521,6 +543,16 @@ func (r *run) create(ctx context.Context, d host.Definition) error {
 		return err
 	}
 	rec := *r.kind.record(&st)
+	if r.plan.Redefined {
+		d = r.plan.VMDef
+		data, err := json.Marshal(d)
+		if err == nil {
+			err = r.note(ctx, "", func(_ *replica.State, rec *replica.Failover) { rec.VM = data })
+		}
+		if err != nil {
+			return err
+		}
+	}
 	for _, x := range d.Disks {
 		if err := r.madeIn(r.kind, rec).prove(x); err != nil {
 			return err
@@ -535,6 +567,22 @@ func (r *run) create(ctx context.Context, d host.Definition) error {
 		}
 	}
 	return r.Recovery.Host.Create(ctx, d)
+}
+
+// booted waits until the VM is up. One that went off since it was started, before its check passed, is started again.
+func (r *run) booted(ctx context.Context, d host.Definition) error {
+	if r.Recovery.Host != nil {
+		power, err := r.Recovery.Host.State(ctx, d.Name)
+		if err != nil {
+			return err
+		}
+		if power == host.Off || power == host.Paused {
+			if err := r.Recovery.Host.Start(ctx, d.Name); err != nil {
+				return err
+			}
+		}
+	}
+	return r.Recovery.Booted(ctx, d)
 }
 
 // mayBeThere says that the VM of a failover may be at its host.

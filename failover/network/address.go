@@ -62,6 +62,9 @@ func (t *table) holder(network string, s *Subnet, ip netip.Addr) string {
 	case s.spare(ip):
 		return "it stands for subnet " + s.Name + " as a whole"
 	}
+	if t.besideSource(network) && slices.ContainsFunc(t.in.NICs, func(n SourceNIC) bool { return n.IP.IsValid() && n.IP.Unmap() == ip }) {
+		return "the source may run with it (--keep-addresses gives it to the test)"
+	}
 	for _, x := range t.in.Taken {
 		if x.IP.Unmap() == ip && (x.Network == "" || x.Network == network) {
 			return "by " + x.By

@@ -83,6 +83,9 @@ type Input struct {
 	Into string
 	// Taken are the addresses that others have. For several VMs of one run it grows by Claims of each VM's table.
 	Taken []Taken
+	// KeepAddresses lets the NICs of a Test have the MACs and addresses of the source also in a network that is bridged to others, where the
+	// source may run.
+	KeepAddresses bool
 	// MaxNICs is how many NICs the host gives a VM; 0 = as many as it has.
 	MaxNICs int
 }
@@ -194,6 +197,10 @@ func (t *table) place(i int) *fault.Error {
 		return nil
 	}
 	r.nic.Network, r.nic.Attach, r.nic.Switch, r.nic.PublicIP = net.Name, net.Attach, net.Switch, src.PublicIP
+	if t.besideSource(net.Name) && src.MAC != "" {
+		r.nic.MAC = ""
+		t.note(i, "gets a MAC of its own: the source may run with %s (--keep-addresses keeps it)", src.MAC)
+	}
 	r.subnet = subnetFor(net, src.Network, t.in.Kind)
 	if err := t.wanted(&r, src, net); err != nil {
 		return err
@@ -228,6 +235,12 @@ func (t *table) network(i int) (*Network, *fault.Error) {
 	}
 	t.note(i, "is not mapped to a recovery network: it is isolated, and only VMs of the same plan can talk to it")
 	return nil, nil
+}
+
+// besideSource says that the VM may meet its own source in a network.
+func (t *table) besideSource(network string) bool {
+	net := t.find(network)
+	return t.in.Kind == Test && !t.in.KeepAddresses && net != nil && net.Attach == host.Bridge
 }
 
 func (t *table) find(name string) *Network {

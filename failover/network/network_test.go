@@ -352,3 +352,32 @@ func TestText(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// TestBesideTheSource: a test in a bridged network gets neither the MAC nor the address of the source, which may run in it, unless it is
+// asked for; a failover does, and so does a test in a network that reaches nobody.
+func TestBesideTheSource(t *testing.T) {
+	in := base()
+	in.NICs[0].MAC = "52:54:00:00:00:01"
+	in.Networks[0].Subnets = []Subnet{{Name: "lan", CIDR: cidr("10.0.0.0/29"), Gateway: ip("10.0.0.1")}}
+	for _, c := range []struct {
+		kind    Kind
+		into    string
+		keep    bool
+		mac, ip string
+	}{
+		{Test, "dr", false, "", "10.0.0.2/29"},
+		{Test, "dr", true, "52:54:00:00:00:01", "10.0.0.5/29"},
+		{Failover, "dr", false, "52:54:00:00:00:01", "10.0.0.5/29"},
+		{Test, "same", false, "52:54:00:00:00:01", "10.0.0.5/24"},
+		{Test, "", false, "52:54:00:00:00:01", ""},
+	} {
+		in.Kind, in.Into, in.KeepAddresses = c.kind, c.into, c.keep
+		nics, notes, err := Table(in)
+		if err != nil || nics[0].MAC != c.mac || nics[0].IP != c.ip {
+			t.Errorf("%+v: %+v, %v", c, nics, err)
+		}
+		if told := strings.Contains(fmt.Sprint(notes), "--keep-addresses"); told != (c.mac == "") {
+			t.Errorf("%+v: %v", c, notes)
+		}
+	}
+}

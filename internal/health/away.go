@@ -25,7 +25,7 @@ func awayText(f *Facts) string {
 		if f.Ledger.Failover.Undone() {
 			what = "the undo of a failover"
 		}
-		return fmt.Sprintf("%s is under way since %s%s%s", what, since, f.by(), f.stopped())
+		return fmt.Sprintf("%s is under way since %s%s%s%s", what, since, f.by(), f.ofPoint(), f.stopped())
 	case replica.FailedOver:
 		return fmt.Sprintf("failed over since %s%s and not committed; it can still be undone", since, f.by())
 	case replica.Committed:
@@ -51,7 +51,26 @@ func (f *Facts) stopped() string {
 	case f.Failed != nil:
 		return " and stopped: " + f.Failed.Message
 	}
+	if s := f.stoppedAt(); s != nil {
+		return fmt.Sprintf(" and stopped at %s, %q: %s", stamp(s.At), s.Step, s.Message)
+	}
 	return " and is not complete; the same command goes on with it"
+}
+
+// stoppedAt is what the failover stopped at, as the ledger says.
+func (f *Facts) stoppedAt() *replica.Stopped {
+	if f.Ledger.Failover == nil || f.phase() != replica.FailoverStarted {
+		return nil
+	}
+	return f.Ledger.Failover.Stopped
+}
+
+// ofPoint says which recovery point the VM is made of.
+func (f *Facts) ofPoint() string {
+	if rec := f.Ledger.Failover; rec != nil && rec.Point != "" {
+		return " of recovery point " + rec.Point
+	}
+	return ""
 }
 
 // nextAway is the next step, and the same one again when it was interrupted.
@@ -60,6 +79,9 @@ func nextAway(f *Facts) string {
 	case replica.FailoverStarted:
 		if f.Running != "" {
 			return ""
+		}
+		if rec := f.Ledger.Failover; rec != nil && rec.Point != "" && f.kind() == "unplanned" {
+			return run("failover unplanned")(f) + " --point " + rec.Point
 		}
 		return run("failover " + f.kind())(f)
 	case replica.FailbackStarted:

@@ -144,6 +144,8 @@ type Failover struct {
 	Host          string `json:"host,omitempty"` // that runs the VM, as it describes itself
 	// HostID tells that host from others; "" in ledgers of before it was kept.
 	HostID string `json:"host_id,omitempty"`
+	// HostKey tells it also when its machine was renamed since.
+	HostKey string `json:"host_key,omitempty"`
 	// DisksIn is where its disks are made: "" in a folder, "store" beside the replica (see Promoter).
 	DisksIn string `json:"disks_in,omitempty"`
 	// DiskStamps are what Promoted.Stamp was of disks that were made beside the replica, by name.
@@ -157,6 +159,8 @@ type Failover struct {
 	// ByHand says that no host was given: people start the VM, and when it is up is not known.
 	ByHand   bool      `json:"by_hand,omitempty"`
 	Failback *Failback `json:"failback,omitempty"`
+	// Stopped is what the failover stopped at, until a step gets done again.
+	Stopped *Stopped `json:"stopped_at,omitempty"`
 }
 
 // BeingUndone is in Failover.Done when an undo, or the clean-up of a test, has begun to remove what was made.
@@ -182,6 +186,14 @@ type Failback struct {
 	// Stopped is when the recovered VM was stopped: the downtime begins.
 	Stopped  time.Time `json:"stopped,omitzero"`
 	Finished time.Time `json:"finished,omitzero"`
+}
+
+// Stopped is a step of a failover that failed.
+type Stopped struct {
+	Step    string     `json:"step"` // as people read it
+	Code    fault.Code `json:"code"`
+	Message string     `json:"message"`
+	At      time.Time  `json:"at"`
 }
 
 // Ended is how a failover came to its end.
