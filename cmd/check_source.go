@@ -140,7 +140,7 @@ func (w *world) foreseen(ctx context.Context, vm *site.VM, facts []diskFacts) (o
 			return out
 		}
 	}
-	if nics, _, err := w.networkTable(vm, "", "", nil); err == nil {
+	if nics, _, err := w.networkTable(vm, "", failoverOptions{}, nil); err == nil {
 		d.NICs = nics
 	}
 	for i := range d.NICs {
