@@ -69,7 +69,7 @@ func scale(t *testing.T) (seeds, steps int) {
 	case "all":
 		seeds, steps = 20, 300
 	default:
-		seeds, steps = 4, 100
+		seeds, steps = 3, 80
 	}
 	if os.Getenv("SITREP_SEED") != "" {
 		seeds = 1
