@@ -24,13 +24,13 @@ func TestAzurePresentCause(t *testing.T) {
 		t.Errorf("of a store that cannot be entered the probe says\n%s", out)
 	}
 	f.front.Before(nil)
-	if _, _, errs := f.result("delta", "web01", "--now"); !strings.Contains(errs, "nothing is tried since") {
+	if _, _, errs := f.result("delta", "web01"); !strings.Contains(errs, "nothing is tried since") {
 		t.Errorf("stopped, it says\n%s", errs)
 	}
 	if err := os.Unsetenv("SITREP_TEST_AZURE"); err != nil {
 		t.Fatal(err)
 	}
-	_, _, errs := f.result("delta", "--all", "--now")
+	_, _, errs := f.result("delta", "--all")
 	for _, want := range []string{"VM web01: ", "VM web02: "} {
 		if !strings.Contains(errs, want) {
 			t.Errorf("no word of %s:\n%s", want, errs)

@@ -116,9 +116,16 @@ func troubles() []trouble {
 			harm: replace("/store/web01/ledger.json", func(b []byte) []byte { return bytes.Replace(b, []byte(`"format": 1`), []byte(`"format": 99`), 1) }),
 			mend: restore("/store/web01/ledger.json")},
 		{name: "another store", code: 4, want: fault.StoreForeign,
-			harm: replace("/store/sitrep-store.json", func([]byte) []byte {
-				return []byte(`{"format": 1, "id": "00112233445566778899aabbccddeeff", "created": "2026-01-01T00:00:00Z"}`)
-			}), mend: restore("/store/sitrep-store.json")},
+			harm: func(m *rig) { // one that has no replica of this site: another one's
+				m.rename("/store/web01", "/srv/web01")
+				replace("/store/sitrep-store.json", func([]byte) []byte {
+					return []byte(`{"format": 1, "id": "00112233445566778899aabbccddeeff", "created": "2026-01-01T00:00:00Z"}`)
+				})(m)
+			},
+			mend: func(m *rig) {
+				restore("/store/sitrep-store.json")(m)
+				m.rename("/srv/web01", "/store/web01")
+			}},
 		{name: "replica missing", code: 4, want: fault.ReplicaMissing,
 			harm: func(m *rig) { m.rename("/store/web01", "/srv/web01") }, mend: func(m *rig) { m.rename("/srv/web01", "/store/web01") }},
 		{name: "log limit", code: 5, want: fault.LogLimit, mend: back, run: []string{"delta", "--now", "web01"}, harm: func(m *rig) {

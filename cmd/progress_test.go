@@ -2,6 +2,7 @@ package cmd
 
 import (
 	"bytes"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -14,7 +15,7 @@ import (
 func TestBarCaps(t *testing.T) {
 	var out bytes.Buffer
 	now := time.Now()
-	m := (&program{fs: durable.OS(), stderr: &out, now: func() time.Time { return now }, opts: options{progress: "bar"}}).meter("web01")
+	m := (&program{fs: durable.OS(), stderr: &out, getenv: os.Getenv, now: func() time.Time { return now }, opts: options{progress: "bar"}}).meter("web01")
 	m.plan(3000)
 	m.Begin("copy os", 1000, 0)
 	for range 1000 {
@@ -47,7 +48,7 @@ func TestBarCaps(t *testing.T) {
 func TestLines(t *testing.T) {
 	var out bytes.Buffer
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	m := (&program{stderr: &out, now: func() time.Time { return now }, opts: options{progress: "lines"}}).meter("web01")
+	m := (&program{stderr: &out, getenv: os.Getenv, now: func() time.Time { return now }, opts: options{progress: "lines"}}).meter("web01")
 	m.Begin("copy os", 1<<30, 0)
 	m.Add("copy os", 1<<20)
 	if out.Len() != 0 {
@@ -80,7 +81,7 @@ func TestLines(t *testing.T) {
 func TestSilent(t *testing.T) {
 	var out bytes.Buffer
 	for _, style := range []string{"auto", "none"} {
-		m := (&program{stderr: &out, now: time.Now, opts: options{progress: style}}).meter("web01")
+		m := (&program{stderr: &out, getenv: os.Getenv, now: time.Now, opts: options{progress: style}}).meter("web01")
 		var wg sync.WaitGroup
 		m.Begin("copy", 1000, 0)
 		for range 4 {

@@ -48,7 +48,7 @@ func TestProtectWhileStoreAway(t *testing.T) {
 
 // TestStoreFull: whatever run meets it, an operator reads that the volume is full, how much is needed, and that nothing is lost.
 func TestStoreFull(t *testing.T) {
-	m := newRig(t, "auto_resync: false")
+	m := newRig(t, "auto_resync: false, source_reserve: off")
 	m.must(0, "protect", "web01")
 	for i := range 3 {
 		m.write("os", int64(i)<<15, 8192, 70+byte(i))

@@ -40,7 +40,7 @@ func (j *Job) capture(ctx context.Context, limit int) (c Captured, err error) {
 	defer func() { err = errors.Join(err, cut.Close()) }()
 	c = Captured{From: from, To: from, At: cut.At(), AppConsistent: cut.AppConsistent(), Sizes: map[string]int64{}}
 
-	logs := &cutLogs{job: j, cut: cut, to: from.Next(), writers: map[string]*hrl.Writer{}, checked: map[string]int64{}}
+	logs := &cutLogs{job: j, cut: cut, to: from.Next(), writers: map[string]*hrl.Writer{}, checked: map[string]int64{}, granted: map[string]int64{}}
 	defer logs.abort()
 	for _, d := range cut.Disks() {
 		r, err := j.captureDisk(ctx, d, logs, limit)
@@ -156,6 +156,7 @@ type cutLogs struct {
 	writers map[string]*hrl.Writer
 	kept    bool
 	checked map[string]int64 // bytes that may still be written beside a disk before the room on its volume is asked for again
+	granted map[string]int64 // bytes that were let through for a disk
 }
 
 // reserveEvery is how many bytes of logs are written between two looks at the room on their volume.
@@ -165,6 +166,7 @@ const reserveEvery = 4 << 20
 func (l *cutLogs) leave(disk string, n int64) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.granted[disk] += n
 	if l.checked[disk] -= n; l.checked[disk] >= 0 || l.job.Reserve == nil {
 		return nil
 	}
@@ -174,12 +176,21 @@ func (l *cutLogs) leave(disk string, n int64) error {
 		return nil
 	}
 	reserve := l.job.Reserve(volume)
-	if reserve > 0 && free-n < reserve {
+	left := free - l.unwritten()
+	if reserve > 0 && left < reserve {
 		return fault.New(fault.SourceReserve, "the volume has %d bytes free, and %d are kept for the VM: the change logs of this delta are given up",
 			free, reserve).At(dir)
 	}
-	l.checked[disk] = min(reserveEvery, max(free-reserve, 0)/2)
+	l.checked[disk] = min(reserveEvery, max(left-reserve, 0)/2)
 	return nil
+}
+
+// unwritten is how many bytes at most were let through and take no room on a volume yet. Disks of other volumes are counted too.
+func (l *cutLogs) unwritten() (n int64) {
+	for _, granted := range l.granted {
+		n += min(granted, hrl.Buffered)
+	}
+	return n
 }
 
 // writer returns the log of a disk. It may be called concurrently.

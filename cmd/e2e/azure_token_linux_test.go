@@ -99,14 +99,14 @@ func TestManagedIdentity(t *testing.T) {
 		status      int
 		words       []string
 	}{
-		{"expired", azuritetest.Token(azuritetest.Audience, now.Add(-2*time.Hour), time.Hour), 200, []string{"HTTP 403, AuthenticationFailed", "request id"}},
-		{"of another audience", azuritetest.Token("https://vault.azure.net", now, time.Hour), 200, []string{"HTTP 403, AuthenticationFailed"}},
-		{"refused", "eyJhunter2", 400, []string{"HTTP 400, AADSTS70002"}},
+		{"expired", azuritetest.Token(azuritetest.Audience, now.Add(-2*time.Hour), time.Hour), 200, []string{"HTTP 403, AuthenticationFailed", "request id", "whether the key was rotated"}},
+		{"of another audience", azuritetest.Token("https://vault.azure.net", now, time.Hour), 200, []string{"HTTP 403, AuthenticationFailed", "whether the key was rotated"}},
+		{"refused", "eyJhunter2", 400, []string{"HTTP 400, AADSTS70002", "Correct the credential, its rights or its expiry"}},
 	} {
 		r.write(0, 64<<10)
 		r.give(c.token, c.status)
 		r.identity.Asked()
-		r.refused(4, "store-denied", append(c.words, "refused the credentials", "Correct the credential, its rights or its expiry", "resume web01",
+		r.refused(4, "store-denied", append(c.words, "refused the credentials", "resume web01",
 			"not before something was done about it"), "delta", "web01", "--now")
 		if n := r.identity.Asked(); n == 0 || n > 2 { // twice, by two requests; a network is tried six times for each
 			t.Errorf("a token that is %s was asked for %d times", c.what, n)

@@ -16,6 +16,9 @@ const (
 	cachedMax = 256 << 20
 )
 
+// Buffered is how many bytes at most a Writer has taken and not yet written to its file.
+const Buffered = sinkCount * sinkSize
+
 // sink collects small writes at ascending offsets in large buffers, and writes full ones in the background while the next
 // fills. Memory and file offset of a byte agree modulo pageSize, so that the middle of each run can go around the page
 // cache; what is skipped is never written and stays a hole. It is not safe for concurrent use.

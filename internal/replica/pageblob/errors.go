@@ -133,12 +133,14 @@ func classify(err error, where string) error {
 func answered(re *azcore.ResponseError, where string) *fault.Error {
 	e := fault.New(codeOf(re), "%s", answer(re)).At(where)
 	if e.Code == fault.StoreDenied {
+		clockOff(e, re.RawResponse)
+	}
+	if e.Code == fault.StoreDenied {
 		if why := refusal(bloberror.Code(re.ErrorCode)); why != "" {
 			e.Msg += "; " + why
 			e.Cause, e.Mend, _ = strings.Cut(why, ": ")
 			e.Cause, e.Mend = sentence(e.Cause), sentence(e.Mend)
 		}
-		clockOff(e, re.RawResponse)
 	}
 	if e.Code == fault.NotFound {
 		e.Err = fs.ErrNotExist
@@ -152,7 +154,7 @@ func sentence(s string) string { return strings.ToUpper(s[:min(1, len(s))]) + s[
 func refusal(code bloberror.Code) string {
 	switch code {
 	case bloberror.AuthenticationFailed, bloberror.InvalidAuthenticationInfo:
-		return "the key or the signature is wrong, or the SAS has ended or not begun: look at its st and se, and whether the key was rotated"
+		return "the service refused the credentials (a wrong key, signature or token, or a SAS that has ended or not begun): look at the st and se of a SAS, and whether the key was rotated"
 	case bloberror.AuthorizationPermissionMismatch, bloberror.InsufficientAccountPermissions:
 		return "the credential is right and lacks a permission: a SAS needs sp=racwdl, an identity the role Storage Blob Data Contributor"
 	case bloberror.AuthorizationResourceTypeMismatch, bloberror.AuthorizationServiceMismatch:
