@@ -158,13 +158,14 @@ func HeaderOf(r *http.Request, name string) string {
 
 // Table writes costs as lines that are the same on every machine and every day: the bytes of pages and sums are exact, those of
 // logs, which are compressed, are rounded up to 4, 16, 64, ... KiB, and those of ledgers and lists, in which names and times are, are
-// left out: some KiB for each request. In how many pieces sums are read depends on which of several tasks comes first, so of these
-// there are bytes only.
+// left out: some KiB for each request. In how many pieces sums, and the page lists of their
+// snapshots, are read depends on which of several tasks comes first, so of these there are bytes only.
 func Table(costs map[string]Cost) string {
 	var lines []string
 	for kind, c := range costs {
 		line := fmt.Sprintf("%d x %s", c.Requests, kind)
-		if strings.HasPrefix(kind, "GET ") && strings.HasSuffix(kind, ".sums") && !strings.Contains(kind, "list") {
+		if strings.HasPrefix(kind, "GET ") && strings.HasSuffix(kind, ".sums") &&
+			(!strings.Contains(kind, "list") || strings.Contains(kind, "of a snapshot")) {
 			line = kind
 		}
 		for _, b := range []struct {
