@@ -9,9 +9,10 @@ import (
 )
 
 // Of a disk that had at least massiveData bytes of data, nearly all is another when massiveShare percent are. No guest does
-// that in a day's work: the disk is another one, was encrypted, or was wiped.
+// that to a disk of some size in a day's work: the disk is another one, was encrypted, or was wiped. A smaller one may well be written anew;
+// the recovery point before that is held.
 const (
-	massiveData  = 4 << 20
+	massiveData  = 16 << 20
 	massiveShare = 90
 )
 
