@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -222,8 +223,12 @@ func TestFailoverControls(t *testing.T) {
 		edit(t, r.replica(m, "os"), 9*mib, flip)
 		check(t, os.Chtimes(r.replica(m, "os"), info.ModTime(), info.ModTime()))
 		r.refused(5, "replica-corrupt", []string{"web01", "os"}, "failover", "unplanned", "web01", "--no-shutdown")
-		if entries := r.list(r.path("recovered")); len(entries) > 0 {
+		if entries := r.list(r.path("recovered")); len(entries) != 1 || filepath.Base(entries[0]) != ".recovered.json" { // whose folder it is
 			t.Errorf("left behind: %v", entries)
+		}
+		r.ok("failover", "undo", "web01")
+		if entries := r.list(r.path("recovered")); len(entries) > 0 {
+			t.Errorf("left behind by the undo: %v", entries)
 		}
 	})
 	t.Run("missing segment", func(t *testing.T) {

@@ -104,7 +104,7 @@ func (r *Retries) do(ctx context.Context, what string, f func() error) error {
 			r.Log.Warn("a store operation failed and is tried again", "operation", what, "try", try, "error", err)
 		}
 		if cerr := r.wait(ctx, try); cerr != nil {
-			return errors.Join(fault.FromOS(cerr), err)
+			return fmt.Errorf("%w, before it was tried again after: %v", fault.FromOS(cerr), err) // an interruption, and no failure
 		}
 	}
 }

@@ -443,6 +443,9 @@ func TestOlderStamp(t *testing.T) {
 	for i := 1; i < len(st.Disks); i++ { // only the first is looked at
 		st.Disks[i].Seal = &seal
 		st.Disks[i].Stamp = "none"
+		if point := st.Points[len(st.Points)-1]; point.Seals != nil {
+			point.Seals[st.Disks[i].Name] = seal
+		}
 	}
 	if err := r.Points().Preserve(ctx, st, st.Applied.Next(), nil, false); err != nil {
 		t.Error(err)
