@@ -33,7 +33,19 @@ const (
 	maxDataDisks  = 16
 )
 
+// The limits of sitrep itself.
 const (
+	maxDisk = 1 << 46 // bytes that a change log can describe: 64 TiB, the limit of VHDX
+	// maxPoints is how many recovery points are handled at the pace of a copy frequency. All of them are in the ledger, which is
+	// written with each delta, and with the lost ones beside them must stay below its limit of 16 MiB.
+	maxPoints    = 5000
+	pointBytes   = 256 // of the ledger, of each recovery point
+	diskBytes    = 256 // and of each disk of each point
+	pointsLedger = 8 << 20
+)
+
+const (
+	own           = "limits of sitrep"
 	matrixVM      = "support matrix 10/2017, Azure VM requirements: "
 	matrixStorage = "support matrix 10/2017, storage: "
 	matrixNetwork = "support matrix 10/2017, guest network: "
@@ -66,6 +78,24 @@ func rulesForAll() []Rule {
 			Says:   "A disk belongs to one VM.",
 			Advice: "Give each VM a disk of its own, or take the shared disk out of the site file and protect its content from inside the guest, then run: sitrep check {vm}",
 			check:  sharedDisk,
+		},
+		{
+			ID: "disk-too-large", Source: own, Severity: Error,
+			Says:   "A disk has at most 64 TiB.",
+			Advice: "Make the disk smaller, split it, or take it out of the site file (it is then not replicated), then run: sitrep check {vm}",
+			check: eachDisk(func(_ VM, d Disk) string {
+				return when(!d.Excluded && d.Size > maxDisk, fmt.Sprintf("it has %d bytes; a change log describes at most %d", d.Size, int64(maxDisk)))
+			}),
+		},
+		{
+			ID: "too-many-points", Source: own, Severity: Error,
+			Says:   "At most 5000 recovery points are kept, fewer of a VM with many disks.",
+			Advice: "Lower recovery_points in the policy, then run: sitrep check {vm}",
+			check: func(vm VM, _ []VM) []hit {
+				most := min(maxPoints, pointsLedger/(pointBytes+diskBytes*max(1, len(vm.Disks))))
+				return whole(when(vm.Points > most, fmt.Sprintf("its policy keeps %d recovery points; of a VM with %d disks the ledger holds %d",
+					vm.Points, len(vm.Disks), most)))
+			},
 		},
 		{
 			ID: "disk-added", Source: enable + "disks cannot be added or removed", Severity: Error,

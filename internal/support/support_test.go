@@ -54,6 +54,16 @@ func cases() map[string][]ruleCase {
 			{"no disk at all", func(vm *VM) { vm.Disks = nil }, true, "", "none of its disks"},
 			{"two", dataOf(func(d *Disk) { d.OS = true }), true, "", "os, data"},
 		},
+		"disk-too-large": {
+			{"64 TiB", func(vm *VM) { vm.Azure = false; vm.Disks[1].Size = 1 << 46 }, false, "", ""},
+			{"2 PiB", func(vm *VM) { vm.Azure = false; vm.Disks[1].Size = 2 << 50 }, true, "data", "at most 70368744177664"},
+			{"excluded", func(vm *VM) { vm.Disks[1].Size, vm.Disks[1].Excluded = 2<<50, true }, false, "", ""},
+		},
+		"too-many-points": {
+			{"5000", func(vm *VM) { vm.Points = 5000 }, false, "", ""},
+			{"10000", func(vm *VM) { vm.Points = 10000 }, true, "", "holds 5000"},
+			{"of many disks", func(vm *VM) { vm.Points, vm.Disks = 2000, append(vm.Disks, dataDisks(14)...) }, true, "", "holds 1927"},
+		},
 		"os-disk-excluded": {
 			{"data", dataOf(func(d *Disk) { d.Excluded = true }), false, "", ""},
 			{"os", osOf(func(d *Disk) { d.Excluded = true }), true, "os", "excluded"},
