@@ -167,16 +167,6 @@ func (j *Job) learn(ctx context.Context, st replica.State, c Captured) (replica.
 	return j.Replica.Ledger().Save(ctx, st)
 }
 
-func (j *Job) point(st replica.State, cutAt time.Time, app bool) replica.Point {
-	sizes := make(map[string]int64, len(st.Disks))
-	for _, d := range st.Disks {
-		sizes[d.Name] = d.Size
-	}
-	return replica.Point{
-		ID: replica.PointID(st.Applied, cutAt), At: st.Applied, CutAt: cutAt, AppConsistent: app, Sizes: sizes,
-	}
-}
-
 // adopt makes the tracker stand where the replica stands, by the replica's own block sums.
 func (j *Job) adopt(ctx context.Context, st replica.State) error {
 	if j.Tracker.Position() == st.Applied {

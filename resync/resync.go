@@ -209,7 +209,7 @@ func (r *run) leave(ctx context.Context, st *replica.State, sealed map[string]bo
 		}
 		r.warnLost(st.LosePoints(func(p replica.Point) bool { return len(p.Seals) < len(p.Sizes) && slices.Contains(ids, p.ID) }))
 	}
-	at := st.Applied
+	var at hrl.Pos
 	if st.Applying != nil {
 		_, _, err := r.Replica.Points().Preserved(ctx, *st, st.Applying.To)
 		if !fault.Is(err, fault.PointMissing) {
