@@ -440,17 +440,22 @@ func TestOlderStamp(t *testing.T) {
 	if err := errors.Join(p.StoreSums(ctx, 0, []sums.Sum{{9}}), p.Flush(ctx)); err != nil {
 		t.Fatal(err)
 	}
-	for i := 1; i < len(st.Disks); i++ { // only the first is looked at
-		st.Disks[i].Seal = &seal
-		st.Disks[i].Stamp = "none"
-		if point := st.Points[len(st.Points)-1]; point.Seals != nil {
-			point.Seals[st.Disks[i].Name] = seal
+	at := &st.Points[len(st.Points)-1]
+	if at.Seals[d.Name] != seal {
+		t.Fatalf("the point has the seal %v, its pages have %v", at.Seals[d.Name], seal)
+	}
+	for _, d := range st.Disks[1:] { // only the first is looked at
+		st.Disk(d.Name).Seal, st.Disk(d.Name).Stamp, at.Seals[d.Name] = &seal, "none", seal
+	}
+	for _, older := range []bool{false, true} {
+		if older { // its points had no seals: that of the pages is asked
+			at.Seals = nil
 		}
-	}
-	if err := r.Points().Preserve(ctx, st, st.Applied.Next(), nil, false); err != nil {
-		t.Error(err)
-	}
-	if n := snapshotsOf(t, name); n != before {
-		t.Errorf("%d snapshots were made of a disk with foreign sums", n-before)
+		if err := r.Points().Preserve(ctx, st, st.Applied.Next(), nil, false); err != nil {
+			t.Error(err)
+		}
+		if n := snapshotsOf(t, name); n != before {
+			t.Errorf("%d snapshots were made of a disk with foreign sums; the points have no seals: %t", n-before, older)
+		}
 	}
 }
