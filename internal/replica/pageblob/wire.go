@@ -48,10 +48,37 @@ func (w *wire) Do(r *http.Request) (*http.Response, error) {
 	if !ok || r.ContentLength != int64(len(b)) {
 		return w.client.Do(r)
 	}
-	p := &payload{rest: b}
-	r.Body = p
-	defer p.revoke()
+	bodies := &bodies{bytes: b}
+	defer bodies.revoke()
+	r.Body, r.GetBody = bodies.next(), func() (io.ReadCloser, error) { return bodies.next(), nil }
 	return w.client.Do(r)
+}
+
+// bodies is the body of a request, and those that net/http asks for to send it again when a connection turns out to be closed.
+type bodies struct {
+	bytes []byte
+
+	mu      sync.Mutex
+	made    []*payload
+	revoked bool
+}
+
+func (b *bodies) next() *payload {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := &payload{rest: b.bytes, revoked: b.revoked}
+	b.made = append(b.made, p)
+	return p
+}
+
+// revoke returns when nobody looks at the bytes any more, and nobody will.
+func (b *bodies) revoke() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.revoked = true
+	for _, p := range b.made {
+		p.revoke()
+	}
 }
 
 // payload is the body of one request.

@@ -140,3 +140,35 @@ func TestWireCancelled(t *testing.T) {
 	}
 	clear(p)
 }
+
+// roundTrip is a transport.
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// TestWireSentAgain: a body that net/http asks for once more, because a connection was closed, is the same bytes, and like the first
+// one nobody reads it when the request has ended.
+func TestWireSentAgain(t *testing.T) {
+	p := []byte("four pages")
+	var again io.ReadCloser
+	w := &wire{client: &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+		if _, err := io.ReadFull(r.Body, make([]byte, 4)); err != nil {
+			t.Error(err)
+		}
+		var err error
+		if again, err = r.GetBody(); err != nil {
+			t.Fatal(err)
+		}
+		head := make([]byte, 4)
+		if _, err := io.ReadFull(again, head); err != nil || string(head) != "four" {
+			t.Errorf("sent again: %q, %v", head, err)
+		}
+		return &http.Response{StatusCode: http.StatusCreated, Body: io.NopCloser(bytes.NewReader(nil)), Request: r}, nil
+	})}}
+	if _, err := send(t, w, t.Context(), "http://127.0.0.1/", p); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := again.Read(make([]byte, 4)); n != 0 || err != http.ErrBodyReadAfterClose {
+		t.Errorf("after the request %d bytes are read, %v", n, err)
+	}
+}
