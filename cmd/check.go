@@ -63,7 +63,7 @@ func (p *program) checkCommand() *cli.Command {
 				w.res.Unlisted = w.unlisted(ctx)
 				err = errors.Join(err, w.show(w.unlistedText(w.res.Unlisted)))
 			}
-			return err
+			return errors.Join(err, w.show(w.accessText()))
 		}),
 	}
 }

@@ -50,6 +50,9 @@ func (w *world) plugin(list []*statusObject, named bool) error {
 	for _, o := range w.res.Unlisted {
 		worst, bad = max(worst, checkWarning), append(bad, o.VM+": "+o.text())
 	}
+	if text := w.res.Access.text(); text != "" {
+		worst, bad = max(worst, checkWarning), append(bad, "store: "+text)
+	}
 	summary := fmt.Sprintf("%d of %d VMs are protected", protected, len(list))
 	if protected == 0 {
 		summary, worst = "no VM is protected", max(worst, checkWarning)

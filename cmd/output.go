@@ -34,6 +34,8 @@ type result struct {
 	// Replicas is what lies in the store, and Unlisted the replicas of this vault that the site file does not name.
 	Replicas []replicaObject `json:"replicas,omitzero"`
 	Unlisted []replicaObject `json:"unlisted_replicas,omitempty"`
+	// Access is what the shared access signature of the store says of itself, nil without one.
+	Access *accessObject `json:"store_access,omitempty"`
 }
 
 // vmObject is what a command says of one VM: a struct that embeds vmHead.

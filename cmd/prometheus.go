@@ -280,7 +280,11 @@ func (w *world) siteMetrics() []family {
 			room.samples = value(float64(n))
 		}
 	}
-	return []family{room, unlisted, timestamp}
+	access := family{name: "sitrep_store_access_end_timestamp_seconds", help: "When the shared access signature of the store ends."}
+	if a := w.res.Access; a != nil && a.EndsAt != nil {
+		access.samples = value(float64(a.EndsAt.Unix()))
+	}
+	return []family{room, access, unlisted, timestamp}
 }
 
 // sourceRoom is how much room each disk's volume has for its change logs.

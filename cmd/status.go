@@ -166,7 +166,7 @@ func (p *program) status(ctx context.Context, c *cli.Context) error {
 	case c.Bool("check"):
 		return w.plugin(list, c.NArg() > 0)
 	case file == "":
-		err = w.show(w.statusText(list, c.NArg() > 0) + w.unlistedText(w.res.Unlisted) + w.planText(w.res.Plans))
+		err = w.show(w.statusText(list, c.NArg() > 0) + w.unlistedText(w.res.Unlisted) + w.accessText() + w.planText(w.res.Plans))
 	}
 	for _, e := range errs {
 		w.printError(w.stderr, e, "")

@@ -78,6 +78,9 @@ func (w *world) azureStore(s *site.Site) (replica.Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	if access, ok := store.Access(); ok {
+		w.res.Access = accessObjectOf(access, w.now())
+	}
 	if _, set := os.LookupEnv("GOGC"); !set {
 		debug.SetGCPercent(pageblob.GCPercent)
 	}

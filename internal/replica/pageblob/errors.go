@@ -1,6 +1,7 @@
 package pageblob
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -136,10 +137,10 @@ func answered(re *azcore.ResponseError, where string) *fault.Error {
 		clockOff(e, re.RawResponse)
 	}
 	if e.Code == fault.StoreDenied {
-		if why := refusal(bloberror.Code(re.ErrorCode)); why != "" {
+		if why := cmp.Or(refusedAccess(re, time.Now()), refusal(bloberror.Code(re.ErrorCode))); why != "" {
 			e.Msg += "; " + why
-			e.Cause, e.Mend, _ = strings.Cut(why, ": ")
-			e.Cause, e.Mend = sentence(e.Cause), sentence(e.Mend)
+			cause, mend, _ := strings.Cut(why, ": ")
+			e.Cause, e.Mend = sentence(cause), sentence(mend)
 		}
 	}
 	if e.Code == fault.NotFound {
@@ -149,6 +150,24 @@ func answered(re *azcore.ResponseError, where string) *fault.Error {
 }
 
 func sentence(s string) string { return strings.ToUpper(s[:min(1, len(s))]) + s[min(1, len(s)):] + "." }
+
+// refusedAccess says what the SAS of the request that was refused tells of that; "" for nothing.
+func refusedAccess(re *azcore.ResponseError, now time.Time) string {
+	if re.RawResponse == nil || re.RawResponse.Request == nil {
+		return ""
+	}
+	a, ok := accessOf(re.RawResponse.Request.URL.Query())
+	if !ok {
+		return ""
+	}
+	switch bloberror.Code(re.ErrorCode) {
+	case bloberror.AuthenticationFailed, bloberror.InvalidAuthenticationInfo:
+		return a.refused(now)
+	case bloberror.AuthorizationPermissionMismatch, bloberror.InsufficientAccountPermissions:
+		return a.lacks()
+	}
+	return ""
+}
 
 // refusal says what a refusal of each code means, and the way out; "" when the code says no more than that.
 func refusal(code bloberror.Code) string {
