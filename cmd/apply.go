@@ -27,11 +27,19 @@ func (p *program) applyCommand() *cli.Command {
 		Flags: vmFlags(paceFlags()...),
 		Action: p.vmCommand("apply", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
-				o := &applyObject{}
+				o, p := &applyObject{}, paceOf(c, applies)
 				if w.opts.dryRun {
+					if w.idle(ctx, vm, p.todo, &o.vmHead) {
+						return o, nil
+					}
 					return o, w.planApply(ctx, vm, o)
 				}
-				return o, w.attempt(ctx, vm, &o.vmHead, paceOf(c), func() error { return w.apply(ctx, vm, o) })
+				return o, w.attempt(ctx, vm, &o.vmHead, p, func() error {
+					if w.idle(ctx, vm, p.todo, &o.vmHead) {
+						return nil
+					}
+					return w.apply(ctx, vm, o)
+				})
 			}
 		}),
 	}

@@ -18,6 +18,7 @@ import (
 type pace struct {
 	atOnce    bool // --now: it is tried whatever the schedule says
 	following bool // --wait: the schedule is followed to the end
+	todo      todo // nil: the VM was named
 }
 
 // paceFlags are the flags of the commands that obey the schedule of retries.
@@ -25,7 +26,7 @@ func paceFlags() []cli.Flag {
 	return []cli.Flag{nowFlag(), &cli.BoolFlag{Name: "wait", Usage: "follow the retry schedule until it is done, or cannot be"}}
 }
 
-func paceOf(c *cli.Context) pace { return pace{c.Bool("now"), c.Bool("wait")} }
+func paceOf(c *cli.Context, t todo) pace { return pace{c.Bool("now"), c.Bool("wait"), unnamed(c, t)} }
 
 // retrying is a recoverable error that is tried again at a time that is known.
 type retrying struct {
@@ -40,7 +41,7 @@ func (r *retrying) Unwrap() error { return r.error }
 func (w *world) attempt(ctx context.Context, vm *site.VM, h *vmHead, p pace, f func() error) error {
 	h.Tried = new(bool)
 	for {
-		err := w.locked(vm, func() error { return w.try(vm, h, p, f) })
+		err := w.lockedUnlessSeeded(vm, p.todo, h, func() error { return w.try(ctx, vm, h, p, f) })
 		if !p.following || h.RetryAt == nil {
 			return err
 		}
@@ -56,7 +57,7 @@ func (w *world) attempt(ctx context.Context, vm *site.VM, h *vmHead, p pace, f f
 }
 
 // try is one attempt, by whoever holds the VM's lock.
-func (w *world) try(vm *site.VM, h *vmHead, p pace, f func() error) error {
+func (w *world) try(ctx context.Context, vm *site.VM, h *vmHead, p pace, f func() error) error {
 	mem, _, err := w.memory.VM(vm.Name)
 	if err != nil {
 		return err
@@ -65,6 +66,9 @@ func (w *world) try(vm *site.VM, h *vmHead, p pace, f func() error) error {
 	switch {
 	case mem.Critical != nil && !p.atOnce && !w.diskIsBack(vm, mem.Critical):
 		h.Sequence = mem.Applied
+		if w.idle(ctx, vm, p.todo, h) {
+			return nil
+		}
 		if err := w.haveStore(); err != nil { // what is in the way at this moment is told before what was
 			return err
 		}
@@ -74,6 +78,9 @@ func (w *world) try(vm *site.VM, h *vmHead, p pace, f func() error) error {
 		return nil
 	}
 	err = f()
+	if h.PassedOver != "" {
+		return err
+	}
 	tried := true
 	h.Tried = &tried
 	return w.keepSchedule(vm, h, started, err)

@@ -54,13 +54,16 @@ func (p *program) deltaCommand() *cli.Command {
 				if err := w.accepts(c, vm); err != nil {
 					return o, err
 				}
+				p := paceOf(c, replicates)
 				switch {
+				case (w.opts.dryRun || c.Bool("capture-only")) && w.idle(ctx, vm, p.todo, &o.vmHead):
+					return o, nil
 				case w.opts.dryRun:
 					return o, w.locked(vm, func() error { return w.planDelta(ctx, vm, o) })
 				case c.Bool("capture-only"):
 					return o, w.locked(vm, func() error { return w.captureOnly(ctx, vm, o) })
 				}
-				return o, w.deltaOrResync(ctx, vm, o, paceOf(c))
+				return o, w.deltaOrResync(ctx, vm, o, p)
 			}
 		}),
 	}
@@ -75,6 +78,9 @@ func (w *world) deltaOrResync(ctx context.Context, vm *site.VM, o *deltaObject, 
 	}()
 	return w.attempt(ctx, vm, &o.vmHead, p, func() error {
 		st, needs, err := w.ledgerOrMark(ctx, vm)
+		if w.idleAs(vm, st, err, p.todo, &o.vmHead) {
+			return nil
+		}
 		if err == nil {
 			if err := w.mine(vm.Name, st); err != nil { // nobody else is told to resynchronize
 				return err

@@ -52,6 +52,8 @@ type vmHead struct {
 	RetryAt *time.Time `json:"retry_at,omitempty"`
 	// Tried is false when nothing was done, because it was not yet time, or had to wait for something else.
 	Tried *bool `json:"tried,omitempty"`
+	// PassedOver says why a run of --all or --cloud had nothing to do for the VM.
+	PassedOver string `json:"passed_over,omitempty"`
 	// Sequence is the position of the replica, as far as this site remembers, when nothing was tried.
 	Sequence uint64 `json:"sequence,omitempty"`
 }

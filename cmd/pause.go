@@ -17,6 +17,9 @@ func (p *program) pauseCommand() *cli.Command {
 		Action: p.vmCommand("pause", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				h := &vmHead{}
+				if w.idle(ctx, vm, unnamed(c, canPause), h) {
+					return h, nil
+				}
 				if done, err := w.stoodAlready(ctx, vm, h, func(st replica.State) bool { return st.Phase == replica.Paused }); done || err != nil {
 					return h, err
 				}

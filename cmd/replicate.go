@@ -16,11 +16,19 @@ func (p *program) replicateCommand() *cli.Command {
 		Flags: vmFlags(paceFlags()...),
 		Action: p.vmCommand("replicate", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
-				o := &seedObject{}
+				o, p := &seedObject{}, paceOf(c, seeds)
 				if w.opts.dryRun {
+					if w.idle(ctx, vm, p.todo, &o.vmHead) {
+						return o, nil
+					}
 					return o, w.planReplicate(ctx, vm, o)
 				}
-				return o, w.attempt(ctx, vm, &o.vmHead, paceOf(c), func() error { return w.initial(ctx, vm, o) })
+				return o, w.attempt(ctx, vm, &o.vmHead, p, func() error {
+					if w.idle(ctx, vm, p.todo, &o.vmHead) {
+						return nil
+					}
+					return w.initial(ctx, vm, o)
+				})
 			}
 		}),
 	}

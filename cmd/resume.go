@@ -18,12 +18,16 @@ func (p *program) resumeCommand() *cli.Command {
 	return &cli.Command{
 		Name: "resume", Usage: "go on after a pause, or after the cause of a critical state was mended", ArgsUsage: "VM...",
 		Flags: vmFlags(),
-		Action: p.vmCommand("resume", noneIsWrong, func(w *world, _ *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
+		Action: p.vmCommand("resume", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				h := &vmHead{}
 				mem, _, err := w.memory.VM(vm.Name)
 				if err != nil {
 					return h, err
+				}
+				stopped := func(st replica.State) bool { return st.Phase == replica.Paused || mem.Critical != nil && canPause(st) }
+				if w.idle(ctx, vm, unnamed(c, stopped), h) {
+					return h, nil
 				}
 				goesOn := func(st replica.State) bool { return st.Phase == replica.Replicating && mem.Critical == nil }
 				if done, err := w.stoodAlready(ctx, vm, h, goesOn); done || err != nil {

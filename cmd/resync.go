@@ -38,6 +38,7 @@ const jobResync = "Resynchronize"
 type resyncOptions struct {
 	deep bool // the replica's bytes are read
 	due  bool // only when it is needed, and inside the window
+	todo todo // nil: the VM was named
 }
 
 func (p *program) resyncCommand() *cli.Command {
@@ -47,7 +48,8 @@ func (p *program) resyncCommand() *cli.Command {
 			&cli.BoolFlag{Name: "deep", Usage: "read the replica's bytes instead of trusting its block sums"},
 			&cli.BoolFlag{Name: "due", Usage: "only VMs that need it, and only inside the policy's resync window"})...),
 		Action: p.vmCommand("resync", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
-			opts := resyncOptions{deep: c.Bool("deep"), due: c.Bool("due")}
+			p := paceOf(c, replicates)
+			opts := resyncOptions{deep: c.Bool("deep"), due: c.Bool("due"), todo: p.todo}
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				o := &resyncObject{}
 				if err := w.accepts(c, vm); err != nil {
@@ -56,7 +58,7 @@ func (p *program) resyncCommand() *cli.Command {
 				if w.opts.dryRun {
 					return o, w.locked(vm, func() error { return w.planResync(ctx, vm, o, opts) })
 				}
-				return o, w.attempt(ctx, vm, &o.vmHead, paceOf(c), func() error {
+				return o, w.attempt(ctx, vm, &o.vmHead, p, func() error {
 					if due, err := w.resyncDue(ctx, vm, o, opts); err != nil || !due {
 						return err
 					}
@@ -70,11 +72,15 @@ func (p *program) resyncCommand() *cli.Command {
 // resyncDue says whether there is something to do; with --due there is only for a VM that needs it, inside the window.
 func (w *world) resyncDue(ctx context.Context, vm *site.VM, o *resyncObject, opts resyncOptions) (bool, error) {
 	if !opts.due {
-		return true, nil
+		return !w.idle(ctx, vm, opts.todo, &o.vmHead), nil
 	}
 	st, needs, err := w.ledgerOrMark(ctx, vm)
 	if fault.Is(err, fault.NotProtected) { // cron asks for all VMs
 		o.Due, o.State = new(bool), notProtected
+		return false, nil
+	}
+	if w.idleAs(vm, st, err, opts.todo, &o.vmHead) {
+		o.Due = new(bool)
 		return false, nil
 	}
 	if err != nil && !needs {

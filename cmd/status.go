@@ -169,6 +169,9 @@ func (p *program) status(ctx context.Context, c *cli.Context) error {
 		err = w.show(w.statusText(list, c.NArg() > 0) + w.unlistedText(w.res.Unlisted) + w.accessText() + w.planText(w.res.Plans))
 	}
 	for _, e := range errs {
+		if file != "" && w.opts.quiet { // the file says it, every few minutes
+			continue
+		}
 		w.printError(w.stderr, e, "")
 	}
 	if len(errs) > 0 && err == nil {

@@ -38,6 +38,10 @@ func (p *program) verifyCommand() *cli.Command {
 		),
 		Action: p.vmCommand("verify", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			o := verifyOptions{source: c.Bool("against-source"), budget: c.Duration("budget")}
+			o.todo = unnamed(c, hasReplica)
+			if o.source {
+				o.todo = unnamed(c, replicates)
+			}
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) { return w.verify(ctx, vm, o) }
 		}),
 	}
@@ -46,6 +50,7 @@ func (p *program) verifyCommand() *cli.Command {
 type verifyOptions struct {
 	source bool
 	budget time.Duration
+	todo   todo // nil: the VM was named
 }
 
 func (v verifyOptions) check() error {
@@ -64,13 +69,21 @@ func (w *world) verify(ctx context.Context, vm *site.VM, v verifyOptions) (vmObj
 		return o, err
 	}
 	if w.opts.dryRun {
+		if w.idle(ctx, vm, v.todo, &o.vmHead) {
+			return o, nil
+		}
 		return o, w.planVerify(ctx, vm, v, o)
 	}
 	a := forLooking
 	if v.source { // whose disks it compares has to be the one that replicates them
 		a = forWriting
 	}
-	return o, w.locked(vm, func() error { return w.verifyAs(ctx, vm, a, v, o) })
+	return o, w.lockedUnlessSeeded(vm, v.todo, &o.vmHead, func() error {
+		if w.idle(ctx, vm, v.todo, &o.vmHead) {
+			return nil
+		}
+		return w.verifyAs(ctx, vm, a, v, o)
+	})
 }
 
 func (w *world) verifyAs(ctx context.Context, vm *site.VM, a access, v verifyOptions, o *verifyObject) error {
