@@ -42,7 +42,7 @@ func (w *world) attempt(ctx context.Context, vm *site.VM, h *vmHead, p pace, f f
 	h.Tried = new(bool)
 	for {
 		err := w.lockedUnlessSeeded(vm, p.todo, h, func() error { return w.try(ctx, vm, h, p, f) })
-		if !p.following || h.RetryAt == nil {
+		if !p.following || h.RetryAt == nil || err != nil && fault.FromOS(err).Class() != fault.Recoverable {
 			return err
 		}
 		if err != nil {
@@ -64,7 +64,8 @@ func (w *world) try(ctx context.Context, vm *site.VM, h *vmHead, p pace, f func(
 	}
 	started := w.now()
 	switch {
-	case mem.Critical != nil && !p.atOnce && !w.diskIsBack(vm, mem.Critical):
+	case mem.Critical != nil && (p.atOnce || w.diskIsBack(vm, mem.Critical) || mem.Critical.Code.Scheduled() && mem.Retry.Due(started)):
+	case mem.Critical != nil:
 		h.Sequence = mem.Applied
 		if w.idle(ctx, vm, p.todo, h) {
 			return nil
@@ -72,7 +73,11 @@ func (w *world) try(ctx context.Context, vm *site.VM, h *vmHead, p pace, f func(
 		if err := w.haveStore(); err != nil { // what is in the way at this moment is told before what was
 			return err
 		}
-		return stopped(mem.Critical)
+		if mem.Critical.Code.Scheduled() {
+			h.RetryAt = &mem.Retry.NextAt
+			return &retrying{stopped(mem.Critical, fmt.Sprintf(", or before %s", stamp(mem.Retry.NextAt))), mem.Retry.NextAt}
+		}
+		return stopped(mem.Critical, "")
 	case !p.atOnce && !mem.Retry.Due(started):
 		w.notYet(vm, h, mem)
 		return nil
@@ -114,9 +119,10 @@ func (w *world) notYet(vm *site.VM, h *vmHead, mem state.VM) {
 		w.commands("sitrep "+w.res.Command+" "+vm.Name+" --now"))
 }
 
-// stopped is the refusal to try before an administrator has mended the cause of an error, in the words of that error.
-func stopped(f *state.Failure) error {
-	return fault.New(f.Code, "nothing is tried since %s, until \"sitrep resume\" says that the cause was mended: %s", stamp(f.At), f.Message)
+// stopped is the refusal to try before an administrator has mended the cause of an error, in the words of that error. or is what else ends
+// the waiting, "" for nothing.
+func stopped(f *state.Failure, or string) error {
+	return fault.New(f.Code, "nothing is tried since %s, until \"sitrep resume\" says that the cause was mended%s: %s", stamp(f.At), or, f.Message)
 }
 
 // keepSchedule keeps in memory when the next attempt is made after one that began at started and ended with err.
@@ -124,8 +130,11 @@ func (w *world) keepSchedule(vm *site.VM, h *vmHead, started time.Time, err erro
 	if fault.Cancelled(err) || err != nil && fault.FromOS(err).Class() == fault.Locked {
 		return err
 	}
-	again := err != nil && fault.FromOS(err).Class() == fault.Recoverable
+	again := err != nil && fault.FromOS(err).Code.Scheduled()
 	kerr := w.memory.ChangeVM(vm.Name, func(mem *state.VM) {
+		if f := mem.Critical; err != nil && f != nil && f.Code.Scheduled() && outdates(err) {
+			mem.Critical = nil
+		}
 		if !again {
 			mem.Retry = health.Retry{}
 			return
@@ -141,6 +150,13 @@ func (w *world) keepSchedule(vm *site.VM, h *vmHead, started time.Time, err erro
 		return &retrying{fault.In(err, vm.Name, ""), *h.RetryAt}
 	}
 	return err
+}
+
+// outdates says that an attempt which ended with err got further than, or was stopped by something else than, a critical error that came
+// before.
+func outdates(err error) bool {
+	c := fault.FromOS(err).Class()
+	return c != fault.Critical && c != fault.Refused
 }
 
 // retryAt is when an error is tried again, nil when that is not known.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -121,7 +122,7 @@ func (w *world) delta(ctx context.Context, vm *site.VM, o *deltaObject) error {
 			s.record = j
 			return s.delta(ctx, o)
 		})
-		if err != nil && !o.captured && ctx.Err() == nil && fault.FromOS(err).Class() == fault.Recoverable {
+		if err != nil && !o.captured && ctx.Err() == nil && w.keepsFromShipping(err) {
 			err = w.captureMeanwhile(ctx, vm, o, j, err)
 		}
 		return w.storeFull(vm, err)
@@ -210,6 +211,13 @@ func (w *world) inStore(path string) bool {
 	return err == nil && filepath.IsLocal(rel)
 }
 
+// keepsFromShipping says of an error that ended a delta that changes can be captured all the same: it may be gone at the next run, and is not
+// known to be one of the source.
+func (w *world) keepsFromShipping(err error) bool {
+	e := fault.FromOS(err)
+	return e.Class() == fault.Recoverable || e.Code.Scheduled() && (strings.HasPrefix(string(e.Code), "store-") || w.inStore(failedPath(err)))
+}
+
 // notShipped says why what is captured stays beside the disks.
 func notShipped(cause error) string {
 	switch fault.FromOS(cause).Code {
@@ -217,6 +225,8 @@ func notShipped(cause error) string {
 		return "the store takes nothing, its volume is full"
 	case fault.StoreUnnamed:
 		return "the store has lost its identity"
+	case fault.StoreDenied, fault.Permission:
+		return "the store refuses this machine"
 	case fault.StoreNotMounted, fault.StoreUnreachable:
 		return "the store is out of reach"
 	}
@@ -358,8 +368,8 @@ func (w *world) relation(ctx context.Context, vm *site.VM, h *vmHead) (state.VM,
 	case needs: // it takes no more space
 		h.State, h.Health = string(st.Phase), healthCritical
 		return mem, w.resyncNeeded(vm, st)
-	case mem.Critical != nil:
-		return mem, stopped(mem.Critical)
+	case mem.Critical != nil && !mem.Critical.Code.Scheduled():
+		return mem, stopped(mem.Critical, "")
 	case serr == nil:
 		w.describe(vm, st, h)
 		if st.Phase != replica.Replicating {
@@ -367,8 +377,8 @@ func (w *world) relation(ctx context.Context, vm *site.VM, h *vmHead) (state.VM,
 				st.Phase, stamp(st.PhaseSince)).Of(vm.Name, "")
 		}
 		return state.VM{Replica: st.Replica, Disks: disksOf(st), Applied: st.Applied.Seq}, w.remember(ctx, vm, st)
-	case known && len(mem.Disks) > 0 && fault.FromOS(serr).Class() == fault.Recoverable && !fault.Cancelled(serr):
-		w.log.Warn("the store is out of reach, changes are captured without it", "vm", vm.Name, "error", serr)
+	case known && len(mem.Disks) > 0 && w.keepsFromShipping(serr) && !fault.Cancelled(serr):
+		w.log.Warn(notShipped(serr)+", changes are captured without it", "vm", vm.Name, "error", serr)
 		return mem, nil
 	}
 	return mem, serr

@@ -119,7 +119,7 @@ func (w *world) noteFailure(vm *site.VM, job string, err error) error {
 // noteSuccess forgets what had stopped the VM, and keeps how fast bytes of this kind of work moved.
 func (w *world) noteSuccess(vm *site.VM, kind string, bytes int64, took time.Duration) error {
 	return w.memory.ChangeVM(vm.Name, func(mem *state.VM) {
-		mem.Critical = nil
+		mem.Critical, mem.Retry = nil, health.Retry{}
 		if mem.Failed != nil && (kind == rateResync || !inDoubt(mem.Failed.Code)) { // a delta does not make wrong bytes right
 			mem.Failed = nil
 		}

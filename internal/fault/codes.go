@@ -158,6 +158,18 @@ func (c Code) Lookup() Entry {
 // Class says what happens after an error of this code.
 func (c Code) Class() Class { return c.Lookup().Class }
 
+// Scheduled says whether an error of this code is tried again on the schedule of retries: a recoverable one, and a critical one of a cause
+// that an administrator, or time, mends outside of sitrep. To look again harms nothing then, and nobody has to say that it was mended.
+// What is left waits for a person, who has to decide about data.
+func (c Code) Scheduled() bool {
+	switch c {
+	case Permission, NotFound, DiskMissing, ChainBroken, LogVersion, LedgerVersion, HostRefused, VMAbsent, HookFailed,
+		StoreForeign, StoreDenied, StoreLimit, StoreArchived:
+		return true
+	}
+	return c.Class() == Recoverable
+}
+
 // row is one line of the table: what has to be mended outside, in words, and the command that leads on afterwards.
 type row struct {
 	class   Class

@@ -22,7 +22,7 @@ type Class uint8
 const (
 	// Recoverable errors are tried again on the retry schedule (exit code 1).
 	Recoverable Class = iota
-	// Critical errors need an administrator; they are not tried again (exit code 4).
+	// Critical errors need an administrator (exit code 4). Some are tried again all the same: see Code.Scheduled.
 	Critical
 	// Resync errors are mended by resynchronization only (exit code 5).
 	Resync

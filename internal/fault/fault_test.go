@@ -221,3 +221,17 @@ func TestCancelledWithAFailure(t *testing.T) {
 		}
 	}
 }
+
+// TestScheduled: what is tried again by itself is recoverable, or critical and mended outside; everything that asks somebody to decide about
+// data is not.
+func TestScheduled(t *testing.T) {
+	waits := []fault.Code{fault.UnsafeFile, fault.DiskFormat, fault.DiskCorrupt, fault.DiskUnsupported, fault.ParentElsewhere, fault.DiskShrunk,
+		fault.StoreElsewhere, fault.ReplicaMissing, fault.ReplicaForeign, fault.LedgerCorrupt, fault.PointMissing, fault.PointDamaged,
+		fault.BootFailed, fault.AddressTaken, fault.FailoverFailed}
+	for _, c := range codes(t) {
+		want := c.Class() == fault.Recoverable || c.Class() == fault.Critical && !slices.Contains(waits, c)
+		if c.Scheduled() != want {
+			t.Errorf("%s: scheduled is %v", c, !want)
+		}
+	}
+}

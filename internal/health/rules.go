@@ -118,7 +118,14 @@ func heldPaused(f *Facts) bool { return f.Held != nil }
 func inError(f *Facts) bool { return f.Critical != nil }
 
 func errorText(f *Facts) string {
-	return fmt.Sprintf("replication is in error since %s: %s", stamp(f.Critical.At), f.Critical.Message)
+	text := fmt.Sprintf("replication is in error since %s: %s", stamp(f.Critical.At), f.Critical.Message)
+	switch {
+	case !f.Critical.Code.Scheduled():
+		return text
+	case f.Retry.Due(f.Now):
+		return text + "; the next run tries again"
+	}
+	return text + "; tried again at " + stamp(f.Retry.NextAt)
 }
 
 // failedWith says whether the last run failed with an error of one of these classes.

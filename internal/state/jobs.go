@@ -71,7 +71,7 @@ type Failure struct {
 // FailureOf describes an error of a VM, in the subcommand verb, for a record.
 func FailureOf(err error, vm, verb string, at time.Time) *Failure {
 	e := fault.FromOS(err)
-	entry := e.Code.Lookup()
+	entry := e.Code.Lookup().Of(e)
 	if e.Next != "" {
 		entry = entry.Leading(e.Next)
 	}
