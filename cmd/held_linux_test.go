@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -74,11 +75,22 @@ func guards(dir string) (n int) {
 	return n
 }
 
+// heard makes sure that a program begun here hears a signal: what the tests were started to ignore (nohup) it would ignore too.
+func heard(t *testing.T, s os.Signal) {
+	if !signal.Ignored(s) {
+		return
+	}
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, s)
+	t.Cleanup(func() { signal.Stop(c) })
+}
+
 // TestSignalWhileFrozen ends a run by every signal while the freeze hook runs: the guest goes on.
 func TestSignalWhileFrozen(t *testing.T) {
 	for _, s := range []syscall.Signal{syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGINT, syscall.SIGPIPE, syscall.SIGKILL} {
 		t.Run(s.String(), func(t *testing.T) {
 			t.Parallel()
+			heard(t, s)
 			dir := t.TempDir()
 			write(t, filepath.Join(dir, "site.yaml"), fmt.Appendf(nil, frozenSite, "hypervisor: none", frozenHooks))
 			write(t, filepath.Join(dir, "os.raw"), make([]byte, 1<<20))

@@ -40,7 +40,7 @@ func (j *Job) capture(ctx context.Context, limit int) (c Captured, err error) {
 	defer func() { err = errors.Join(err, cut.Close()) }()
 	c = Captured{From: from, To: from, At: cut.At(), AppConsistent: cut.AppConsistent(), Sizes: map[string]int64{}}
 
-	logs := &cutLogs{job: j, cut: cut, to: from.Next(), writers: map[string]*hrl.Writer{}, checked: map[string]int64{}, granted: map[string]int64{}}
+	logs := &cutLogs{job: j, cut: cut, to: from.Next(), writers: map[string]*hrl.Writer{}, rooms: map[string]*volumeRoom{}}
 	defer logs.abort()
 	for _, d := range cut.Disks() {
 		r, err := j.captureDisk(ctx, d, logs, limit)
@@ -87,9 +87,11 @@ func (j *Job) captureDisk(ctx context.Context, d track.CutDisk, logs *cutLogs, l
 			over.Store(true) // read on: that it is another disk is worse
 			return nil
 		}
-		if err := logs.leave(d.Name(), int64(len(ch.Data))); err != nil {
+		n := int64(len(ch.Data))
+		if err := logs.leave(d.Name(), n); err != nil {
 			return err
 		}
+		defer logs.wrote(d.Name(), n)
 		w, err := logs.writer(d)
 		if err != nil {
 			return err
@@ -155,40 +157,69 @@ type cutLogs struct {
 	mu      sync.Mutex
 	writers map[string]*hrl.Writer
 	kept    bool
-	checked map[string]int64 // bytes that may still be written beside a disk before the room on its volume is asked for again
-	granted map[string]int64 // bytes that were let through for a disk
+	rooms   map[string]*volumeRoom // of the disks
+}
+
+// volumeRoom is what the change log of a disk takes, and may take, of its volume: bytes.
+type volumeRoom struct {
+	allowed int64 // may still be let through before the volume is asked again
+	flying  int64 // was let through, and the log does not have it yet
+	granted int64 // was let through, ever
 }
 
 // reserveEvery is how many bytes of logs are written between two looks at the room on their volume.
 const reserveEvery = 4 << 20
 
-// leave makes sure that n bytes more beside a disk leave the reserve of its volume alone. It may be called concurrently.
+// leave makes sure that n bytes more beside a disk leave the reserve of its volume alone; wrote says afterwards that the log has them.
+// It may be called concurrently.
 func (l *cutLogs) leave(disk string, n int64) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.granted[disk] += n
-	if l.checked[disk] -= n; l.checked[disk] >= 0 || l.job.Reserve == nil {
-		return nil
+	r := l.rooms[disk]
+	if r == nil {
+		r = &volumeRoom{}
+		l.rooms[disk] = r
 	}
-	dir := l.job.LogDir[disk]
-	free, volume, ok := durable.Room(l.job.FS, dir)
-	if !ok {
-		return nil
+	if r.allowed < n && l.job.Reserve != nil {
+		if err := l.allow(l.job.LogDir[disk], r, n); err != nil {
+			return err
+		}
 	}
-	reserve := l.job.Reserve(volume)
-	left := free - l.unwritten()
-	if reserve > 0 && left < reserve {
-		return fault.New(fault.SourceReserve, "the volume has %d bytes free, and %d are kept for the VM: the change logs of this delta are given up",
-			free, reserve).At(dir)
-	}
-	l.checked[disk] = min(reserveEvery, max(left-reserve, 0)/2)
+	r.allowed -= n
+	r.flying += n
+	r.granted += n
 	return nil
 }
 
-// unwritten is how many bytes at most were let through and take no room on a volume yet. Disks of other volumes are counted too.
+func (l *cutLogs) wrote(disk string, n int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rooms[disk].flying -= n
+}
+
+// allow asks the volume of dir whether n bytes more leave its reserve alone, and how many more may follow them unasked.
+func (l *cutLogs) allow(dir string, r *volumeRoom, n int64) error {
+	free, volume, ok := durable.Room(l.job.FS, dir)
+	if !ok {
+		r.allowed = n
+		return nil
+	}
+	r.allowed = 0
+	reserve := l.job.Reserve(volume)
+	left := free - l.unwritten() - n - reserve
+	if reserve > 0 && left < 0 {
+		return fault.New(fault.SourceReserve, "the volume has %d bytes free, and %d are kept for the VM: the change logs of this delta are given up",
+			free, reserve).At(dir)
+	}
+	r.allowed = n + min(reserveEvery, max(left, 0)/2)
+	return nil
+}
+
+// unwritten is how many bytes at most were let through, or may be without asking, and take no room on a volume yet. Disks of other volumes
+// are counted too.
 func (l *cutLogs) unwritten() (n int64) {
-	for _, granted := range l.granted {
-		n += min(granted, hrl.Buffered)
+	for _, r := range l.rooms {
+		n += r.allowed + r.flying + min(r.granted-r.flying, hrl.Buffered)
 	}
 	return n
 }
