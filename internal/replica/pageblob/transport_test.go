@@ -119,7 +119,7 @@ func (f *faulty) choose() string {
 	}
 	faults := []string{"busy", "busy", "reset", "lost answer", "lost answer", "truncated", "timeout", "damaged"}
 	what := faults[f.rng.IntN(len(faults))]
-	switch f.rng.IntN(40) {
+	switch f.rng.IntN(200) { // rare: these are not tried again, and a run needs hundreds of requests
 	case 0:
 		what = "denied"
 	case 1:
