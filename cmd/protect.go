@@ -79,10 +79,10 @@ func (w *world) protect(ctx context.Context, vm *site.VM, o *seedObject, later b
 	return w.finalize(ctx, vm, o)
 }
 
-// isProtected says that the VM is protected already, by this site, so that there is nothing to be done.
+// isProtected says that the VM is protected already, by this site, which writes to its replica, so that there is nothing to be done.
 func (w *world) isProtected(ctx context.Context, vm *site.VM, o *seedObject) (done bool, err error) {
 	st, err := w.existing(ctx, vm)
-	if err != nil || st == nil || w.owned(*st) != nil || st.Phase.Away() || st.Phase == replica.Seeding || st.Phase == replica.Retired {
+	if err != nil || st == nil || w.mine(vm.Name, *st) != nil || st.Phase.Away() || st.Phase == replica.Seeding || st.Phase == replica.Retired {
 		return false, nil // what is in the way is said, and recorded, by the job
 	}
 	w.describe(vm, *st, &o.vmHead)
@@ -173,16 +173,14 @@ func (w *world) continues(st *replica.State) error {
 	if err := w.owned(*st); err != nil {
 		return err
 	}
-	if st.Phase == replica.Seeding {
-		if err := w.mine(st.VM, *st); err != nil {
-			return err
-		}
-	}
-	switch {
-	case st.Phase == replica.Retired:
+	if st.Phase == replica.Retired {
 		return fault.New(fault.ReplicaKept, "the store holds a replica that was kept when protection was disabled at %s",
 			stamp(st.PhaseSince)).Of(st.VM, "")
-	case st.Phase != replica.Seeding:
+	}
+	if err := w.mine(st.VM, *st); err != nil {
+		return err
+	}
+	if st.Phase != replica.Seeding {
 		return fault.New(fault.AlreadyProtected, "the VM is protected since %s, its state is %s", stamp(st.Created), st.Phase).
 			Of(st.VM, "")
 	}
