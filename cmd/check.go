@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"sitrep/internal/disk"
+	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
@@ -307,11 +308,11 @@ func (w *world) others(_ context.Context, vm *site.VM) []support.VM {
 
 // fileID tells one file from another, however its path is written; "" when it cannot be told.
 func (w *world) fileID(path string) string {
-	s, err := w.fs.Stat(path)
-	if err != nil || s.Inode == 0 {
+	id, err := durable.FileID(w.fs, path)
+	if err != nil {
 		return ""
 	}
-	return fmt.Sprintf("%d:%d", s.Device, s.Inode)
+	return id
 }
 
 // limits are findings about the machine that sitrep runs on, and about what the policy wants and the VM does not have.

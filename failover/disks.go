@@ -123,7 +123,7 @@ func (p *folderDisks) ready(_ context.Context, disks []host.Disk) error {
 // free refuses a folder in which a VM of somebody else lies, or in which the disks that are protected lie, by whatever name it is
 // reached.
 func (p *folderDisks) free(folder string, disks []host.Disk) error {
-	at, err := p.FS.Stat(folder)
+	at, err := durable.FileID(p.FS, folder)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -131,8 +131,8 @@ func (p *folderDisks) free(folder string, disks []host.Disk) error {
 		return fault.FromOS(err)
 	}
 	for _, d := range p.Home.Disks {
-		source, err := p.FS.Stat(filepath.Dir(d.Path))
-		if err == nil && source.Inode != 0 && source.Device == at.Device && source.Inode == at.Inode {
+		source, err := durable.FileID(p.FS, filepath.Dir(d.Path))
+		if err == nil && source == at {
 			return fault.New(fault.PrerequisiteFail, "the disks of the recovered VM would be made in %s, which is the folder of the source's disk %s: "+
 				"give another recovery.folder", folder, d.Path).At(folder).Of(p.VM, d.Name)
 		}

@@ -9,6 +9,7 @@ import (
 	"sitrep/failover/recovered"
 	"sitrep/internal/block"
 	"sitrep/internal/disk"
+	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/internal/host"
 	"sitrep/internal/replica"
@@ -95,11 +96,10 @@ func (f *homeward) sizesFit(ctx context.Context, st replica.State, d host.Defini
 // homeIsOurs refuses to bring a VM home into disks that are something else by now: a recovered disk of this VM or of another one, by
 // whatever name it is reached, or one disk for two.
 func (f *homeward) homeIsOurs(st replica.State, d host.Definition) error {
-	type file struct{ device, inode uint64 }
-	taken := map[file]string{}
+	taken := map[string]string{}
 	for _, x := range d.Disks {
-		if s, err := f.FS.Stat(x.Path); err == nil && s.Inode != 0 {
-			taken[file{s.Device, s.Inode}] = "the recovered disk " + x.Path
+		if id, err := durable.FileID(f.FS, x.Path); err == nil {
+			taken[id] = "the recovered disk " + x.Path
 		}
 	}
 	there, _, err := f.disksThere()
@@ -107,12 +107,11 @@ func (f *homeward) homeIsOurs(st replica.State, d host.Definition) error {
 		return err
 	}
 	for _, h := range there {
-		s, err := f.FS.Stat(h.Path)
+		at, err := durable.FileID(f.FS, h.Path)
 		if err != nil {
 			return fault.In(err, f.VM, h.Name)
 		}
-		at := file{s.Device, s.Inode}
-		if what := taken[at]; what != "" && s.Inode != 0 {
+		if what := taken[at]; what != "" {
 			return fault.New(fault.PrerequisiteFail, "the disk at home is %s: correct its path in the site file", what).At(h.Path).Of(f.VM, h.Name)
 		}
 		taken[at] = "the disk " + h.Name

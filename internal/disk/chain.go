@@ -127,7 +127,7 @@ func sameFile(a, b durable.File) (bool, error) {
 		return false, err
 	}
 	if sa.Inode != 0 && sb.Inode != 0 {
-		return sa.Device == sb.Device && sa.Inode == sb.Inode, nil
+		return sa.Same(sb), nil
 	}
 	return filepath.Clean(a.Name()) == filepath.Clean(b.Name()), nil
 }

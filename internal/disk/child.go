@@ -36,7 +36,7 @@ func Child(fsys durable.FS, path string) (string, error) {
 			break
 		}
 		file := filepath.Join(dir, e.Name)
-		if st, err := fsys.Stat(file); err != nil || st.Inode != 0 && st.Inode == base.Inode && st.Device == base.Device {
+		if st, err := fsys.Stat(file); err != nil || st.Same(base) {
 			continue
 		}
 		if n := above(fsys, file, base, path); n > depth {
@@ -71,7 +71,7 @@ func above(fsys durable.FS, file string, base durable.Stamp, path string) int {
 // isFile compares by what the filesystem says where it tells files apart, else by name.
 func isFile(st, base durable.Stamp, name, path string) bool {
 	if st.Inode != 0 && base.Inode != 0 {
-		return st.Device == base.Device && st.Inode == base.Inode
+		return st.Same(base)
 	}
 	return filepath.Clean(name) == filepath.Clean(path)
 }

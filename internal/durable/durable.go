@@ -17,6 +17,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"path/filepath"
 	"strings"
@@ -33,6 +34,24 @@ type Stamp struct {
 	Size       int64  `json:"size"`
 	ModTime    int64  `json:"mtime_ns"` // nanoseconds since 1970
 	ChangeTime int64  `json:"ctime_ns"` // nanoseconds since 1970; cannot be set by utimes
+}
+
+// Same says that two stamps are certain to be of one file. Where the filesystem does not tell files apart nothing is.
+func (s Stamp) Same(o Stamp) bool {
+	return s.Inode != 0 && s.Inode == o.Inode && s.Device == o.Device
+}
+
+// FileID tells a file or folder from any other, by whatever name it is reached: by what the filesystem says of it, or else by its path with
+// links followed.
+func FileID(fsys FS, name string) (string, error) {
+	s, err := fsys.Stat(name)
+	if err != nil {
+		return "", err
+	}
+	if s.Inode != 0 {
+		return fmt.Sprintf("%d:%d", s.Device, s.Inode), nil
+	}
+	return Resolve(fsys, name)
 }
 
 // File is an open file. ReadAt, WriteAt, Extent, Size and Stamp may be called concurrently, as readers of one image do; the

@@ -261,3 +261,32 @@ func TestTempBase(t *testing.T) {
 		}
 	}
 }
+
+// noNumbers is a filesystem that does not tell files apart.
+type noNumbers struct{ durable.FS }
+
+func (noNumbers) Stat(string) (durable.Stamp, error) { return durable.Stamp{}, nil }
+
+func (f noNumbers) Resolve(name string) (string, error) { return durable.Resolve(f.FS, name) }
+
+// TestFileID reaches a file by two names, and another one beside it, where the filesystem tells files apart and where it does not.
+func TestFileID(t *testing.T) {
+	dir := t.TempDir()
+	file, other, link := filepath.Join(dir, "a"), filepath.Join(dir, "b"), filepath.Join(dir, "link")
+	must(t, os.WriteFile(file, []byte("a"), 0o600))
+	must(t, os.WriteFile(other, []byte("a"), 0o600))
+	must(t, os.Symlink("a", link))
+	for _, fsys := range []durable.FS{durable.OS(), noNumbers{durable.OS()}} {
+		id := func(name string) string {
+			id, err := durable.FileID(fsys, name)
+			must(t, err)
+			return id
+		}
+		if id(file) != id(link) || id(file) == id(other) {
+			t.Errorf("%T: the file is %s, by its link %s, and another one is %s", fsys, id(file), id(link), id(other))
+		}
+	}
+	if (durable.Stamp{Size: 1}).Same(durable.Stamp{Size: 1}) {
+		t.Error("two stamps without numbers are of one file")
+	}
+}

@@ -176,13 +176,7 @@ func listed(d *os.File) ([]Entry, error) {
 	return out, nil
 }
 
-func (osFS) Stat(name string) (Stamp, error) {
-	info, err := os.Stat(name)
-	if err != nil {
-		return Stamp{}, err
-	}
-	return stampOf(info), nil
-}
+func (osFS) Stat(name string) (Stamp, error) { return stampAt(name) }
 
 func (osFS) SyncDir(name string) error {
 	d, err := openFolder(name)
@@ -226,13 +220,7 @@ func (f *osFile) Close() error {
 // Size asks for the end of the file by seeking: that is right for block devices too.
 func (f *osFile) Size() (int64, error) { return f.File.Seek(0, io.SeekEnd) }
 
-func (f *osFile) Stamp() (Stamp, error) {
-	info, err := f.File.Stat()
-	if err != nil {
-		return Stamp{}, err
-	}
-	return stampOf(info), nil
-}
+func (f *osFile) Stamp() (Stamp, error) { return stampOf(f.File) }
 
 func (f *osFile) Extent(off, n int64) (block.Extent, error) { return extentOf(f.File, off, n) }
 func (f *osFile) ZeroAt(off, n int64) error                 { return zeroFile(f, off, n) }

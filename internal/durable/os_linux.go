@@ -18,7 +18,23 @@ import (
 	"sitrep/internal/block"
 )
 
-func stampOf(info fs.FileInfo) Stamp {
+func stampOf(f *os.File) (Stamp, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return Stamp{}, err
+	}
+	return stampIn(info), nil
+}
+
+func stampAt(name string) (Stamp, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return Stamp{}, err
+	}
+	return stampIn(info), nil
+}
+
+func stampIn(info fs.FileInfo) Stamp {
 	s := Stamp{Size: info.Size(), ModTime: info.ModTime().UnixNano()}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
 		s.Device, s.Inode, s.ChangeTime = st.Dev, st.Ino, st.Ctim.Nano()

@@ -168,11 +168,8 @@ func (w within) ReadDir(name string) (list []Entry, err error) {
 }
 
 func (w within) Stat(name string) (s Stamp, err error) {
-	err = w.do(name, func(p place) error {
-		info, err := p.root.Lstat(p.rel)
-		if err == nil {
-			s = stampOf(info)
-		}
+	err = w.do(name, func(place) error { // which has found no link on the way
+		s, err = stampAt(name)
 		return err
 	})
 	return s, err

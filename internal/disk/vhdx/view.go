@@ -3,7 +3,6 @@ package vhdx
 import (
 	"errors"
 	"io"
-	"sync"
 
 	"sitrep/internal/block"
 	"sitrep/internal/durable"
@@ -17,7 +16,6 @@ type view struct {
 	real int64 // bytes the file has
 	size int64 // bytes it has after the replay
 	over overlay
-	mu   sync.Mutex // of f.Extent, which is not to be called concurrently
 }
 
 func newView(f durable.File) (*view, error) {
@@ -104,8 +102,6 @@ func (v *view) extent(off, n int64) (block.Extent, error) {
 	if !ask {
 		return block.Extent{Range: block.Range{Off: off, Len: n}, Kind: kind}, nil
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
 	e, err := v.f.Extent(off, n)
 	if err != nil {
 		err = fault.FromOS(err)

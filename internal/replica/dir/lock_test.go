@@ -187,6 +187,39 @@ func TestPutLinks(t *testing.T) {
 	}
 }
 
+// alike is a filesystem that does not tell one file from another.
+type alike struct{ durable.FS }
+
+func (a alike) Open(name string) (durable.File, error) {
+	f, err := a.FS.Open(name)
+	return alikeFile{f}, err
+}
+
+type alikeFile struct{ durable.File }
+
+func (f alikeFile) Stamp() (durable.Stamp, error) {
+	s, err := f.File.Stamp()
+	s.Device, s.Inode = 0, 0
+	return s, err
+}
+
+// TestPutWhereFilesAreAlike puts a log whose name stands for another file of the same length by now, where nothing tells the two apart.
+func TestPutWhereFilesAreAlike(t *testing.T) {
+	fs, _ := grown(t, false)
+	r, err := dir.New(alike{fs}, root).Open(t.Context(), "vm")
+	check(t, err)
+	defer r.Close()
+	f, err := logsOn(alike{fs})("a.hrl", []byte("a log"))
+	check(t, err)
+	defer f.Close()
+	write(t, fs, f.Name(), []byte("b log"))
+	_, err = r.Shelf().Put(t.Context(), "copied.hrl", f)
+	check(t, err)
+	if got := string(read(t, fs, r.Shelf().Path("copied.hrl"))); got != "a log" {
+		t.Errorf("on the shelf is %q", got)
+	}
+}
+
 // TestPutDurable puts a log that its writer did not sync.
 func TestPutDurable(t *testing.T) {
 	fs, _ := grown(t, false)

@@ -94,7 +94,7 @@ func (s *shelf) link(f durable.File, tmp string) (int64, error) {
 	return dataBytes(f)
 }
 
-// sameFile says whether path is f, and makes what was written to f durable.
+// sameFile says whether path is certain to be f, and makes what was written to f durable.
 func (s *shelf) sameFile(f durable.File, path string) (same bool, err error) {
 	g, err := durable.OpenLinked(s.r.fs, path)
 	if err != nil {
@@ -106,7 +106,7 @@ func (s *shelf) sameFile(f durable.File, path string) (same bool, err error) {
 		return false, err
 	}
 	linked, err := g.Stamp()
-	if err != nil || mine.Device != linked.Device || mine.Inode != linked.Inode || mine.Size != linked.Size {
+	if err != nil || !mine.Same(linked) || mine.Size != linked.Size {
 		return false, err
 	}
 	return true, g.Sync()
