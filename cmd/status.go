@@ -75,6 +75,8 @@ type reasonObject struct {
 type cyclesObject struct {
 	Current intervalObject  `json:"current"`
 	Last    *intervalObject `json:"last,omitempty"`
+	// Reset is when everything was counted anew.
+	Reset *time.Time `json:"reset_at,omitempty"`
 }
 
 type intervalObject struct {
@@ -114,6 +116,7 @@ func (p *program) statusCommand() *cli.Command {
 		Flags: vmFlags(
 			&cli.BoolFlag{Name: "check", Usage: "one line and exit code 0, 1 or 2, for a monitoring plugin"},
 			&cli.StringFlag{Name: "prometheus", Usage: "write metrics into `FILE`, for the textfile collector; - is stdout"},
+			&cli.BoolFlag{Name: "reset-statistics", Usage: "count cycles anew: what was missed and measured until now is forgotten"},
 			&cli.BoolFlag{Name: "watch", Usage: "again and again, until interrupted"},
 			&cli.DurationFlag{Name: "interval", Usage: "of --watch", Value: watchInterval}),
 		Action: p.action("status", func(ctx context.Context, c *cli.Context) error {
@@ -135,6 +138,8 @@ func (p *program) status(ctx context.Context, c *cli.Context) error {
 		return fault.New(fault.UsageError, "--prometheus needs the name of a file")
 	case file == onStdout && (c.Bool("check") || p.opts.json):
 		return fault.New(fault.UsageError, "--prometheus - writes to stdout: it excludes --check and --json")
+	case c.Bool("reset-statistics") && (c.Bool("watch") || c.Bool("check") || file != ""):
+		return fault.New(fault.UsageError, "--reset-statistics changes something: it excludes --watch, --check and --prometheus")
 	case c.Duration("interval") < minInterval:
 		return fault.New(fault.UsageError, "--interval cannot be less than %s", minInterval)
 	}
@@ -142,9 +147,16 @@ func (p *program) status(ctx context.Context, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	vms, err := selectVMs(w.site, c, noneIsAll)
+	none := noneIsAll
+	if c.Bool("reset-statistics") {
+		none = noneIsWrong
+	}
+	vms, err := selectVMs(w.site, c, none)
 	if err != nil {
 		return err
+	}
+	if c.Bool("reset-statistics") {
+		return w.each(ctx, vms, func(_ context.Context, vm *site.VM) (vmObject, error) { return w.resetStatistics(vm, c.NArg() > 0) })
 	}
 	if c.Bool("watch") {
 		return w.watch(ctx, vms, c.Duration("interval"), c.NArg() > 0)
@@ -351,7 +363,7 @@ func (o *statusObject) remembered(mem state.VM, s health.Statistics) {
 	if s.Current.End.IsZero() {
 		return
 	}
-	o.Cycles = &cyclesObject{Current: intervalOf(s.Current)}
+	o.Cycles = &cyclesObject{Current: intervalOf(s.Current), Reset: utc(s.Reset)}
 	if !s.Last.End.IsZero() {
 		last := intervalOf(s.Last)
 		o.Cycles.Last = &last
@@ -522,9 +534,12 @@ func (w *world) detailText(o *statusObject) string {
 		add("running", "job "+o.Running)
 	}
 	if o.Cycles != nil {
-		add("cycles", o.Cycles.Current.text())
-		if o.Cycles.Last != nil {
-			add("before", o.Cycles.Last.text())
+		add("cycles", "since "+stamp(o.Cycles.Current.Start)+o.Cycles.Current.text())
+		if last := o.Cycles.Last; last != nil {
+			add("before", stamp(last.Start)+" to "+stamp(last.End)+last.text())
+		}
+		if o.Cycles.Reset != nil {
+			add("counted anew", "since "+stamp(*o.Cycles.Reset))
 		}
 	}
 	if e := o.LastError; e != nil {
@@ -551,7 +566,7 @@ func seconds(s float64) string { return span(time.Duration(s * float64(time.Seco
 
 // text words what happened in an interval.
 func (i intervalObject) text() string {
-	s := fmt.Sprintf("%s to %s: %d completed, %d missed, %d failed", stamp(i.Start), stamp(i.End), i.Successes, i.Missed, i.Failures)
+	s := fmt.Sprintf(": %d completed, %d missed, %d failed", i.Successes, i.Missed, i.Failures)
 	if i.Successes == 0 {
 		return s
 	}

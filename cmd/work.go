@@ -139,6 +139,9 @@ func (w *world) noteLedger(vm *site.VM, st replica.State) error {
 	}
 	return w.memory.ChangeVM(vm.Name, func(mem *state.VM) {
 		if mem.Replica == st.Replica {
+			if mem.Phase != "" && mem.Phase != replica.Replicating && st.Phase == replica.Replicating { // it was not to be replicated
+				mem.Statistics = mem.Statistics.Begin(w.monitoring(vm), w.now())
+			}
 			mem.Phase, mem.AsOf, mem.Applied, mem.Disks = st.Phase, st.AsOf, st.Applied.Seq, disksOf(st)
 		}
 	})

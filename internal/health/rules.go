@@ -38,6 +38,7 @@ const (
 // The limits of the rules (Hyper-V team blog, "Interpreting Replication Health", parts 1 and 2).
 const (
 	missedPercent  = 20              // more missed cycles than this share of an interval's are not normal
+	enoughInTime   = 4               // cycles in a row of which none was missed: the share of the last five is as it should be
 	behindLimit    = time.Hour       // an older replica is not normal
 	latencyLimit   = 5 * time.Minute // a longer average latency is not normal
 	clockTolerance = 5 * time.Minute // what clocks of two sites may differ by
@@ -70,7 +71,7 @@ func rules() []rule {
 		{Warning, WaitingForRetry, waitingForRetry, retryText, nextDelta},
 		{Warning, NotConsistent, notConsistent, notConsistentText, run("delta")},
 		{Warning, Behind, behind, behindText, run("delta")},
-		{Warning, CyclesMissed, cyclesMissed, missedText, run("delta")},
+		{Warning, CyclesMissed, cyclesMissed, missedText, nextMissed},
 		{Warning, Slow, slow, slowText, run("jobs --vm")},
 		{Warning, ClockWrong, clockWrong, clockText, run("delta")},
 		{Warning, MassiveChange, massiveChange, massiveText, nextMassive},
@@ -308,13 +309,25 @@ func behindText(f *Facts) string {
 
 func cyclesMissed(f *Facts) bool {
 	i := f.Statistics.Current
-	return f.phase() == replica.Replicating && 100*i.Missed > missedPercent*i.Cycles()
+	return f.phase() == replica.Replicating && 100*i.Missed > missedPercent*i.Cycles() && f.Statistics.InTime < enoughInTime
 }
 
 func missedText(f *Facts) string {
 	i := f.Statistics.Current
-	return fmt.Sprintf("%d of %d cycles were missed since %s (%.1f%%), more than %d%%",
+	text := fmt.Sprintf("%d of %d cycles were missed since %s (%.1f%%), more than %d%%",
 		i.Missed, i.Cycles(), stamp(i.Start), 100*float64(i.Missed)/float64(i.Cycles()), missedPercent)
+	if f.Statistics.InTime == 0 {
+		return text + ": no delta runs as often as copy_frequency says"
+	}
+	return fmt.Sprintf("%s; %d in a row are in time now, and with %d this is over", text, f.Statistics.InTime, enoughInTime)
+}
+
+// nextMissed is the next cycle while none is held, and then what does not wait for more of them.
+func nextMissed(f *Facts) string {
+	if f.Statistics.InTime == 0 {
+		return run("delta")(f)
+	}
+	return run("status --reset-statistics")(f)
 }
 
 func slow(f *Facts) bool {

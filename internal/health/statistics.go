@@ -47,6 +47,10 @@ type Statistics struct {
 	Since time.Time `json:"since,omitzero"`
 	// Until is up to when missed cycles are counted.
 	Until time.Time `json:"until,omitzero"`
+	// InTime is how many cycles completed since one was missed.
+	InTime int `json:"in_time,omitempty"`
+	// Reset is when somebody had everything counted anew; zero when nobody did.
+	Reset time.Time `json:"reset,omitzero"`
 }
 
 // Cycle is one attempt to bring the replica to the present.
@@ -67,6 +71,15 @@ func (s Statistics) Begin(m Monitoring, now time.Time) Statistics {
 	return s.At(m, now)
 }
 
+// Anew returns the statistics of a VM whose cycles are counted anew from now on; see Reset.
+func (s Statistics) Anew(m Monitoring, now time.Time) Statistics {
+	fresh := Statistics{Reset: plain(now)}
+	if s.Since.IsZero() { // no cycle is expected yet
+		return fresh
+	}
+	return fresh.At(m, now)
+}
+
 // Record returns the statistics with one more cycle.
 func (s Statistics) Record(m Monitoring, c Cycle) Statistics {
 	s = s.At(m, c.End)
@@ -85,6 +98,7 @@ func (s Statistics) Record(m Monitoring, c Cycle) Statistics {
 	i.Latency += took
 	i.MaxLatency = max(i.MaxLatency, took)
 	s.Since = plain(c.End)
+	s.InTime++
 	return s
 }
 
@@ -125,7 +139,10 @@ func (s *Statistics) count(m Monitoring, i *Interval, now time.Time) {
 	if !now.After(s.Until) {
 		return
 	}
-	i.Missed += s.missed(m, now) - s.missed(m, s.Until)
+	if n := s.missed(m, now) - s.missed(m, s.Until); n > 0 {
+		i.Missed += n
+		s.InTime = 0
+	}
 	s.Until = now
 }
 
