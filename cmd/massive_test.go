@@ -5,6 +5,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"sitrep/internal/replica"
+	"sitrep/internal/replica/dir"
 )
 
 // massiveRig is a VM that holds 16 MiB, protected, with four small changes behind it.
@@ -41,6 +44,25 @@ func (m *rig) noise(off, n int64) {
 		m.t.Fatal(err)
 	}
 	if err := f.Sync(); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// ledger changes the ledger by what another version may have written.
+func (m *rig) ledger(change func(*replica.State)) {
+	m.t.Helper()
+	ctx := m.t.Context()
+	r, err := dir.New(m.fs, "/store").Open(ctx, "web01")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer r.Close()
+	st, err := r.Ledger().Load(ctx)
+	if err == nil {
+		change(&st)
+		_, err = r.Ledger().Save(ctx, st)
+	}
+	if err != nil {
 		m.t.Fatal(err)
 	}
 }
@@ -134,6 +156,38 @@ func TestNoMassiveChange(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestMassiveChangeCommitted: the commit of a failover keeps one point, and with the others goes the warning that names one of them. A
+// ledger in which it stayed behind is acknowledged by the command that status names.
+func TestMassiveChangeCommitted(t *testing.T) {
+	m := massiveRig(t, "")
+	m.later()
+	m.noise(0, 12<<20)
+	m.must(0, "delta", "web01")
+	m.must(1, "status", "--check")
+	var before *replica.Massive
+	m.ledger(func(st *replica.State) { before = st.Massive })
+	m.must(0, "failover", "unplanned", "web01")
+	m.must(0, "failover", "commit", "web01")
+	if out, _ := m.must(0, "status", "web01"); strings.Contains(out, "of the data of disk") {
+		t.Errorf("the committed VM is warned of: %s", out)
+	}
+	m.must(0, "failback", "web01")
+	m.must(0, "failover", "commit", "web01")
+	m.later()
+	m.must(0, "delta", "web01")
+	m.must(0, "status", "--check")
+
+	m.ledger(func(st *replica.State) { st.Massive = before }) // as a version that left it there has written it
+	out, _ := m.must(0, "status", "web01")
+	if !strings.Contains(out, "is there no more") {
+		t.Error(out)
+	}
+	m.must(0, "points", "web01", "--release", before.Point, "--dry-run")
+	m.must(0, "points", "web01", "--release", before.Point)
+	m.must(0, "status", "--check")
+	m.must(2, "points", "web01", "--release", before.Point)
 }
 
 // TestMassiveChangeElsewhere: the machine that applies finds it.

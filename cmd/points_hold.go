@@ -49,21 +49,28 @@ func (w *world) holdPoint(ctx context.Context, vm *site.VM, h holdOptions, o *ho
 }
 
 func (s *session) setHold(ctx context.Context, h holdOptions, o *holdObject) error {
-	point, err := choosePoint(s.state, h.point)
-	if err != nil {
+	st := s.state
+	o.Point = h.point
+	point, err := choosePoint(st, h.point)
+	if err == nil {
+		o.Point = point.ID
+	}
+	acknowledged := h.release && st.Massive != nil && st.Massive.Point == o.Point
+	if err != nil && !acknowledged { // that point may be lost, or have gone with a commit of a version that kept the warning
 		return err
 	}
-	o.Point = point.ID
-	st := s.state
-	acknowledged := h.release && st.Massive != nil && st.Massive.Point == point.ID
 	if h.release {
-		o.Changed = st.Release(point.ID) || acknowledged
+		o.Changed = st.Release(o.Point) || acknowledged
 	} else {
-		o.Changed = st.Hold(point.ID)
+		o.Changed = st.Hold(o.Point)
 	}
-	o.Held = st.Point(point.ID).Held
-	text := "is held: no retention drops it, until \"sitrep points " + s.vm.Name + " --release " + point.ID + "\""
+	if p := st.Point(o.Point); p != nil {
+		o.Held = p.Held
+	}
+	text := "is held: no retention drops it, until \"sitrep points " + s.vm.Name + " --release " + o.Point + "\""
 	switch {
+	case acknowledged && st.Point(o.Point) == nil:
+		text = "is there no more; the massive change after it is acknowledged"
 	case acknowledged:
 		text = "is released, and the massive change after it is acknowledged"
 	case h.release && o.Changed:
@@ -72,7 +79,7 @@ func (s *session) setHold(ctx context.Context, h holdOptions, o *holdObject) err
 		text = "is not held"
 	}
 	if s.opts.dryRun {
-		s.planned(s.vm, "recovery point %s %s", point.ID, text)
+		s.planned(s.vm, "recovery point %s %s", o.Point, text)
 		return nil
 	}
 	if o.Changed {
@@ -80,6 +87,6 @@ func (s *session) setHold(ctx context.Context, h holdOptions, o *holdObject) err
 			return err
 		}
 	}
-	s.say("%s: recovery point %s %s", s.vm.Name, point.ID, text)
+	s.say("%s: recovery point %s %s", s.vm.Name, o.Point, text)
 	return nil
 }

@@ -237,7 +237,7 @@ func (j *Job) Commit(ctx context.Context) error {
 			if kept == nil {
 				return fault.New(fault.PointMissing, "recovery point %q, from which the VM runs, is gone", st.Failover.Point)
 			}
-			st.Points, st.Lost = []replica.Point{*kept}, nil
+			st.KeepOnly(*kept)
 			st.Phase, st.PhaseSince = replica.Committed, j.Now().UTC()
 			st, err := rep.Ledger().Save(ctx, st)
 			if err != nil {

@@ -3,6 +3,7 @@ package health
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"sitrep/internal/fault"
@@ -89,8 +90,21 @@ func massiveText(f *Facts) string {
 	if m.More > 0 {
 		more = fmt.Sprintf(", and %d more such deltas since", m.More)
 	}
-	return fmt.Sprintf("one delta, of %s, changed %d%% of the data of disk %s (%d of %d MiB), and %d%% of that looks encrypted or compressed now and did not before%s; "+
-		"recovery point %s of before is held until this is acknowledged", stamp(m.CutAt), m.Percent(), m.Disk, m.Changed>>20, m.Data>>20, m.Noise, more, m.Point)
+	kept := "is held until this is acknowledged"
+	if f.Ledger.Point(m.Point) == nil {
+		kept = "is there no more; this is told until it is acknowledged"
+	}
+	return fmt.Sprintf("one delta, of %s, changed %d%% of the data of disk %s (%s of %s MiB), and %d%% of that looks encrypted or compressed now and did not before%s; "+
+		"recovery point %s of before %s", stamp(m.CutAt), m.Percent(), m.Disk, mib(m.Changed), mib(m.Data), m.Noise, more, m.Point, kept)
+}
+
+// mib has one decimal below 10 MiB, where whole ones would not agree with the percentage.
+func mib(bytes int64) string {
+	decimals := 0
+	if bytes < 10<<20 {
+		decimals = 1
+	}
+	return strconv.FormatFloat(float64(bytes)/(1<<20), 'f', decimals, 64)
 }
 
 func nextMassive(f *Facts) string {

@@ -53,13 +53,22 @@ func (s *State) HoldBefore(m Massive) {
 // Hold holds a point against retention. It returns whether that is new.
 func (s *State) Hold(id string) bool { return s.setHeld(id, HeldByHand) }
 
-// Release lets retention drop a point again, with the next recovery point. That of a massive change acknowledges the change. It returns
-// whether the point was held.
+// Release lets retention drop a point again, with the next recovery point. That of a massive change acknowledges the change, also when the
+// point itself is there no more. It returns whether the point was held.
 func (s *State) Release(id string) bool {
 	if s.Massive != nil && s.Massive.Point == id {
 		s.Massive = nil
 	}
 	return s.setHeld(id, "")
+}
+
+// KeepOnly removes every other point, and those that are lost. Whoever chooses the one point that stays has decided about a massive change
+// too: it is acknowledged.
+func (s *State) KeepOnly(p Point) {
+	if p.Held == HeldMassive {
+		p.Held = ""
+	}
+	s.Points, s.Lost, s.Massive = []Point{p}, nil, nil
 }
 
 func (s *State) setHeld(id, why string) bool {
