@@ -132,3 +132,42 @@ func TestProtectWithoutMemory(t *testing.T) {
 		m.must(0, "delta", "web01", "--now")
 	}
 }
+
+// TestFullStore: a volume without any room, for a lock either, still gives all that only looks: what that records waits on this machine.
+func TestFullStore(t *testing.T) {
+	for name, full := range map[string]func(crashfs.Kind) bool{
+		"for data":     func(k crashfs.Kind) bool { return k == crashfs.Write },
+		"for anything": crashfs.Kind.Changes,
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newRig(t, "copy_frequency: 5m")
+			m.must(0, "protect", "web01")
+			m.fs.FailOn(func(op crashfs.Op) error {
+				if strings.HasPrefix(op.Name, "/store/") && full(op.Kind) {
+					return syscall.ENOSPC
+				}
+				return nil
+			})
+			if out, _ := m.must(0, "verify", "web01"); !strings.Contains(out, "the store cannot be written to") {
+				t.Error(out)
+			}
+			m.must(0, "points", "web01", "--export", "latest", "--to", "/out")
+			m.must(0, "failover", "test", "web01")
+			if out, _ := m.must(0, "status", "web01"); !strings.Contains(out, "a test failover") {
+				t.Error(out)
+			}
+			m.must(0, "failover", "cleanup", "web01")
+			m.must(1, "failover", "unplanned", "web01") // who owns the VM is in the store or nowhere
+			m.must(0, "failover", "test", "web01")
+			m.fs.FailOn(nil)
+			m.write("os", 0, 4096, 9)
+			m.must(0, "delta", "web01", "--now")
+			if out, _ := m.must(0, "status", "web01"); !strings.Contains(out, "a test failover") {
+				t.Error(out)
+			}
+			m.must(0, "failover", "cleanup", "web01")
+			m.must(0, "status", "--check")
+			m.must(0, "verify", "web01")
+		})
+	}
+}

@@ -121,9 +121,9 @@ const (
 
 // looking is the store for work that only looks at replicas.
 func (w *world) looking() replica.Store {
-	return replica.WithNotes(w.store, w.memory, func(vm string) {
+	return replica.WithNotes(w.store, w.memory, func(vm, why string) {
 		if w.toldReadOnly != vm {
-			w.say("%s: the store cannot be written to: its replica is not locked, and what is to be recorded is kept in %s", vm, w.memory.Path())
+			w.say("%s: the store cannot be written to: %s, and what is to be recorded is kept in %s", vm, why, w.memory.Path())
 		}
 		w.toldReadOnly = vm
 	})

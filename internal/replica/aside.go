@@ -21,10 +21,10 @@ type Notes interface {
 
 // WithNotes makes a store fit for work that only looks at replicas (a verification, an export, a test failover), where nothing
 // can be written to it: a volume that is mounted read-only, after errors or as evidence. Open then opens the replica without a lock, calls
-// told, and keeps what is saved in the ledger in notes: the record of a test failover and of a verification. What only the store
-// can record, such as who owns the VM, fails with fault.Permission. When the store can be written to again the next Open hands
-// the note over.
-func WithNotes(s Store, n Notes, told func(vm string)) Store {
+// told with the reason, and keeps what is saved in the ledger in notes: the record of a test failover and of a verification. What only the store
+// can record, such as who owns the VM, fails with fault.Permission. A store whose volume is full is opened as ever, with its lock, and
+// what it has no room for is kept in notes in the same way. When the store can be written to again the next Open hands the note over.
+func WithNotes(s Store, n Notes, told func(vm, why string)) Store {
 	return &asideStore{Store: s, notes: n, told: told}
 }
 
@@ -35,7 +35,7 @@ const notRecorded = "the store cannot be written to, and it has to record who ow
 type asideStore struct {
 	Store
 	notes Notes
-	told  func(vm string)
+	told  func(vm, why string)
 }
 
 func (s *asideStore) unwrap() Store { return s.Store }
@@ -43,20 +43,20 @@ func (s *asideStore) unwrap() Store { return s.Store }
 func (s *asideStore) Open(ctx context.Context, vm string) (Replica, error) {
 	r, err := s.Store.Open(ctx, vm)
 	if err == nil {
-		if err = s.handOver(ctx, r, vm); err != nil {
+		if err = s.handOver(ctx, r, vm); err != nil && !fault.Is(err, fault.NoSpace) {
 			return nil, errors.Join(err, r.Close())
 		}
-		return r, nil
+		return &asideReplica{Replica: r, notes: s.notes, vm: vm, where: s.Describe(), told: s.told, locked: true}, nil
 	}
-	if !fault.Is(err, fault.Permission) {
+	if !fault.Is(err, fault.Permission) && !fault.Is(err, fault.NoSpace) {
 		return nil, err
 	}
 	r, verr := s.Store.View(ctx, vm)
 	if verr != nil {
 		return nil, err
 	}
-	s.told(vm)
-	return &asideReplica{Replica: r, notes: s.notes, vm: vm, where: s.Describe()}, nil
+	s.told(vm, "its replica is not locked")
+	return &asideReplica{Replica: r, notes: s.notes, vm: vm, where: s.Describe(), refusal: fault.Find(err).Code}, nil
 }
 
 func (s *asideStore) View(ctx context.Context, vm string) (Replica, error) {
@@ -71,7 +71,7 @@ func (s *asideStore) View(ctx context.Context, vm string) (Replica, error) {
 		}
 		return r, nil
 	}
-	return &asideReplica{Replica: r, notes: s.notes, vm: vm, where: s.Describe()}, nil
+	return &asideReplica{Replica: r, notes: s.notes, vm: vm, where: s.Describe(), refusal: fault.Permission}, nil
 }
 
 func (s *asideStore) Seize(ctx context.Context, vm string, take func(State) (State, error)) (Replica, error) {
@@ -129,12 +129,16 @@ func merged(st, note State) State {
 	return st
 }
 
-// asideReplica is a replica that is open for reading, with a ledger that is kept aside.
+// asideReplica is a replica whose ledger is kept aside: one that is open for reading, or one that is locked, as long as its store is full.
 type asideReplica struct {
 	Replica
-	notes Notes
-	vm    string
-	where string
+	notes  Notes
+	vm     string
+	where  string
+	told   func(vm, why string)
+	locked bool
+	// refusal is the code of what only the store can record, when the replica is not locked.
+	refusal fault.Code
 }
 
 func (r *asideReplica) unwrap() Replica { return r.Replica }
@@ -156,12 +160,30 @@ func (l *asideLedger) Load(ctx context.Context) (State, error) {
 
 // Save keeps what a note can have. The Version stays that of the ledger in the store.
 func (l *asideLedger) Save(ctx context.Context, s State) (State, error) {
+	var full error
+	if l.r.locked {
+		saved, err := l.r.Replica.Ledger().Save(ctx, s)
+		switch {
+		case err == nil:
+			return saved, l.r.notes.DropNote(l.r.vm)
+		case !fault.Is(err, fault.NoSpace):
+			return s, err
+		}
+		full = err
+	}
 	stored, err := l.r.Replica.Ledger().Load(ctx)
 	if err != nil {
 		return s, err
 	}
-	if !reflect.DeepEqual(merged(stored, s), s) {
-		return s, fault.New(fault.Permission, notRecorded).At(l.r.where).Of(l.r.vm, "")
+	switch {
+	case reflect.DeepEqual(merged(stored, s), s):
+	case full != nil:
+		return s, full
+	default:
+		return s, fault.New(l.r.refusal, notRecorded).At(l.r.where).Of(l.r.vm, "")
+	}
+	if full != nil {
+		l.r.told(l.r.vm, "its volume is full")
 	}
 	return s, l.r.notes.KeepNote(s)
 }
