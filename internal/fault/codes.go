@@ -127,8 +127,21 @@ func (e Entry) Of(err *Error) Entry {
 // Fill puts the VM's name and the command that failed (a subcommand of sitrep, "" when not known) into an advice or a
 // command of the table.
 func Fill(text, vm, verb string) string {
+	if !suspends(verb) {
+		text = strings.ReplaceAll(text, "sitrep resume {vm}", "{again}")
+	}
 	text = strings.ReplaceAll(text, "{again}", again(verb))
 	return strings.ReplaceAll(text, "{vm}", vm)
+}
+
+// suspends says whether nothing is tried any more after a critical error of the command verb, until "sitrep resume" (Retry in package state):
+// what is not on the schedule is run again as it stands. An unknown one may be on it.
+func suspends(verb string) bool {
+	switch verb {
+	case "protect", "unprotect", "verify", "check", "failback":
+		return false
+	}
+	return !strings.HasPrefix(verb, "failover ")
 }
 
 // again is the command line that does at once what verb did not get done. A capture without the store is part of a

@@ -235,3 +235,20 @@ func TestScheduled(t *testing.T) {
 		}
 	}
 }
+
+// TestResumeIsOfTheSchedule: only what the retry schedule holds back is told to go on by resume; any other command is run again.
+func TestResumeIsOfTheSchedule(t *testing.T) {
+	for verb, want := range map[string]string{
+		"delta": "sitrep resume web01", "": "sitrep resume web01", "resync": "sitrep resume web01",
+		"failback": "sitrep failback web01", "failover unplanned": "sitrep failover unplanned web01", "failover test": "sitrep failover test web01",
+		"verify": "sitrep verify web01", "check": "sitrep check web01", "protect": "sitrep protect web01",
+	} {
+		e := fault.DiskUnsupported.Lookup()
+		if got := fault.Fill(e.Command, "web01", verb); got != want {
+			t.Errorf("%q: %s", verb, got)
+		}
+		if got := fault.Fill(e.Advice, "web01", verb); !strings.HasSuffix(got, " Then run: "+want) {
+			t.Errorf("%q: %s", verb, got)
+		}
+	}
+}

@@ -148,7 +148,7 @@ func TestJob(t *testing.T) {
 		got.Steps[0].Ended.Sub(got.Steps[0].Started) != 3*time.Second || got.Steps[0].Note != "five" {
 		t.Errorf("record: %+v", got)
 	}
-	if e := got.Error; e == nil || e.Code != fault.DiskMissing || !strings.Contains(e.Advice, "sitrep resume web01") || e.Cause == "" {
+	if e := got.Error; e == nil || e.Code != fault.DiskMissing || !strings.Contains(e.Advice, "sitrep protect web01") || e.Cause == "" {
 		t.Errorf("error: %+v", got.Error)
 	}
 	if _, err := os.Stat(d.lockFile(j.ID())); !errors.Is(err, os.ErrNotExist) {
