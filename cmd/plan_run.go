@@ -118,7 +118,7 @@ func (m *member) Boot(ctx context.Context) error {
 		return err
 	}
 	if m.kind == "" {
-		m.w.say("%s: home again; next: %s", m.vm.Name, m.w.commands("sitrep failover commit "+m.vm.Name))
+		m.w.sayHome(m.vm, m.obj)
 		return nil
 	}
 	m.w.sayFailedOver(m.vm, m.kind, m.obj)

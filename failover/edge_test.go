@@ -222,6 +222,7 @@ func TestNothingLost(t *testing.T) {
 		t.Errorf("an older point was chosen, and it says that %v are lost", lost)
 	}
 	must(t, w.job().Undo(t.Context()))
+	w.Now = w.Now.Add(time.Hour)
 	must(t, w.run(t, failover.Unplanned, failover.Options{NoShutdown: true}))
 	if lost := failover.RPO(*w.state(t).Failover); lost < time.Hour {
 		t.Errorf("the source was left alone, and it says that %v are lost", lost)

@@ -443,13 +443,18 @@ func begunAt(rec replica.Failover) time.Time {
 }
 
 // RPO is how much of the VM's past a failover lost, when it was begun at a time: nothing when the source was stopped, its last changes were
-// brought over, and the VM is made of the point that has them.
+// brought over, and the VM is made of the point that has them. A VM that wrote nothing since its newest point has lost what came after the
+// last delta that found that, whatever the age of the point.
 func RPO(rec replica.Failover) time.Duration {
 	whole := rec.Kind == string(Planned) || slices.Contains(rec.Done, string(StepLastChanges)) || rec.Whole != "" && rec.Whole == rec.Point
 	if whole || rec.CutAt.IsZero() {
 		return 0
 	}
-	return max(0, begunAt(rec).Sub(rec.CutAt))
+	known := rec.CutAt
+	if rec.Unchanged.After(known) {
+		known = rec.Unchanged
+	}
+	return max(0, begunAt(rec).Sub(known))
 }
 
 // RTO is how long a failover took until the VM was up, from when the source was given up; 0 while it is not, and when it is not known

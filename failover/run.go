@@ -339,7 +339,7 @@ func (r *run) finish(ctx context.Context) (note string, err error) {
 		}
 		note = "recovery point " + p.ID + " of " + stamp(p.CutAt)
 		rec := *(*r.kind.record(&st))
-		rec.Point, rec.CutAt = p.ID, p.CutAt
+		rec.Point, rec.CutAt, rec.Unchanged = p.ID, p.CutAt, st.KnownAt(*p)
 		rec.Done = append(slices.Clone(rec.Done), string(StepFinish))
 		if r.brought && p.At == st.Applied {
 			rec.Done = append(rec.Done, string(StepLastChanges))
@@ -411,7 +411,8 @@ func (r *run) clear(ctx context.Context) error {
 		if r.kind != Test {
 			st.Phase, st.PhaseSince = replica.FailoverStarted, r.Now().UTC()
 		}
-		rec.ID, rec.Kind, rec.Point, rec.CutAt, rec.VM = hrl.NewID(), string(r.kind), p.ID, p.CutAt, nil // an older point loses what a planned failover did not
+		rec.ID, rec.Kind, rec.VM = hrl.NewID(), string(r.kind), nil
+		rec.Point, rec.CutAt, rec.Unchanged = p.ID, p.CutAt, st.KnownAt(*p) // an older point loses what a planned failover did not
 		rec.Started, rec.Finished, rec.DisksIn = r.Now().UTC(), time.Time{}, string(r.DisksIn)
 		if rec.Begun.IsZero() || again { // the source, or the VM at the lost host, has run since
 			rec.Begun, rec.Brought, rec.Whole = rec.Started, hrl.Pos{}, ""

@@ -135,6 +135,8 @@ type Failover struct {
 	Point  string `json:"point,omitempty"` // ID of the recovery point that the VM runs from
 	// CutAt is the moment of that point: what the VM lost is what it wrote after it.
 	CutAt time.Time `json:"cut_at,omitzero"`
+	// Unchanged is the last moment at which the source was known to be as that point still, where that is later; see State.KnownAt.
+	Unchanged time.Time `json:"unchanged_until,omitzero"`
 	// Fenced says that no writer of an older generation can change the replica any more.
 	Fenced bool `json:"fenced,omitempty"`
 	// Done names the finished steps, in order.
@@ -336,6 +338,15 @@ func (s *State) Disk(name string) *Disk {
 		}
 	}
 	return nil
+}
+
+// KnownAt is the last moment at which the source is known to have been as a point: its own, or AsOf when the pages still are that point and
+// deltas since have found that nothing had changed.
+func (s *State) KnownAt(p Point) time.Time {
+	if p.At == s.Applied && s.Applying == nil && s.Consistent && s.AsOf.After(p.CutAt) {
+		return s.AsOf
+	}
+	return p.CutAt
 }
 
 // Point returns a recovery point, or nil.
