@@ -131,9 +131,11 @@ func (d HomeDisk) target(st replica.State) home.Disk {
 func (j *Job) writableTargets(st replica.State) error {
 	for _, d := range j.Home.Disks {
 		if d.target(st).Format == disk.QCOW2 {
-			return fault.New(fault.DiskUnsupported, "the disk at home is a qcow2, and nothing is written into those: name another file, which need not be there, "+
+			e := fault.New(fault.DiskUnsupported, "the disk at home is a qcow2, and nothing is written into those: name another file, which need not be there, "+
 				"with its format in the site file (path: %s, format: raw); the VM at home has to use that one then", strings.TrimSuffix(d.Path, filepath.Ext(d.Path))+".raw").
 				At(d.Path).Of(j.VM, d.Name)
+			e.Cause, e.Mend = "Nothing is written into a qcow2 in place.", "Name the other file in the site file."
+			return e
 		}
 	}
 	return nil

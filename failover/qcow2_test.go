@@ -20,6 +20,9 @@ func TestHomeIsQCOW2(t *testing.T) {
 	wantCode(t, j.Failback(ctx, failover.FailbackOptions{Mode: failover.DuringFailover}, ""), fault.DiskUnsupported)
 	_, err := j.Price(ctx)
 	wantCode(t, err, fault.DiskUnsupported)
+	if e := fault.Find(err); e == nil || e.Mend != "Name the other file in the site file." {
+		t.Errorf("converting the image is not what helps: %v", e)
+	}
 	if st := w.state(t); st.Version != before.Version || st.Failover.Failback != nil {
 		t.Error("the failback was begun")
 	}
