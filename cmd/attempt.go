@@ -171,10 +171,9 @@ func retryAt(err error) *time.Time {
 // toCome says that a moment is far enough away to be told to people: what is due while they read is due.
 func (p *program) toCome(t time.Time) bool { return t.Sub(p.now()) >= time.Second }
 
-// clockTime writes a moment to come for people: local time, and how far away.
+// clockTime writes a moment to come for people, and how far away it is.
 func (p *program) clockTime(t time.Time) string {
-	now := p.now()
-	return fmt.Sprintf("%s (in %s)", t.In(now.Location()).Format("2006-01-02 15:04:05"), span(max(0, t.Sub(now))))
+	return fmt.Sprintf("%s (in %s)", p.local(t), span(max(0, t.Sub(p.now()))))
 }
 
 // sleep waits, or returns why it could not.

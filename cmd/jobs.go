@@ -12,6 +12,7 @@ import (
 	"sitrep/internal/fault"
 	"sitrep/internal/site"
 	"sitrep/internal/state"
+	"sitrep/internal/walltime"
 )
 
 // jobObject is a job in --json.
@@ -69,7 +70,7 @@ func (p *program) jobs(_ context.Context, c *cli.Context) error {
 	for _, j := range list {
 		o := w.jobObject(j)
 		w.res.Jobs = append(w.res.Jobs, o)
-		rows = append(rows, []string{j.ID, cmpOr(j.VM, "-"), j.Name, string(j.State), j.Started.Local().Format("2006-01-02 15:04:05"),
+		rows = append(rows, []string{j.ID, cmpOr(j.VM, "-"), j.Name, string(j.State), w.local(j.Started),
 			o.took(), size(j.Bytes)})
 	}
 	return w.show(table(rows) + w.waitingText(list))
@@ -116,10 +117,8 @@ func (w *world) since(text string) (time.Time, error) {
 	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
 		return now.Add(-d), nil
 	}
-	for _, form := range []string{time.RFC3339, "2006-01-02T15:04:05", "2006-01-02 15:04:05", "2006-01-02T15:04", "2006-01-02"} {
-		if t, err := time.ParseInLocation(form, text, now.Location()); err == nil {
-			return t, nil
-		}
+	if t, ok, err := walltime.Parse(text, now.Location()); ok {
+		return t, err
 	}
 	return now, fault.New(fault.UsageError, "--since %q is no time (2006-01-02, 2006-01-02T15:04:05) and no duration (24h)", text)
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"sitrep/internal/plain"
+	"sitrep/internal/walltime"
 )
 
 // result is the object of --json. Fields are only added.
@@ -139,7 +140,10 @@ func span(d time.Duration) string {
 	return fmt.Sprintf("%d days", int(d.Hours()/24))
 }
 
-// when writes a moment for people: local time, and how long ago.
+// local writes a moment for people, by the clock of this machine and with its zone.
+func (p *program) local(t time.Time) string { return walltime.Text(t, p.now().Location()) }
+
+// when writes a moment for people, and how long ago it was.
 func (p *program) when(t time.Time) string {
 	if t.IsZero() {
 		return "never"
@@ -149,7 +153,7 @@ func (p *program) when(t time.Time) string {
 	if ago < 0 {
 		how = " from now: a clock is wrong)"
 	}
-	return t.Local().Format("2006-01-02 15:04:05") + " (" + span(ago) + how
+	return p.local(t) + " (" + span(ago) + how
 }
 
 // plural writes a number with its noun.

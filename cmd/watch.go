@@ -36,7 +36,7 @@ func (w *world) watch(ctx context.Context, vms []*site.VM, every time.Duration, 
 		if !details {
 			unlisted = w.unlistedText(w.unlisted(ctx))
 		}
-		text := w.now().Format("2006-01-02 15:04:05") + "\n" + w.statusText(list, details) + unlisted + w.accessText() + w.planText(w.plansUnderWay(ctx, vms))
+		text := w.local(w.now()) + "\n" + w.statusText(list, details) + unlisted + w.accessText() + w.planText(w.plansUnderWay(ctx, vms))
 		if clear == "" {
 			text += "\n"
 		}

@@ -5,6 +5,7 @@ import (
 
 	"sitrep/internal/fault"
 	"sitrep/internal/replica"
+	"sitrep/internal/walltime"
 )
 
 // The points that have a name.
@@ -35,7 +36,7 @@ func Choose(st replica.State, word string, local *time.Location) (*replica.Point
 	if st.IsLost(word) {
 		return nil, lost(st.VM, word)
 	}
-	at, ok, err := parseTime(word, local)
+	at, ok, err := walltime.Parse(word, local)
 	if err != nil {
 		return nil, err
 	}
@@ -58,31 +59,4 @@ func newest(st replica.State, none string, is func(replica.Point) bool) (*replic
 		}
 	}
 	return nil, fault.New(fault.PointMissing, "%s", none).Of(st.VM, "")
-}
-
-func parseTime(word string, local *time.Location) (at time.Time, ok bool, err error) {
-	if t, err := time.Parse(time.RFC3339, word); err == nil {
-		return t, true, nil
-	}
-	for _, layout := range []string{"2006-01-02 15:04:05", "2006-01-02 15:04", "2006-01-02T15:04:05", "2006-01-02T15:04"} {
-		if t, err := time.ParseInLocation(layout, word, local); err == nil {
-			return t, true, unique(t, word, layout)
-		}
-	}
-	return time.Time{}, false, nil
-}
-
-// unique refuses a local time that there was twice, or never, because the clock was put back or forward: the point that it means would be
-// a guess.
-func unique(t time.Time, word, layout string) error {
-	if t.Format(layout) != word {
-		return fault.New(fault.UsageError, "the local time %q does not exist: the clock was put forward then; give it with its zone, such as %s", word, t.Format(time.RFC3339))
-	}
-	for shift := -3 * time.Hour; shift <= 3*time.Hour; shift += 15 * time.Minute {
-		if other := t.Add(shift); shift != 0 && other.Format(layout) == word {
-			return fault.New(fault.UsageError, "the local time %q was there twice: the clock was put back then; give it with its zone, %s or %s", word,
-				t.Format(time.RFC3339), other.Format(time.RFC3339))
-		}
-	}
-	return nil
 }
