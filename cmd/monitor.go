@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 
+	"sitrep/internal/fault"
+	"sitrep/internal/health"
 	"sitrep/internal/replica"
 )
 
@@ -13,6 +15,7 @@ const (
 	checkOK       = 0
 	checkWarning  = 1
 	checkCritical = 2
+	checkUnknown  = 3
 )
 
 // isProtected says whether the VM is meant to replicate: one whose replica was kept when protection was disabled is not.
@@ -67,9 +70,13 @@ func (w *world) plugin(list []*statusObject, named bool) error {
 
 // pluginError is the line of a plugin that could not look: it shows what it finds on stdout, and nothing else.
 func (p *program) pluginError(err error) error {
-	code := checkCritical
+	code, word, more := checkCritical, "CRITICAL", ""
+	if fault.Is(err, fault.Permission) { // nothing is known of the VMs
+		code, word = checkUnknown, "UNKNOWN"
+		more = "; run the check as the account that replicates, such as with sudo, or have it read the file of status --prometheus"
+	}
 	p.verdict = &code
-	line := fmt.Sprintf("CRITICAL - %s\n", strings.ReplaceAll(strings.Join(strings.Fields(message(err)), " "), "|", "/"))
+	line := fmt.Sprintf("%s - %s%s\n", word, strings.ReplaceAll(strings.Join(strings.Fields(message(err)), " "), "|", "/"), more)
 	return errors.Join(err, p.show(line))
 }
 
@@ -83,7 +90,7 @@ func checkCodeOf(o *statusObject, named bool) int {
 	return checkOK
 }
 
-// perfdata is the numbers behind the line, in the form that plugins have for them.
+// perfdata is the numbers behind the line, in the form that plugins have for them: 'label'=value;warning;critical;minimum.
 func perfdata(list []*statusObject) string {
 	var b strings.Builder
 	for _, o := range list {
@@ -91,9 +98,9 @@ func perfdata(list []*statusObject) string {
 			continue
 		}
 		if o.RPO != nil {
-			fmt.Fprintf(&b, " '%s rpo'=%.0fs", o.VM, *o.RPO)
+			fmt.Fprintf(&b, " '%s rpo'=%.0fs;%.0f;;0", o.VM, *o.RPO, health.BehindLimit.Seconds())
 		}
-		fmt.Fprintf(&b, " '%s pending'=%dB", o.VM, o.Pending)
+		fmt.Fprintf(&b, " '%s pending'=%dB;;;0", o.VM, o.Pending)
 	}
 	if b.Len() == 0 {
 		return ""

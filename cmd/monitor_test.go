@@ -35,13 +35,13 @@ func TestPlugin(t *testing.T) {
 		code  int
 		line  string
 	}{
-		{[]*statusObject{good, free, retired}, false, 0, "OK - 1 of 3 VMs are protected | 'a rpo'=90s 'a pending'=7B\n"},
+		{[]*statusObject{good, free, retired}, false, 0, "OK - 1 of 3 VMs are protected | 'a rpo'=90s;3600;;0 'a pending'=7B;;;0\n"},
 		{[]*statusObject{free}, false, 1, "WARNING - no VM is protected\n"},
 		{[]*statusObject{free, retired}, false, 1, "WARNING - no VM is protected\n"},
 		{[]*statusObject{retired}, true, 1, "WARNING - e: it is not protected\n"},
 		{[]*statusObject{free}, true, 1, "WARNING - d: it is not protected\n"},
-		{[]*statusObject{good, behind}, false, 1, "WARNING - b: behind / by an hour | 'a rpo'=90s 'a pending'=7B 'b rpo'=90s 'b pending'=7B\n"},
-		{[]*statusObject{behind, broken}, false, 2, "CRITICAL - c: gone; b: behind / by an hour | 'b rpo'=90s 'b pending'=7B 'c rpo'=90s 'c pending'=7B\n"},
+		{[]*statusObject{good, behind}, false, 1, "WARNING - b: behind / by an hour | 'a rpo'=90s;3600;;0 'a pending'=7B;;;0 'b rpo'=90s;3600;;0 'b pending'=7B;;;0\n"},
+		{[]*statusObject{behind, broken}, false, 2, "CRITICAL - c: gone; b: behind / by an hour | 'b rpo'=90s;3600;;0 'b pending'=7B;;;0 'c rpo'=90s;3600;;0 'c pending'=7B;;;0\n"},
 	} {
 		var out bytes.Buffer
 		w := &world{program: &program{stdout: &out}}
@@ -66,6 +66,8 @@ func TestMetrics(t *testing.T) {
 	age, pause := 60.0, 0.25
 	o.TestAge, o.Pause = &age, &pause
 	w := &world{program: &program{fs: crashfs.New(), now: func() time.Time { return at }}, site: &site.Site{Vault: "v1"}}
+	ends := at.Add(36 * time.Hour)
+	w.res.Access = &accessObject{EndsAt: &ends}
 	w.res.Unlisted = []replicaObject{{VM: "gone", State: "replicating"}}
 	text := w.metricsText([]*statusObject{o, statusOf("b", notProtected, "")})
 	declared, seen := map[string]bool{}, map[string]bool{}
@@ -97,7 +99,7 @@ func TestMetrics(t *testing.T) {
 	}
 	for _, want := range []string{
 		`sitrep_vm_rpo_seconds{vm="we\"ird\\name ",vault="v1"} 90.4`, `sitrep_disk_size_bytes{vm="we\"ird\\name ",disk="os",vault="v1"} 1099511627776`,
-		`sitrep_vm_protected{vm="b",vault="v1"} 0`, `sitrep_status_timestamp_seconds{vault="v1"} 1700000000.5`,
+		`sitrep_store_access_end_days{vault="v1"} 1.5`, `sitrep_vm_protected{vm="b",vault="v1"} 0`, `sitrep_status_timestamp_seconds{vault="v1"} 1700000000.5`,
 		`sitrep_vm_latency_seconds{vm="we\"ird\\name ",interval="current",stat="max",vault="v1"} 1.5`,
 		`sitrep_vm_last_successful_test_age_seconds{vm="we\"ird\\name ",vault="v1"} 60`,
 		`sitrep_vm_pause_seconds{vm="we\"ird\\name ",vault="v1"} 0.25`, `sitrep_unlisted_replica{vm="gone",state="replicating",vault="v1"} 1`,

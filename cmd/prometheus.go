@@ -139,6 +139,12 @@ func metrics() []metric {
 		{"sitrep_vm_generation", "Generation of the owner of the replica.", ledgerOnly(func(o *statusObject) []sample { return value(float64(o.Generation)) })},
 		{"sitrep_vm_last_successful_test_age_seconds", "Time since the last test failover that was complete was cleaned up.", func(o *statusObject) []sample { return optional(o.TestAge) }},
 		{"sitrep_vm_pause_seconds", "How long the VM was held still the last time that its disks were read.", func(o *statusObject) []sample { return optional(o.Pause) }},
+		{"sitrep_vm_sent_bytes_total", "Bytes that jobs of this site have moved to the replica.", func(o *statusObject) []sample {
+			if o.Sent == nil {
+				return nil
+			}
+			return value(float64(*o.Sent))
+		}},
 		{"sitrep_vm_retry_timestamp_seconds", "When the next attempt is due, after one that failed.", func(o *statusObject) []sample { return moment(o.RetryAt) }},
 		{"sitrep_vm_failed_attempts", "Attempts that failed since the last success.", protectedOnly(func(o *statusObject) []sample { return value(float64(o.Attempts)) })},
 		{"sitrep_vm_cycles", "Cycles of the monitoring interval, by outcome.", cycleSamples},
@@ -284,7 +290,11 @@ func (w *world) siteMetrics() []family {
 	if a := w.res.Access; a != nil && a.EndsAt != nil {
 		access.samples = value(float64(a.EndsAt.Unix()))
 	}
-	return []family{room, access, unlisted, timestamp}
+	days := family{name: "sitrep_store_access_end_days", help: "Days until the shared access signature of the store ends; less than 0 when it has ended."}
+	if a := w.res.Access; a != nil && a.EndsAt != nil {
+		days.samples = value(a.EndsAt.Sub(w.now()).Hours() / 24)
+	}
+	return []family{room, access, days, unlisted, timestamp}
 }
 
 // sourceRoom is how much room each disk's volume has for its change logs.
@@ -310,6 +320,14 @@ type family struct {
 	samples    []sample
 }
 
+// kind is the type of the metric, by the convention of its name.
+func (f family) kind() string {
+	if strings.HasSuffix(f.name, "_total") {
+		return "counter"
+	}
+	return "gauge"
+}
+
 // metricsText writes the families, each with its head, in the exposition format of Prometheus. Every sample names the vault: a machine may
 // have the metrics of several sites in one folder.
 func (w *world) metricsText(list []*statusObject) string {
@@ -327,7 +345,7 @@ func (w *world) metricsText(list []*statusObject) string {
 	var b strings.Builder
 	for _, f := range append(families, w.siteMetrics()...) {
 		if len(f.samples) > 0 {
-			fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s gauge\n", f.name, f.help, f.name)
+			fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s %s\n", f.name, f.help, f.name, f.kind())
 		}
 		for _, s := range f.samples {
 			fmt.Fprintf(&b, "%s{%s} %s\n", f.name, labelText(append(s.labels, "vault", w.site.Vault)), number(s.value))

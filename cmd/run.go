@@ -108,7 +108,7 @@ type program struct {
 	errs *lines // stderr, for several goroutines: that of log
 	log  *slog.Logger
 	res  result
-	// verdict is the exit code of a command whose exit code is its answer.
+	// verdict is the exit code of a command whose exit code is its answer, whatever it could not do.
 	verdict *int
 }
 
@@ -290,7 +290,7 @@ func (p *program) finish(err error) int {
 		err = several.worst() // each was printed when it happened
 	}
 	p.res.ExitCode = exitCode(err)
-	if err == nil && p.verdict != nil {
+	if p.verdict != nil {
 		p.res.ExitCode = *p.verdict
 	}
 	p.res.OK = p.res.ExitCode == exitDone

@@ -44,7 +44,8 @@ type statusObject struct {
 	Running        string         `json:"running_job,omitempty"`
 	Next           string         `json:"next_action"`
 	Cycles         *cyclesObject  `json:"cycles,omitempty"`
-	Pause          *float64       `json:"pause_seconds,omitempty"` // for how long the VM was held still for the last cut
+	Sent           *int64         `json:"bytes_sent_total,omitempty"` // by the jobs of this site
+	Pause          *float64       `json:"pause_seconds,omitempty"`    // for how long the VM was held still for the last cut
 	// Failover is the failover under way or done, Test the test failover that is there, LastTest how the last one went.
 	// Massive is a massive change that nobody has acknowledged.
 	Massive  *massiveObject      `json:"massive_change,omitempty"`
@@ -112,9 +113,10 @@ func (p *program) statusCommand() *cli.Command {
 		Description: "Exit codes: 0 when the ledger of every VM could be read, however the VMs are; else what kept it from that: 1 when it may go\n" +
 			"away by itself (the store is out of reach), 4 when it does not (a replica is missing, the ledger is damaged), 2 when the site\n" +
 			"file or the command line is wrong. With --check: 0 OK, 1 WARNING (a VM's health is Warning, or a VM that was named is not\n" +
-			"protected, or none is, or the store has a replica of this vault that the site file does not name), 2 CRITICAL (a VM's health is Critical, or the site file or the command line is wrong).",
+			"protected, or none is, or the store has a replica of this vault that the site file does not name), 2 CRITICAL (a VM's health is Critical, or the site file or the command line is wrong),\n" +
+			"3 UNKNOWN (the account that asks may not read the site file or the state folder).",
 		Flags: vmFlags(
-			&cli.BoolFlag{Name: "check", Usage: "one line and exit code 0, 1 or 2, for a monitoring plugin"},
+			&cli.BoolFlag{Name: "check", Usage: "one line and exit code 0, 1, 2 or 3, for a monitoring plugin"},
 			&cli.StringFlag{Name: "prometheus", Usage: "write metrics into `FILE`, for the textfile collector; - is stdout"},
 			&cli.BoolFlag{Name: "reset-statistics", Usage: "count cycles anew: what was missed and measured until now is forgotten"},
 			&cli.BoolFlag{Name: "watch", Usage: "again and again, until interrupted"},
@@ -157,6 +159,11 @@ func (p *program) status(ctx context.Context, c *cli.Context) error {
 	}
 	if c.Bool("reset-statistics") {
 		return w.each(ctx, vms, func(_ context.Context, vm *site.VM) (vmObject, error) { return w.resetStatistics(vm, c.NArg() > 0) })
+	}
+	if c.Bool("check") {
+		if err := w.memory.Readable(); err != nil {
+			return err
+		}
 	}
 	if c.Bool("watch") {
 		return w.watch(ctx, vms, c.Duration("interval"), c.NArg() > 0)
@@ -357,8 +364,7 @@ func (o *statusObject) remembered(mem state.VM, s health.Statistics) {
 	if o.LastError = mem.Critical; o.LastError == nil {
 		o.LastError = mem.Failed
 	}
-	o.Pause = mem.Pause
-	o.Pause = mem.Pause
+	o.Pause, o.Sent = mem.Pause, &mem.Sent
 	o.Marked, o.RetryAt, o.Attempts = mem.Marked, utc(mem.Retry.NextAt), mem.Retry.Attempts
 	if s.Current.End.IsZero() {
 		return

@@ -92,10 +92,15 @@ func (w *world) job(vm *site.VM, name string, h *vmHead, f func(*state.Job) erro
 	}
 	err = j.End(w.sayAccept(vm, err))
 	w.log.Info("job ended", "job", j.ID(), "state", j.State())
-	if nerr := errors.Join(w.noteFailure(vm, j.ID(), err), w.memory.Prune(vm.Policy().JobRetention)); nerr != nil {
+	if nerr := errors.Join(w.noteFailure(vm, j.ID(), err), w.noteSent(vm, j.Bytes()), w.memory.Prune(vm.Policy().JobRetention)); nerr != nil {
 		w.log.Warn("the site's memory cannot be kept in order", "error", nerr) // what the job did stands
 	}
 	return err
+}
+
+// noteSent counts what a job has moved to the replica.
+func (w *world) noteSent(vm *site.VM, bytes int64) error {
+	return w.memory.ChangeVM(vm.Name, func(mem *state.VM) { mem.Sent += bytes })
 }
 
 // noteFailure keeps what stopped the VM in a job, so that status tells it. An error that says nothing about the VM's

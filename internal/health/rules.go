@@ -38,12 +38,15 @@ const (
 
 // The limits of the rules (Hyper-V team blog, "Interpreting Replication Health", parts 1 and 2).
 const (
-	missedPercent  = 20              // more missed cycles than this share of an interval's are not normal
-	enoughInTime   = 4               // cycles in a row of which none was missed: the share of the last five is as it should be
-	behindLimit    = time.Hour       // an older replica is not normal
+	missedPercent  = 20 // more missed cycles than this share of an interval's are not normal
+	enoughInTime   = 4  // cycles in a row of which none was missed: the share of the last five is as it should be
+	behindLimit    = BehindLimit
 	latencyLimit   = 5 * time.Minute // a longer average latency is not normal
 	clockTolerance = 5 * time.Minute // what clocks of two sites may differ by
 )
+
+// BehindLimit is the age from which on a replica is not normal.
+const BehindLimit = time.Hour
 
 // rule is one line of the table of health.
 type rule struct {

@@ -134,6 +134,9 @@ func idTime(id string) (at time.Time, ok bool) {
 // ID names the job.
 func (j *Job) ID() string { return j.rec.ID }
 
+// Bytes is how many the job has moved to the store.
+func (j *Job) Bytes() int64 { return j.rec.Bytes }
+
 // State is how the job stands.
 func (j *Job) State() JobState { return j.rec.State }
 

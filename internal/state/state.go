@@ -162,6 +162,8 @@ type VM struct {
 	Applied uint64        `json:"applied,omitempty"`
 	// Pause is for how many seconds the VM was held still the last time.
 	Pause *float64 `json:"pause_seconds,omitempty"`
+	// Sent is how many bytes jobs have moved to the replica.
+	Sent int64 `json:"sent_bytes,omitempty"`
 	// Rates are the last measured bytes per second, by kind of work.
 	Rates map[string]float64 `json:"rates,omitempty"`
 	// Runs are the runs that may be the last to have written to the replica, as far as this site knows (see replica.Owner): its own, and
@@ -196,6 +198,14 @@ type Disk struct {
 	BlockSize int64  `json:"block_size"` // bytes
 	// Identity tells the disk from another one at its path; see replica.Disk.
 	Identity string `json:"identity,omitempty"`
+}
+
+// Readable is nil when what is remembered of VMs can be read, or nothing is.
+func (d *Dir) Readable() error {
+	if _, err := d.fs.ReadDir(d.Path("vms")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fault.FromOS(err)
+	}
+	return nil
 }
 
 // VM returns what is remembered of a VM; ok is false when nothing is.
