@@ -3,6 +3,7 @@ package cmd_test
 import (
 	"bytes"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -77,7 +78,7 @@ func TestAzureUnlock(t *testing.T) {
 		t.Errorf("after the plan the exit code is %d", code)
 	}
 	second.run(0, "store", "unlock", "web01")
-	f.run(6, "delta", "web01", "--now", "--state", "third")
+	f.run(6, "delta", "web01", "--now", "--state", filepath.Join(t.TempDir(), "third"))
 	wantWords(t, second.run(0, "jobs", "--vm", "web01"), "Take the replica over", "Succeeded")
 	if code, _, errs := second.result("delta", "web01", "--now"); code == 5 { // a machine that never replicated it
 		second.run(0, "resync", "web01", "--now")

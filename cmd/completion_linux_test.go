@@ -94,6 +94,16 @@ func TestCompletionOnlyLooks(t *testing.T) {
 	}
 }
 
+// TestManualPage: mandoc has nothing to say against it.
+func TestManualPage(t *testing.T) {
+	needProgram(t, "mandoc", "mandoc")
+	page := filepath.Join(t.TempDir(), "sitrep.8")
+	write(t, page, []byte(run(t, t.TempDir(), "man")))
+	if out, err := exec.Command("mandoc", "-Tlint", "-W", "warning", page).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 func read(t *testing.T, name string) string {
 	t.Helper()
 	data, err := os.ReadFile(name)

@@ -3,7 +3,9 @@ package cmd
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
+	"time"
 
 	"github.com/cpuguy83/go-md2man/v2/md2man"
 	"github.com/urfave/cli/v2"
@@ -21,8 +23,7 @@ func (p *program) manCommand() *cli.Command {
 // manual is the manual page as Markdown: the commands with their flags, and all topics.
 func manual(app *cli.App) string {
 	var b strings.Builder
-	date, _, _ := strings.Cut(buildOf().time, "T")
-	fmt.Fprintf(&b, "%% sitrep 8 %q %q \"System Administration\"\n\n# NAME\n\nsitrep - %s\n\n# SYNOPSIS\n\n", date, "sitrep "+version(), app.Usage)
+	fmt.Fprintf(&b, "%% SITREP 8 %q %q \"System Administration\"\n\n# NAME\n\nsitrep - %s\n\n# SYNOPSIS\n\n", manDate(), "sitrep "+version(), app.Usage)
 	fmt.Fprintf(&b, "**sitrep** [**--site** *FILE*] [*global flags*] *COMMAND* [*flags*] [*VM*...]\n\n# DESCRIPTION\n\n%s\n\n", manIntroduction)
 	b.WriteString("# GLOBAL FLAGS\n\n" + manFlags(app.Flags) + "# COMMANDS\n\n")
 	for _, c := range app.Commands {
@@ -33,6 +34,22 @@ func manual(app *cli.App) string {
 	}
 	fmt.Fprintf(&b, "# EXAMPLES\n\n%s", manExamples)
 	return b.String()
+}
+
+// manDate is the day of the commit that the program was built of; where that is not known, the day on which it was built.
+func manDate() string {
+	if day, _, ok := strings.Cut(buildOf().time, "T"); ok {
+		return day
+	}
+	path, err := os.Executable()
+	if err != nil {
+		return ""
+	}
+	file, err := os.Stat(path)
+	if err != nil {
+		return ""
+	}
+	return file.ModTime().UTC().Format(time.DateOnly)
 }
 
 const manIntroduction = "sitrep copies the disks of virtual machines to a store, keeps the copies up to date by change logs, keeps recovery points, starts the VMs " +

@@ -23,6 +23,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"text/tabwriter"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -133,7 +134,7 @@ func (p *program) app() *cli.App {
 		// Errors come back from RunContext: only main ends the process.
 		ExitErrHandler: func(*cli.Context, error) {},
 	}
-	finishCommands(app.Commands)
+	finishCommands(app.Commands, app.Flags)
 	return app
 }
 
@@ -147,22 +148,28 @@ func (p *program) subcommands() []*cli.Command {
 
 // finishCommands gives every command what urfave/cli has per command only. Its "help" subcommand of each command is
 // left out, because a VM may have that name.
-func finishCommands(list []*cli.Command) {
+func finishCommands(list []*cli.Command, global []cli.Flag) {
 	for _, c := range list {
 		c.OnUsageError = onUsageError
-		c.CustomHelpTemplate = helpTemplate(c)
+		c.CustomHelpTemplate = helpTemplate(c, global)
 		c.HideHelpCommand = true
-		finishCommands(c.Subcommands)
+		finishCommands(c.Subcommands, global)
 	}
 }
 
-// helpTemplate is the help of a command, and where the rest is told.
-func helpTemplate(c *cli.Command) string {
+// helpTemplate is the help of a command, with the global flags, and where the rest is told.
+func helpTemplate(c *cli.Command, global []cli.Flag) string {
 	text := cli.CommandHelpTemplate
 	if len(c.Subcommands) > 0 {
 		text = cli.SubcommandHelpTemplate
 	}
-	return text + "\nGLOBAL FLAGS: sitrep help\nEXIT CODES:   sitrep help exit-codes\n"
+	var list strings.Builder
+	tabs := tabwriter.NewWriter(&list, 1, 8, 2, ' ', 0)
+	for _, f := range global {
+		fmt.Fprintf(tabs, "   %s\n", f)
+	}
+	tabs.Flush() // to a strings.Builder: cannot fail
+	return text + "\nGLOBAL OPTIONS:\n" + list.String() + "\nEXIT CODES: sitrep help exit-codes\n"
 }
 
 func (p *program) globalFlags() []cli.Flag {

@@ -4,8 +4,10 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime/debug"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/urfave/cli/v2"
@@ -24,6 +26,11 @@ func TestTopicOfSiteFile(t *testing.T) {
 	for _, x := range topics() {
 		if x.text() == "" {
 			t.Errorf("topic %s has no text", x.name)
+		}
+		for _, line := range strings.Split(x.text(), "\n") {
+			if len(line) > 80 {
+				t.Errorf("topic %s: a line does not fit on a terminal: %s", x.name, line)
+			}
 		}
 		if x.name == "site-file" {
 			text = x.text()
@@ -59,7 +66,7 @@ func TestTopicOfExitCodes(t *testing.T) {
 		if x.name != "exit-codes" {
 			continue
 		}
-		for _, code := range []string{"0", "1", "2", "3", "4", "5", "6", "7", "11", "130"} {
+		for _, code := range []string{"0", "1", "2", "3", "4", "5", "6", "7", "11", "12", "130"} {
 			if !regexp.MustCompile(`(?m)^ +` + code + `  \S`).MatchString(x.text()) {
 				t.Errorf("exit code %s is not told", code)
 			}
@@ -113,6 +120,37 @@ func TestVerdict(t *testing.T) {
 	} {
 		if got := verdict(c.list); got != c.want {
 			t.Errorf("%v: %q, want %q", c.list, got, c.want)
+		}
+	}
+}
+
+// TestVersionOfBuild: what a build of a repository stamps is told, and a build that stamped nothing says so.
+func TestVersionOfBuild(t *testing.T) {
+	info := &debug.BuildInfo{Settings: []debug.BuildSetting{{Key: "vcs.revision", Value: "0123456789abcdef0123"}, {Key: "vcs.time", Value: "2026-11-30T10:00:00Z"}}}
+	if got := buildIn(info).text(); got != " commit 0123456789ab of 2026-11-30T10:00:00Z" {
+		t.Error(got)
+	}
+	info.Settings = append(info.Settings, debug.BuildSetting{Key: "vcs.modified", Value: "true"})
+	if got := buildIn(info).text(); !strings.HasSuffix(got, "Z (modified)") {
+		t.Error(got)
+	}
+	for _, none := range []*debug.BuildInfo{nil, {}} {
+		if got := buildIn(none).text(); !strings.Contains(got, "commit unknown") {
+			t.Error(got)
+		}
+	}
+}
+
+// TestManual: the page has its date, and all parts.
+func TestManual(t *testing.T) {
+	p := &program{now: time.Now, getenv: os.Getenv}
+	text := manual(p.app())
+	if !regexp.MustCompile(`^% SITREP 8 "20\d\d-\d\d-\d\d"`).MatchString(text) {
+		t.Error(strings.SplitN(text, "\n", 2)[0])
+	}
+	for _, part := range []string{"GLOBAL FLAGS", "COMMANDS", "EXIT STATUS", "SITE FILE", "FILES", "ENVIRONMENT", "RECOVERY POINTS", "EXAMPLES"} {
+		if !strings.Contains(text, "\n# "+part+"\n") {
+			t.Errorf("%s is missing", part)
 		}
 	}
 }

@@ -70,7 +70,7 @@ func buildIn(info *debug.BuildInfo) (b build) {
 // text is the commit and its date for people.
 func (b build) text() string {
 	if b.revision == "" {
-		return ""
+		return " (commit unknown: it was built without -buildvcs, or outside a clone)"
 	}
 	text := " commit " + b.revision[:min(12, len(b.revision))]
 	if b.time != "" {
