@@ -1,8 +1,10 @@
 package cmd
 
 import (
+	"fmt"
 	"time"
 
+	"sitrep/internal/fault"
 	"sitrep/internal/health"
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
@@ -45,6 +47,15 @@ func (w *world) judge(vm *site.VM, st *replica.State, mem state.VM, running stri
 	if running != "" && v.Health != health.Normal { // whatever is to be done, it is the job's turn
 		v.Next = "sitrep jobs show " + running
 	}
+	return v
+}
+
+// otherVault is v, of a VM that has no replica here, when the replica of its name is of another vault: the VM looks protected, and every
+// command about it is refused.
+func (w *world) otherVault(v health.Verdict, st replica.State) health.Verdict {
+	r := health.Reason{Code: health.OtherVault, Health: health.Critical, Next: "sitrep store list",
+		Text: fmt.Sprintf("the VM is not replicated: %s", fault.Find(w.owned(st)).Msg)}
+	v.Health, v.Reasons, v.Next = r.Health, []health.Reason{r}, r.Next
 	return v
 }
 

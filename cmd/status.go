@@ -232,8 +232,14 @@ func (w *world) statusOf(ctx context.Context, vm *site.VM, o *statusObject) (err
 		return err
 	}
 	r, st, err := w.replica(ctx, vm, forReading)
-	if fault.Is(err, fault.NotProtected) {
-		o.judged(w.judge(vm, nil, state.VM{}, o.Running))
+	foreign := err == nil && w.owned(st) != nil
+	if foreign || fault.Is(err, fault.NotProtected) {
+		v := w.judge(vm, nil, state.VM{}, o.Running)
+		if foreign {
+			v = w.otherVault(v, st)
+			defer closing(r, &err)
+		}
+		o.judged(v)
 		for _, d := range vm.Disks {
 			o.Disks = append(o.Disks, statusDiskObject{Name: d.Name, Path: d.Path})
 		}

@@ -171,3 +171,31 @@ func TestFullStore(t *testing.T) {
 		})
 	}
 }
+
+// TestOtherVaultsReplica: a VM whose name another vault's VM has in the same store is not replicated, whatever lies there, and is not said
+// to be.
+func TestOtherVaultsReplica(t *testing.T) {
+	m := newRig(t, "copy_frequency: 5m")
+	m.must(0, "protect", "web01")
+	site := string(readAll(t, m.fs, "/site.yaml"))
+	if err := m.fs.Remove("/site.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	writeAll(t, m.fs, "/site.yaml", []byte(strings.Replace(site, "vault: test", "vault: other", 1)))
+	m.must(6, "delta", "web01", "--now")
+	if out, _ := m.must(2, "status", "--check"); !strings.HasPrefix(out, `CRITICAL - web01: the VM is not replicated: the replica belongs to vault "test"`) {
+		t.Error(out)
+	}
+	out, _ := m.must(0, "status")
+	if !strings.Contains(out, "not-protected") || strings.Contains(out, "replicating") {
+		t.Error(out)
+	}
+	o := m.object("status", "web01")
+	if o["state"] != "not-protected" || o["health"] != "Critical" || o["reasons"].([]any)[0].(map[string]any)["code"] != "other-vault" {
+		t.Error(o)
+	}
+	if out, _ := m.must(0, "why", "web01"); !strings.Contains(out, "other-vault") || !strings.Contains(out, "store list") {
+		t.Error(out)
+	}
+	m.must(0, "store", "list")
+}

@@ -34,6 +34,7 @@ const (
 	TestNotCleaned    Code = "test-failover-not-cleaned-up"
 	PointsLost        Code = "recovery-points-lost"
 	MassiveChange     Code = "massive-change"
+	OtherVault        Code = "other-vault" // of no rule: the ledger is that of somebody else's VM
 )
 
 // The limits of the rules (Hyper-V team blog, "Interpreting Replication Health", parts 1 and 2).
