@@ -113,16 +113,18 @@ func (q *quiescer) Thaw(ctx context.Context) {
 		return
 	}
 	q.hold = nil
+	held := h.rec.Host || h.rec.Hooks // not a VM that is off
 	paused, err := h.letGo(ctx)
-	q.paused += paused
+	if held {
+		q.paused += paused
+	}
 	if err != nil {
 		q.w.log.Error("the VM could not be let go on", "vm", q.vm.Name, "error", err)
 	} else if paused > longPause {
 		q.w.log.Warn("the VM was held still for long: put its disks on a filesystem with reflinks", "vm", q.vm.Name, "paused", span(paused))
 	}
 	err = q.w.memory.ChangeVM(q.vm.Name, func(mem *state.VM) {
-		s := q.paused.Seconds()
-		mem.Pause = &s
+		mem.Pause = q.pause()
 	})
 	if err != nil {
 		q.w.log.Warn("the site's memory cannot be kept in order", "error", errors.Join(err))
