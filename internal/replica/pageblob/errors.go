@@ -161,7 +161,7 @@ func refusedAccess(re *azcore.ResponseError, now time.Time) string {
 		return ""
 	}
 	switch bloberror.Code(re.ErrorCode) {
-	case bloberror.AuthenticationFailed, bloberror.InvalidAuthenticationInfo:
+	case bloberror.AuthenticationFailed, bloberror.InvalidAuthenticationInfo, bloberror.AuthorizationFailure: // the emulator's for one that has ended
 		return a.refused(now)
 	case bloberror.AuthorizationPermissionMismatch, bloberror.InsufficientAccountPermissions:
 		return a.lacks()

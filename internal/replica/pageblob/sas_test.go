@@ -14,6 +14,7 @@ import (
 func TestAccess(t *testing.T) {
 	for _, c := range []struct{ name, query, code, want, not string }{
 		{"ended", "sp=rwdlac&se=2021-03-04T05%3A06%3A07Z&sig=AAAA", "AuthenticationFailed", "the SAS has ended on 2021-03-04T05:06:07Z", "AAAA"},
+		{"ended, as the emulator says it", "sp=rwdlac&se=2021-03-04T05%3A06%3A07Z&sig=AAAA", "AuthorizationFailure", "the SAS has ended on 2021-03-04T05:06:07Z", "AAAA"},
 		{"ended, by the day", "sp=rwdlac&se=2021-03-04&sig=AAAA", "AuthenticationFailed", "the SAS has ended on 2021-03-04T00:00:00Z", "AAAA"},
 		{"not begun", "sp=rwdlac&st=2521-03-04T05:06Z&se=2522-03-04&sig=AAAA", "AuthenticationFailed", "the SAS begins on 2521-03-04T05:06:00Z", "ended on"},
 		{"neither", "sp=rwdlac&se=2522-03-04&sig=AAAA", "AuthenticationFailed", "refused the credentials", "ended on"},
