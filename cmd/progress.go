@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"io"
-	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -18,7 +17,7 @@ import (
 
 // meter returns what shows the progress of work on a VM: a bar, lines, or nothing.
 func (p *program) meter(vm string) *meter {
-	return &meter{vm: vm, w: p.stderr, style: p.style(), theme: theme(p.getenv), now: p.now, tasks: map[string]*task{}}
+	return &meter{vm: vm, w: p.stderr, style: p.style(), narrow: p.opts.progress == "auto", theme: theme(p.getenv), now: p.now, tasks: map[string]*task{}}
 }
 
 // style is how progress is shown. Nothing is, unless asked for, where nobody looks.
@@ -34,18 +33,22 @@ func (p *program) style() string {
 	return "bar"
 }
 
-// barColumns is how wide a terminal has to be for a bar with its figures.
-const barColumns = 62
+// barColumns is how wide a terminal has to be for a bar with a short name, figureColumns what all but its name takes.
+const (
+	barColumns    = 62
+	figureColumns = 44
+	wide          = 1 << 10
+)
 
-// columns is how wide a terminal is; what cannot be told is wide.
+// columns is how wide a terminal is; what cannot be told is wide enough.
 func columns(w io.Writer) int {
-	f, ok := w.(*os.File)
+	f, ok := fileOf(w)
 	if !ok {
-		return barColumns
+		return wide
 	}
 	n, _, err := term.GetSize(int(f.Fd()))
 	if err != nil || n <= 0 {
-		return barColumns
+		return wide
 	}
 	return n
 }
@@ -81,7 +84,9 @@ type meter struct {
 	w     io.Writer
 	style string
 	theme progressbar.Theme // of bars
-	now   func() time.Time
+	// narrow says that lines take the place of a bar whose name leaves no room for it.
+	narrow bool
+	now    func() time.Time
 
 	planned int64 // bytes of the whole run, 0 when not known
 	done    int64 // bytes of the whole run, those of earlier runs included
@@ -117,6 +122,9 @@ func (m *meter) Begin(name string, total, done int64) {
 	t := &task{name: name, total: total, done: done, begun: done, started: now, shown: now}
 	m.tasks[name] = t
 	m.done += done
+	if m.narrow && columns(m.w) < figureColumns+len(m.label(t)) {
+		m.style = "lines"
+	}
 	if m.style == "bar" && total > done {
 		t.bar = m.newBar(t)
 	}
@@ -187,8 +195,12 @@ func (m *meter) close(t *task) {
 }
 
 func (m *meter) newBar(t *task) *progressbar.ProgressBar {
+	w := m.w
+	if f, ok := fileOf(w); ok { // which the width of the terminal can be asked of
+		w = f
+	}
 	return progressbar.NewOptions64(t.total-t.begun,
-		progressbar.OptionSetWriter(m.w),
+		progressbar.OptionSetWriter(w),
 		progressbar.OptionSetDescription(m.label(t)),
 		progressbar.OptionShowBytes(true),
 		progressbar.OptionShowCount(),
