@@ -40,6 +40,7 @@ func (r *retrying) Unwrap() error { return r.error }
 // what became of it. Not yet is no error: h says when.
 func (w *world) attempt(ctx context.Context, vm *site.VM, h *vmHead, p pace, f func() error) error {
 	h.Tried = new(bool)
+	w.atOnce = p.atOnce
 	for {
 		err := w.lockedUnlessSeeded(vm, p.todo, h, func() error { return w.try(ctx, vm, h, p, f) })
 		if !p.following || h.RetryAt == nil || err != nil && fault.FromOS(err).Class() != fault.Recoverable {

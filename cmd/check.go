@@ -344,6 +344,10 @@ func (w *world) limits(vm *site.VM, facts []diskFacts) (out []finding) {
 				"the initial copy holds %s, and the store %s has %s free", size(need), w.store.Describe(), size(free))
 		}
 	}
+	if err := w.pauses(vm, total(facts, func(f diskFacts) int64 { return f.data })); err != nil {
+		out = append(out, finding{VM: vm.Name, Rule: string(fault.PauseLimit), Severity: support.Error,
+			Message: bareMessage(fault.FromOS(err)), Advice: w.advice(fault.PauseLimit, vm.Name)})
+	}
 	if p.AppConsistentEvery > 0 && vm.Hooks.Freeze == "" {
 		warn("", "app-consistent", "Give the VM hooks: {freeze: ..., thaw: ...}.",
 			"the policy wants application-consistent recovery points, and the VM has no hooks that quiesce its applications")

@@ -122,7 +122,7 @@ func (w *world) delta(ctx context.Context, vm *site.VM, o *deltaObject) error {
 			s.record = j
 			return s.delta(ctx, o)
 		})
-		if err != nil && !o.captured && ctx.Err() == nil && w.keepsFromShipping(err) {
+		if err != nil && !o.captured && ctx.Err() == nil && !fault.Is(err, fault.PauseLimit) && w.keepsFromShipping(err) {
 			err = w.captureMeanwhile(ctx, vm, o, j, err)
 		}
 		return w.storeFull(vm, err)
@@ -147,6 +147,7 @@ func (s *session) delta(ctx context.Context, o *deltaObject) error {
 		d, err := s.cycle(ctx)
 		o.fill(d)
 		o.Pause = s.quiet.pause()
+		s.noteScan(s.vm, d.Disks)
 		return o.Sent, o.summary(), err
 	})
 	o.Seconds = c.took().Seconds()
@@ -272,6 +273,7 @@ func (w *world) captureBeside(ctx context.Context, vm *site.VM, mem state.VM, o 
 	}
 	captured, err := e.Capture(ctx)
 	o.Pause = q.pause()
+	w.noteScan(vm, captured.Disks)
 	o.capture(captured)
 	if f := fault.Find(err); f != nil && f.Class() == fault.Resync {
 		err = errors.Join(err, w.markLocally(vm, err))

@@ -12,6 +12,7 @@ import (
 	"sitrep/internal/inuse"
 	"sitrep/internal/site"
 	"sitrep/internal/track"
+	"sitrep/internal/track/scan"
 )
 
 // This file is what is asked of the world around a disk: who uses it, and whether its VM writes to it at all.
@@ -135,7 +136,7 @@ func (w *world) writesHere(ctx context.Context, vm *site.VM) error {
 
 // believed is a tracker whose cuts are taken of disks that their VM writes to, and of no others.
 type believed struct {
-	track.Tracker
+	*scan.Tracker
 	writesHere func(ctx context.Context) error
 }
 

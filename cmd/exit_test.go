@@ -15,7 +15,7 @@ import (
 // contract is the exit code of every kind of error.
 func contract() map[int][]fault.Code {
 	return map[int][]fault.Code{
-		1: {fault.IO, fault.NoSpace, fault.SourceReserve, fault.Busy, fault.DiskModified, fault.StoreNotMounted, fault.LedgerConflict},
+		1: {fault.IO, fault.NoSpace, fault.SourceReserve, fault.PauseLimit, fault.Busy, fault.DiskModified, fault.StoreNotMounted, fault.LedgerConflict},
 		2: {fault.UsageError, fault.SiteInvalid, fault.VMUnknown},
 		3: {fault.PrerequisiteFail},
 		4: {fault.Permission, fault.NotFound, fault.DiskMissing, fault.DiskFormat, fault.DiskCorrupt, fault.DiskUnsupported,

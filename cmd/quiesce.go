@@ -9,6 +9,8 @@ import (
 	"sitrep/internal/host"
 	"sitrep/internal/site"
 	"sitrep/internal/state"
+	"sitrep/internal/track"
+	"sitrep/replicate"
 )
 
 // quiescer holds a VM still while a cut is taken: by its hypervisor, and, when an application-consistent point is due, by
@@ -18,6 +20,8 @@ type quiescer struct {
 	vm      *site.VM
 	freezer host.Freezer // nil: the hypervisor cannot
 	due     bool         // of an application-consistent point
+
+	reads func() (int64, error) // how many bytes of its disks are read while it is held
 
 	hold   *hold         // while it is held
 	paused time.Duration // how long it was held, in all
@@ -48,11 +52,69 @@ func consistentDue(now, newest time.Time, p *site.Policy) bool {
 	return since < -time.Minute || since >= p.AppConsistentEvery-p.CopyFrequency/2
 }
 
+// quiesces has the VM held still for the cuts of an engine's tracker.
+func (q *quiescer) quiesces(j *replicate.Job) {
+	if t, ok := j.Tracker.(interface{ HeldBytes() (int64, error) }); ok {
+		q.reads = t.HeldBytes
+	}
+	j.Tracker = track.Quiesced(j.Tracker, q)
+}
+
+// Limit is how long the VM may be held, when it is.
+func (q *quiescer) Limit() time.Duration {
+	if q.hold == nil {
+		return 0
+	}
+	return q.vm.Policy().MaxPause
+}
+
+// tooLong refuses a pause that is expected to be longer than the policy allows.
+func (q *quiescer) tooLong() error {
+	if q.vm.Policy().MaxPause == 0 || q.w.atOnce || q.reads == nil {
+		return nil
+	}
+	n, err := q.reads()
+	if err != nil {
+		return err
+	}
+	return q.w.pauseFits(q.vm, n)
+}
+
+// pauseFits fails when so many bytes of the VM's disks take longer to be read, by how fast they were read last, than the policy lets it be
+// held still.
+func (w *world) pauseFits(vm *site.VM, bytes int64) error {
+	limit := vm.Policy().MaxPause
+	takes := w.estimate(vm, rateScan, bytes)
+	if limit == 0 || takes == nil || *takes < limit.Seconds() {
+		return nil
+	}
+	return fault.New(fault.PauseLimit, "the VM would be held still for about %s while %s are read, and max_pause is %s",
+		span(time.Duration(*takes*float64(time.Second))), size(bytes), span(limit))
+}
+
+// pauses is pauseFits for a VM that its host can hold still, whose last pause, if there was one, was not within the limit: disks that can be
+// cloned, or that their VM does not write to, are not read while it is held.
+func (w *world) pauses(vm *site.VM, bytes int64) error {
+	f, err := w.freezerAt(vm, state.AtSource)
+	mem, _, merr := w.memory.VM(vm.Name)
+	if err != nil || merr != nil || f == nil || mem.Pause != nil && *mem.Pause < vm.Policy().MaxPause.Seconds() {
+		return nil
+	}
+	return w.pauseFits(vm, bytes)
+}
+
 // Freeze lets the applications flush, then holds the VM. A hook that fails costs the consistency of the applications, not the
 // recovery point. A VM that somebody has paused writes nothing, and is left to them.
 func (q *quiescer) Freeze(ctx context.Context) (app bool, err error) {
 	if paused, err := q.pausedByOthers(ctx); err != nil || paused {
 		return false, err
+	}
+	if err := q.tooLong(); err != nil {
+		if q.freezer != nil || !fault.Is(err, fault.PauseLimit) {
+			return false, err
+		}
+		q.w.log.Warn("the applications are not quiesced, the recovery point is crash-consistent", "vm", q.vm.Name, "error", err)
+		return false, nil
 	}
 	q.hold, err = q.w.beginHold(ctx, q.vm, state.Held{Side: state.AtSource, Name: q.vm.Name, Host: q.freezer != nil, Hooks: q.due})
 	if err != nil {

@@ -10,7 +10,6 @@ import (
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
 	"sitrep/internal/state"
-	"sitrep/internal/track"
 	"sitrep/replicate"
 )
 
@@ -122,7 +121,7 @@ func (s *session) sourceAtRest() error {
 func (w *world) holding(j *replicate.Job, vm *site.VM, newest time.Time) (*quiescer, error) {
 	q, err := w.quiesce(vm, newest)
 	if q != nil {
-		j.Tracker = track.Quiesced(j.Tracker, q)
+		q.quiesces(j)
 	}
 	return q, err
 }

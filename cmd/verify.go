@@ -14,7 +14,6 @@ import (
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
 	"sitrep/internal/state"
-	"sitrep/internal/track"
 	"sitrep/replicate"
 )
 
@@ -176,7 +175,7 @@ func (s *session) compare(ctx context.Context) (found []replicate.Verified, err 
 		return nil, err
 	}
 	if q != nil {
-		s.engine.Tracker = track.Quiesced(s.engine.Tracker, q)
+		q.quiesces(s.engine)
 	}
 	return s.engine.CompareSource(ctx, deltas)
 }

@@ -34,6 +34,8 @@ type world struct {
 	noStore error
 	// accepted are the disks of the VM that are replicated whatever they are.
 	accepted []string
+	// atOnce says that the command was given --now: what is only estimated keeps it from nothing.
+	atOnce bool
 	// toldReadOnly is the VM of which it was said last that its store cannot be written to.
 	toldReadOnly string
 }

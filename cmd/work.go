@@ -12,6 +12,7 @@ import (
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
 	"sitrep/internal/state"
+	"sitrep/replicate"
 )
 
 // failures is what went wrong with several VMs. Each was reported when it happened.
@@ -137,6 +138,24 @@ func (w *world) noteSuccess(vm *site.VM, kind string, bytes int64, took time.Dur
 	})
 }
 
+// noteScan keeps how fast source disks were read.
+func (w *world) noteScan(vm *site.VM, disks []replicate.DiskResult) {
+	read := total(disks, func(d replicate.DiskResult) int64 { return d.Scanned })
+	took := time.Duration(total(disks, func(d replicate.DiskResult) int64 { return int64(d.Took) }))
+	if read < minMeasured || took <= 0 {
+		return
+	}
+	err := w.memory.ChangeVM(vm.Name, func(mem *state.VM) {
+		if mem.Rates == nil {
+			mem.Rates = map[string]float64{}
+		}
+		mem.Rates[rateScan] = float64(read) / took.Seconds()
+	})
+	if err != nil {
+		w.log.Warn("the site's memory cannot be kept in order", "error", err)
+	}
+}
+
 // noteLedger keeps what the ledger says, for when it is out of reach.
 func (w *world) noteLedger(vm *site.VM, st replica.State) error {
 	if w.opts.dryRun {
@@ -160,6 +179,7 @@ const (
 	rateSeed   = "seed"   // bytes sent
 	rateDelta  = "delta"  // bytes sent
 	rateResync = "resync" // bytes compared
+	rateScan   = "scan"   // bytes of source disks read for a delta
 )
 
 // estimate is how long bytes of a kind of work take, by what was measured last; nil when nothing was.

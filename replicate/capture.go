@@ -44,10 +44,10 @@ func (j *Job) capture(ctx context.Context, limit int) (c Captured, err error) {
 	defer logs.abort()
 	for _, d := range cut.Disks() {
 		r, err := j.captureDisk(ctx, d, logs, limit)
+		c.Disks, c.Sizes[d.Name()] = append(c.Disks, r), d.Size()
 		if err != nil {
 			return c, fault.In(err, j.VM, d.Name())
 		}
-		c.Disks, c.Sizes[d.Name()] = append(c.Disks, r), d.Size()
 	}
 	if err := cut.Check(ctx); err != nil {
 		return c, fault.In(err, j.VM, "")

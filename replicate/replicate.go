@@ -102,7 +102,8 @@ type Captured struct {
 	AppConsistent bool
 	// Moving is of a plan: the disks were written to while they were read, so that the figures are of no one moment.
 	Moving bool
-	Disks  []DiskResult
+	// Disks is also of a cut that has failed: the last one is that on which it did.
+	Disks []DiskResult
 	// Sizes is the guest bytes of the disks at At, by name.
 	Sizes map[string]int64
 }

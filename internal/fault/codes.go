@@ -47,6 +47,7 @@ const (
 	LogVersion       Code = "log-version"
 	LogLimit         Code = "log-limit"
 	SourceReserve    Code = "source-reserve"
+	PauseLimit       Code = "pause-limit"
 	PositionLost     Code = "position-lost"
 	StoreNotMounted  Code = "store-not-mounted"
 	StoreUnnamed     Code = "store-identity-missing"
@@ -237,6 +238,7 @@ func table() map[Code]row {
 		LogVersion:       {Critical, "The change log was written by a newer version.", "Update sitrep.", "sitrep resume {vm}"},
 		LogLimit:         {Resync, "The change logs that wait beside the disk have reached the policy's share of its size, and take no more space.", "Mend what keeps them from being shipped.", "sitrep resync {vm} --now"},
 		SourceReserve:    {Recoverable, "The volume of the source disk would have less free than the policy's reserve for the VM; nothing was captured, and no log was left.", "Free space on the volume named in the message, or see to it that the logs that wait are shipped.", "{again}"},
+		PauseLimit:       {Recoverable, "Reading the disks takes longer than the policy lets the VM be held still (max_pause). It goes on; nothing was captured.", "Put the disks on a filesystem with reflinks (XFS, btrfs), where it is held for a moment only; or shut the VM down for a delta; or raise max_pause. With --now it is tried whatever the estimate says.", "{again}"},
 		PositionLost:     {Resync, "This site no longer knows which changes the replica has.", "", "sitrep resync {vm} --now"},
 		StoreNotMounted:  {Recoverable, "The store's folder is missing or empty: the volume is probably not mounted.", "Mount the store.", "{again}"},
 		StoreUnnamed:     {Recoverable, "The store's own identity is gone, and its replicas are there.", "Make sure that this is the store, and no copy of a part of it; its identity is then written anew from what the replicas say.", "sitrep store repair"},

@@ -193,7 +193,7 @@ func isAccountURL(s string) bool {
 
 func parsePolicy(v value, r *refs) *Policy {
 	o := v.object("name", "copy_frequency", "recovery_points", "app_consistent_every", "log_limit_percent",
-		"resync_window", "auto_resync", "block_size", "bandwidth", "apply", "job_retention", "massive_change", "source_reserve")
+		"resync_window", "auto_resync", "block_size", "bandwidth", "apply", "job_retention", "massive_change", "source_reserve", "max_pause")
 	p := &Policy{Name: o.need("name").name(maxName)}
 	r.policies.declare(o.get("name"), p.Name, p)
 	p.CopyFrequency = o.get("copy_frequency").duration(DefaultCopyFrequency, "30s, 5m or 15m", func(t time.Duration) bool {
@@ -214,6 +214,7 @@ func parsePolicy(v value, r *refs) *Policy {
 	})
 	p.MassiveChange = o.get("massive_change").percent(DefaultMassiveChange)
 	p.SourceReserve = o.get("source_reserve").share(DefaultSourceReserve())
+	p.MaxPause = o.get("max_pause").duration(0, "0 (no limit) or a duration from 1s", func(t time.Duration) bool { return t == 0 || t >= time.Second })
 	return p
 }
 

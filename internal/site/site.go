@@ -148,6 +148,8 @@ type Policy struct {
 	MassiveChange int
 	// SourceReserve is what change logs leave free on the volume of a source disk.
 	SourceReserve Share
+	// MaxPause is for how long a VM may be held still while its disks are read for a cut. 0 is no limit, the default.
+	MaxPause time.Duration
 }
 
 // Share is a part of a volume: of its size in percent, or in bytes; with both it is whichever is less, with neither nothing.

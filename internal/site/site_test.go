@@ -175,7 +175,7 @@ func TestAzureSample(t *testing.T) {
 	}
 	want := &Policy{
 		Name: "silver", CopyFrequency: 15 * time.Minute, RecoveryPoints: 1, LogLimitPercent: 100, ResyncWindow: Window{60, 330},
-		BlockSize: 4096, Bandwidth: Bandwidth{[]BandwidthStep{{0, 2500000}}}, Apply: ApplyElsewhere, JobRetention: 24 * time.Hour, MassiveChange: 80, SourceReserve: Share{Bytes: 2 << 30},
+		BlockSize: 4096, Bandwidth: Bandwidth{[]BandwidthStep{{0, 2500000}}}, Apply: ApplyElsewhere, JobRetention: 24 * time.Hour, MassiveChange: 80, SourceReserve: Share{Bytes: 2 << 30}, MaxPause: 90 * time.Second,
 	}
 	if !reflect.DeepEqual(s.Policies[0], want) {
 		t.Errorf("%+v", s.Policies[0])

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"sitrep/internal/disk"
+	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
 	"sitrep/internal/track"
 )
@@ -34,6 +35,8 @@ func (s *still) Thaw(ctx context.Context) {
 	}
 	s.held--
 }
+
+func (s *still) Limit() time.Duration { return 0 }
 
 // tracker takes cuts of one disk, frozen or not, of which each step can fail.
 type tracker struct {
@@ -70,8 +73,15 @@ type cutDisk struct {
 	t *tracker
 }
 
-func (d cutDisk) Frozen() bool      { return d.t.frozen }
-func (d cutDisk) Untouched() bool   { return d.t.untouched }
+func (d cutDisk) Frozen() bool    { return d.t.frozen }
+func (d cutDisk) Untouched() bool { return d.t.untouched }
+
+// Scan reads until it is told to end.
+func (d cutDisk) Scan(ctx context.Context, _ track.Options, _ func(context.Context, track.Change) error) (track.Stats, error) {
+	<-ctx.Done()
+	return track.Stats{Scanned: 1}, ctx.Err()
+}
+
 func (d cutDisk) Image() disk.Image { return nil }
 
 var errSome = errors.New("injected")
@@ -144,3 +154,46 @@ func TestNotQuiesced(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestPauseLimit: a VM goes on when the limit of its pause is over, whatever its disks are being read for, and the cut has failed; one whose
+// views are frozen before that is not concerned.
+func TestPauseLimit(t *testing.T) {
+	thawed := make(chan struct{})
+	in := &tracker{vm: &still{t: t}}
+	vm := &limited{limit: 20 * time.Millisecond, thawed: thawed}
+	c, err := track.Quiesced(in, vm).Cut(t.Context(), hrl.Pos{}.Next())
+	if err != nil {
+		t.Fatal(err)
+	}
+	stats, err := c.Disks()[0].Scan(t.Context(), track.Options{}, nil)
+	if !fault.Is(err, fault.PauseLimit) || fault.Cancelled(err) || stats.Scanned != 1 {
+		t.Errorf("the scan: %v, %+v", err, stats)
+	}
+	<-thawed // although nobody has closed the cut, or asked for anything else of it
+	if err := c.Check(t.Context()); !fault.Is(err, fault.PauseLimit) {
+		t.Errorf("the check: %v", err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+
+	in = &tracker{vm: &still{t: t}, frozen: true}
+	vm = &limited{limit: time.Hour, thawed: make(chan struct{})}
+	if c, err = track.Quiesced(in, vm).Cut(t.Context(), hrl.Pos{}.Next()); err != nil {
+		t.Fatal(err)
+	}
+	<-vm.thawed
+	if err := errors.Join(c.Check(t.Context()), c.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// limited is a VM that may be held for some time only.
+type limited struct {
+	limit  time.Duration
+	thawed chan struct{} // closed by Thaw, which is called once
+}
+
+func (l *limited) Freeze(context.Context) (bool, error) { return false, nil }
+func (l *limited) Thaw(context.Context)                 { close(l.thawed) }
+func (l *limited) Limit() time.Duration                 { return l.limit }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"sitrep/internal/block"
 	"sitrep/internal/disk"
 	"sitrep/internal/disk/vhdx"
 	"sitrep/internal/durable"
@@ -203,6 +204,43 @@ func (d *cutDisk) look() (err error) {
 		d.chain.equal(chain{stamps: d.prev.Stamps})
 	d.certain = d.untouched
 	return nil
+}
+
+// HeldBytes is how many bytes a cut since the position would read from the disks themselves, while their VM has to hold still: what may be
+// other than zero on the disks that were written to, and that cannot be cloned. Nothing is read.
+func (t *Tracker) HeldBytes() (n int64, err error) {
+	for _, of := range t.c.Disks {
+		d := &cutDisk{cut: &cut{t: t}, d: of}
+		if t.rec != nil {
+			d.prev = t.rec.disk(of.Name)
+		}
+		held, err := d.heldBytes()
+		if err = errors.Join(err, d.closeView()); err != nil {
+			return n, fault.In(err, t.c.VM, of.Name)
+		}
+		n += held
+	}
+	return n, nil
+}
+
+func (d *cutDisk) heldBytes() (n int64, err error) {
+	if err := d.look(); err != nil || d.untouched {
+		return 0, err
+	}
+	if d.clone(); d.temp != "" {
+		return 0, nil
+	}
+	for off := int64(0); off < d.view.Size(); {
+		e, err := d.view.Extent(off, d.view.Size()-off)
+		if err != nil {
+			return n, err
+		}
+		if e.Kind == block.Data {
+			n += e.Len
+		}
+		off = e.End()
+	}
+	return n, nil
 }
 
 // take makes the view that will be read: a clone where the filesystem can. The stamps are taken before it, and the
