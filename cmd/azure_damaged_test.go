@@ -29,8 +29,14 @@ func TestAzureDamagedPoint(t *testing.T) {
 
 	well := func(what string) {
 		t.Helper()
-		if state, reasons := f.state(); state != "replicating" || strings.Contains(reasons, "damaged") || strings.Contains(reasons, "sum") {
+		state, reasons := f.state()
+		if state != "replicating" || strings.Contains(reasons, "resync") || !strings.Contains(reasons, "a recovery point is damaged, that of") {
 			t.Errorf("after %s the VM is %s: %s", what, state, reasons)
+		}
+		for line := range strings.Lines(f.run(0, "points", "web01")) {
+			if strings.Contains(line, bad) != strings.Contains(line, "damaged") {
+				t.Errorf("after %s: %s", what, line)
+			}
 		}
 	}
 	told := func(want string, args ...string) {
@@ -49,7 +55,10 @@ func TestAzureDamagedPoint(t *testing.T) {
 	f.run(0, "failover", "test", "web01", "--point", newest)
 	f.run(0, "failover", "cleanup", "web01")
 	f.run(0, "delta", "web01", "--now")
-	f.run(0, "verify", "web01")
+	wantWords(t, f.run(0, "verify", "web01"), "recovery point "+bad+" was found to be damaged")
+	if code, _, errs := f.result("store", "rename", "web02", "web03"); code != 3 || !strings.Contains(errs, "blobs cannot be renamed") || !strings.Contains(errs, "its old name web02") {
+		t.Errorf("store rename: exit code %d\n%s", code, errs)
+	}
 	if got := f.exportedDisk(ids[0], "data", len(first)); !bytes.Equal(got, first) {
 		t.Error("the oldest point is another disk")
 	}

@@ -61,7 +61,7 @@ func (s *session) export(ctx context.Context, x exportOptions, o *exportObject) 
 	}
 	view, err := s.engine.Replica.Points().Open(ctx, s.state, point.ID)
 	if err != nil {
-		return err
+		return s.rotten(ctx, *point, err)
 	}
 	defer func() { joined(&err, view.Close()) }()
 	if err := s.fs.MkdirAll(x.folder); err != nil {
@@ -78,15 +78,29 @@ func (s *session) export(ctx context.Context, x exportOptions, o *exportObject) 
 		o.Disks = append(o.Disks, done)
 		s.say("%s: %s of point %s is in %s", s.vm.Name, d.Name, point.ID, done.Path)
 	}
+	if point.Damaged != "" {
+		s.noteDamaged(ctx, point.ID, "")
+	}
 	return nil
 }
 
-// rotten marks a VM whose replica's bytes are not what its sums say. A recovery point can be damaged all by itself.
+// noteDamaged keeps what was found of a point, "" for nothing. That it cannot is no reason to keep back what is known.
+func (s *session) noteDamaged(ctx context.Context, id, what string) {
+	if err := replica.NoteDamaged(context.WithoutCancel(ctx), s.engine.Replica, id, what); err != nil {
+		s.log.Warn("what was found of the recovery point cannot be kept", "vm", s.vm.Name, "point", id, "error", err)
+	}
+}
+
+// rotten marks a VM whose replica's bytes are not what its sums say. A recovery point can be damaged all by itself: then that one is marked.
 func (s *session) rotten(ctx context.Context, at replica.Point, err error) error {
 	switch {
+	case fault.Is(err, fault.PointDamaged):
+		s.noteDamaged(ctx, at.ID, err.Error())
+		return err
 	case !fault.Is(err, fault.ReplicaCorrupt):
 		return err
 	case !replica.Condemns(ctx, s.engine.Replica, s.state, at, err):
+		s.noteDamaged(ctx, at.ID, err.Error())
 		return replica.DamagedPoint(s.state, at, err)
 	case s.state.Phase.Away():
 		return err
@@ -113,7 +127,7 @@ func choosePoint(st replica.State, id string) (*replica.Point, error) {
 		return p, nil
 	}
 	if st.IsLost(id) {
-		return nil, fault.New(fault.PointMissing, "recovery point %s is lost: something else removed or replaced what it is seen through in the store", id).Of(st.VM, "")
+		return nil, replica.Unseen(fault.New(fault.PointMissing, "recovery point %s is lost: something else removed or replaced what it is seen through in the store", id).Of(st.VM, ""))
 	}
 	return nil, fault.New(fault.UsageError, "the VM has no recovery point %q; \"sitrep points %s\" lists them", id, st.VM).Of(st.VM, "")
 }

@@ -28,6 +28,7 @@ type pointObject struct {
 	Sizes         map[string]int64 `json:"sizes"`
 	Promoted      []string         `json:"promoted,omitempty"` // disks inside the store that were made of it
 	Lost          bool             `json:"lost,omitempty"`     // something else removed or replaced what the store kept of it: it cannot be opened
+	Damaged       string           `json:"damaged,omitempty"`  // what was found when it was read
 	Held          string           `json:"held,omitempty"`     // why no retention drops it
 }
 
@@ -104,7 +105,8 @@ func (w *world) points(ctx context.Context, vm *site.VM, o *pointsObject) error 
 	if len(made) > 0 {
 		rows[0] = append(rows[0], "PROMOTED")
 	}
-	if len(missing)+len(st.Lost) > 0 {
+	wrong := len(missing)+len(st.Lost)+len(st.DamagedPoints()) > 0
+	if wrong {
 		rows[0] = append(rows[0], "LOST")
 	}
 	holds := slices.ContainsFunc(st.Points, func(p replica.Point) bool { return p.Held != "" })
@@ -114,7 +116,7 @@ func (w *world) points(ctx context.Context, vm *site.VM, o *pointsObject) error 
 	all := st.AllPoints()
 	for _, x := range all {
 		lost := st.IsLost(x.ID) || slices.Contains(missing, x.ID)
-		o.Points = append(o.Points, pointObject{x.ID, x.CutAt.UTC(), x.At.Seq, x.AppConsistent, x.Sizes, made[x.ID], lost, x.Held})
+		o.Points = append(o.Points, pointObject{x.ID, x.CutAt.UTC(), x.At.Seq, x.AppConsistent, x.Sizes, made[x.ID], lost, x.Damaged, x.Held})
 		row := []string{x.ID, w.when(x.CutAt), num(x.At.Seq), consistency(x), size(pointSize(x))}
 		if len(made) > 0 {
 			row = append(row, cmpOr(strings.Join(made[x.ID], ", "), "-"))
@@ -122,7 +124,9 @@ func (w *world) points(ctx context.Context, vm *site.VM, o *pointsObject) error 
 		switch {
 		case lost:
 			row = append(row, "lost")
-		case len(missing)+len(st.Lost) > 0:
+		case x.Damaged != "":
+			row = append(row, "damaged")
+		case wrong:
 			row = append(row, "-")
 		}
 		if holds {

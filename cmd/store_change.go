@@ -85,8 +85,11 @@ func (w *world) orphan(ctx context.Context, name, instead string) (st replica.St
 func (w *world) renameReplica(ctx context.Context, from, to string) (err error) {
 	renamer, ok := replica.RenamerOf(w.store)
 	if !ok {
-		return fault.New(fault.PrerequisiteFail, "blobs cannot be renamed: give the VM its old name %s in the site file again, or protect it anew by the new one and then "+
-			"remove the old replica with \"%s\"", from, w.commands("sitrep store remove "+from)).At(w.store.Describe())
+		e := fault.New(fault.PrerequisiteFail, "blobs cannot be renamed").At(w.store.Describe()).Then("sitrep store list")
+		e.Cause = "Azure storage has no call that gives a blob another name."
+		e.Mend = fmt.Sprintf("Give the VM its old name %s in the site file again; or protect it anew by the new one, and then remove the old replica with \"%s\".",
+			from, w.commands("sitrep store remove "+from))
+		return e
 	}
 	for _, name := range []string{from, to} {
 		lock, lerr := w.memory.Lock(name)

@@ -25,7 +25,8 @@ type verifyObject struct {
 	Seconds  float64              `json:"seconds"`
 	Planned  *int64               `json:"bytes_planned,omitempty"`
 	Disks    []replicate.Verified `json:"disks"`
-	Lost     []string             `json:"lost_points,omitempty"` // IDs of recovery points that something else removed from the store, or that cannot be proved
+	Lost     []string             `json:"lost_points,omitempty"`    // IDs of recovery points that something else removed from the store, or that cannot be proved
+	Damaged  []string             `json:"damaged_points,omitempty"` // IDs of recovery points that were not what they had been when they were read
 }
 
 func (p *program) verifyCommand() *cli.Command {
@@ -116,6 +117,10 @@ func (s *session) lostPoints(ctx context.Context, o *verifyObject) error {
 		if !slices.Contains(o.Lost, p.ID) {
 			o.Lost = append(o.Lost, p.ID)
 		}
+	}
+	for _, p := range st.DamagedPoints() {
+		o.Damaged = append(o.Damaged, p.ID)
+		s.say("%s: recovery point %s was found to be damaged: %s", s.vm.Name, p.ID, p.Damaged)
 	}
 	if n := len(o.Lost); n > 0 {
 		s.say("%s: %s lost, something else removed or replaced what the store kept: %s", s.vm.Name, plural(int64(n), "recovery point"), strings.Join(o.Lost, ", "))

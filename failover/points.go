@@ -49,7 +49,7 @@ func Choose(st replica.State, word string, local *time.Location) (*replica.Point
 
 // lost is the refusal of a point that something else removed from the store.
 func lost(vm, id string) error {
-	return fault.New(fault.PointMissing, "recovery point %s is lost: something else removed or replaced what it is seen through in the store", id).Of(vm, "")
+	return replica.Unseen(fault.New(fault.PointMissing, "recovery point %s is lost: something else removed or replaced what it is seen through in the store", id).Of(vm, ""))
 }
 
 func newest(st replica.State, none string, is func(replica.Point) bool) (*replica.Point, error) {

@@ -32,7 +32,7 @@ func (r *run) prove(ctx context.Context) (bytes int64, err error) {
 		}
 		view, err := rep.Points().Open(ctx, st, point.ID)
 		if err != nil {
-			return err
+			return r.rotten(ctx, rep, st, *point, err)
 		}
 		defer func() { err = errors.Join(err, view.Close()) }()
 		for _, d := range st.Disks {

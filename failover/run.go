@@ -446,6 +446,7 @@ func (r *run) disks(ctx context.Context) (bytes int64, note string, err error) {
 		if err != nil {
 			return err
 		}
+		point.Damaged = "" // unless it is found again
 		fresh := *rec
 		if bytes, err = r.madeIn(r.kind, rec).make(ctx, rep, st, &fresh, d.Disks); err != nil {
 			return r.rotten(ctx, rep, st, *point, err)
@@ -487,9 +488,13 @@ func (r *run) moveDisks(ctx context.Context) error {
 func (r *run) rotten(ctx context.Context, rep replica.Replica, st replica.State, at replica.Point, err error) error {
 	e := fault.Find(err)
 	switch {
+	case e != nil && e.Code == fault.PointDamaged:
+		r.noteDamaged(ctx, rep, at, err)
+		return err
 	case e == nil || e.Code != fault.ReplicaCorrupt:
 		return err
 	case !replica.Condemns(ctx, rep, st, at, err):
+		r.noteDamaged(ctx, rep, at, err)
 		return r.damaged(st, at, err)
 	case r.kind != Test && made(*r.kind.record(&st)): // which is not given up for nothing
 		e.Next = "sitrep points " + r.VM
@@ -500,6 +505,13 @@ func (r *run) rotten(ctx context.Context, rep replica.Replica, st replica.State,
 	}
 	job := &replicate.Job{VM: r.VM, Replica: rep}
 	return errors.Join(err, job.Mark(context.WithoutCancel(ctx), e.Code, err.Error(), r.Now().UTC()))
+}
+
+// noteDamaged keeps what was found of a point, so that it is listed.
+func (r *run) noteDamaged(ctx context.Context, rep replica.Replica, at replica.Point, found error) {
+	if err := replica.NoteDamaged(context.WithoutCancel(ctx), rep, at.ID, found.Error()); err != nil {
+		r.Log.Warn("what was found of the recovery point cannot be kept", "vm", r.VM, "point", at.ID, "error", err)
+	}
 }
 
 // damaged is the error of a recovery point that cannot be read as it was. What leads on is another one, unless that is what the VM

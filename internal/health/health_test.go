@@ -197,6 +197,9 @@ func TestJudge(t *testing.T) {
 		{"copied from disks that changed", facts{func(f *health.Facts) { f.Ledger.Consistent = false }}, "replicating", health.Warning,
 			[]health.Code{health.NotConsistent}, nil, "sitrep delta web"},
 
+		{"a recovery point is damaged", facts{func(f *health.Facts) {
+			f.Ledger.Points = []replica.Point{{ID: "a", CutAt: noon.Add(-time.Hour), Damaged: "block 3"}, {ID: "b", CutAt: noon}}
+		}}, "replicating", health.Warning, []health.Code{health.PointsDamaged}, []string{"a recovery point is damaged", "block 3"}, "sitrep points web"},
 		{"a recovery point is lost", facts{func(f *health.Facts) { f.Ledger.Lost = []replica.Point{{ID: "a", CutAt: noon.Add(-time.Hour)}} }},
 			"replicating", health.Warning, []health.Code{health.PointsLost}, []string{"a recovery point is lost"}, "sitrep points web"},
 		{"two are", facts{func(f *health.Facts) {

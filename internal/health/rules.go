@@ -33,6 +33,7 @@ const (
 	FailoverPending   Code = "failover-pending"
 	TestNotCleaned    Code = "test-failover-not-cleaned-up"
 	PointsLost        Code = "recovery-points-lost"
+	PointsDamaged     Code = "recovery-points-damaged"
 	MassiveChange     Code = "massive-change"
 	OtherVault        Code = "other-vault" // of no rule: the ledger is that of somebody else's VM
 )
@@ -81,6 +82,7 @@ func rules() []rule {
 		{Warning, ClockWrong, clockWrong, clockText, run("delta")},
 		{Warning, MassiveChange, massiveChange, massiveText, nextMassive},
 		{Warning, PointsLost, pointsLost, lostText, run("points")},
+		{Warning, PointsDamaged, pointsDamaged, damagedText, run("points")},
 		{Warning, TestNotCleaned, testNotCleaned, testText, run("failover cleanup")},
 	}
 }
@@ -124,6 +126,18 @@ func lostText(f *Facts) string {
 		what = "a recovery point is lost, that of"
 	}
 	return fmt.Sprintf("%s %s: something else removed or replaced what the store kept of it", what, stamp(f.Ledger.Lost[n-1].CutAt))
+}
+
+func pointsDamaged(f *Facts) bool { return f.Ledger != nil && len(f.Ledger.DamagedPoints()) > 0 }
+
+func damagedText(f *Facts) string {
+	list := f.Ledger.DamagedPoints()
+	newest := list[len(list)-1]
+	what := fmt.Sprintf("%d recovery points are damaged, the newest of", len(list))
+	if len(list) == 1 {
+		what = "a recovery point is damaged, that of"
+	}
+	return fmt.Sprintf("%s %s: %s", what, stamp(newest.CutAt), newest.Damaged)
 }
 
 func run(command string) func(*Facts) string {

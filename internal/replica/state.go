@@ -328,6 +328,9 @@ type Point struct {
 	// Seals are the seals of the block sums of each disk at the point: whatever the files of a replica have become, what is shown as the
 	// point is proved by them. Points of older versions have none.
 	Seals map[string]sums.Seal `json:"sums_seals,omitempty"`
+	// Damaged is what was found when the point was read last and was not what it had been, "" when nothing was. It stays in the list: what is
+	// wrong may be mended, and other disks of it may be whole.
+	Damaged string `json:"damaged,omitempty"`
 }
 
 // Disk returns the entry of a disk, or nil.

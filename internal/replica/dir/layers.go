@@ -5,6 +5,7 @@ import (
 
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
+	"sitrep/internal/replica"
 )
 
 // maxOpen is how many undo logs of a disk are kept open. A chain may be longer than a process may have files: of the others each read
@@ -60,7 +61,7 @@ func (l *layers) read(i int, p []byte, at int64) (err error) {
 		return err
 	}
 	if stamp != x.stamp {
-		return fault.New(fault.PointMissing, "the undo log was replaced while the recovery point was read").At(x.path)
+		return replica.Unseen(fault.New(fault.PointMissing, "the undo log was replaced while the recovery point was read").At(x.path))
 	}
 	return readPages(f, p, at)
 }

@@ -141,7 +141,7 @@ func (t *step) checkDisk(ctx context.Context, d *replica.Disk) error {
 	defer l.file.Close()
 	id := l.Info().Identity
 	if id.From != t.to || id.Size != d.Size {
-		return fault.New(fault.PointMissing, "the undo log leads back from %s, not from %s", id.From, t.to).At(l.file.Name())
+		return replica.Unseen(fault.New(fault.PointMissing, "the undo log leads back from %s, not from %s", id.From, t.to).At(l.file.Name()))
 	}
 	var held block.Set
 	for rec, err := range l.Records(ctx) {
@@ -152,7 +152,7 @@ func (t *step) checkDisk(ctx context.Context, d *replica.Disk) error {
 	}
 	for r := range t.blocks(d).All() {
 		if run, ok := held.Next(r); !ok || run != r {
-			return fault.New(fault.PointMissing, "the undo log does not hold all of %v", r).At(l.file.Name())
+			return replica.Unseen(fault.New(fault.PointMissing, "the undo log does not hold all of %v", r).At(l.file.Name()))
 		}
 	}
 	return nil
@@ -282,7 +282,7 @@ const lookAt = 16
 // look fails with fault.PointMissing when the step of a point is gone, or, of some points, a file of it.
 func (p *points) look(s *replica.State, there map[hrl.Pos]bool) error {
 	missing := func(point *replica.Point) error {
-		return fault.New(fault.PointMissing, "what the recovery point %s is seen through is missing", point.ID).At(p.stepPath(point.At))
+		return replica.Unseen(fault.New(fault.PointMissing, "what the recovery point %s is seen through is missing", point.ID).At(p.stepPath(point.At)))
 	}
 	for i := range s.Points {
 		if point := &s.Points[i]; point.At != head(s) && !there[point.At] {
@@ -417,7 +417,7 @@ func (p *points) openUndo(ctx context.Context, s *replica.State, at hrl.Pos, dis
 	path := p.undoPath(at, disk)
 	f, err := p.r.fs.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.Wrap(fault.PointMissing, err, "the undo log is missing").At(path)
+		return nil, replica.Unseen(fault.Wrap(fault.PointMissing, err, "the undo log is missing").At(path))
 	}
 	if err != nil {
 		return nil, err
@@ -449,7 +449,7 @@ func checkUndo(l *hrl.Log, s *replica.State, at hrl.Pos, disk string) error {
 func damaged(err error) error {
 	for _, code := range []fault.Code{fault.LogCorrupt, fault.LogTorn, fault.LogForeign} {
 		if fault.Is(err, code) {
-			return fault.Wrap(fault.PointMissing, err, "the recovery point cannot be read")
+			return replica.Unseen(fault.Wrap(fault.PointMissing, err, "the recovery point cannot be read"))
 		}
 	}
 	return err

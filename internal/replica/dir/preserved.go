@@ -40,7 +40,7 @@ func (p *points) preservedOf(ctx context.Context, s *replica.State, d *replica.D
 	}
 	defer l.file.Close()
 	if id := l.Info().Identity; id.From != to {
-		return nil, fault.New(fault.PointMissing, "the undo log leads back from %s, not from %s", id.From, to).At(l.file.Name())
+		return nil, replica.Unseen(fault.New(fault.PointMissing, "the undo log leads back from %s, not from %s", id.From, to).At(l.file.Name()))
 	}
 	held := new(block.Set)
 	for rec, err := range l.Records(ctx) {

@@ -266,12 +266,12 @@ func (p *points) rottenOf(at hrl.Pos, disk string, blockSize int64) (*rottenBloc
 		err = json.Unmarshal(data, &list)
 	}
 	if err != nil {
-		return nil, fault.Wrap(fault.PointMissing, err, "the list of the rotten blocks of the recovery point cannot be read").At(path)
+		return nil, replica.Unseen(fault.Wrap(fault.PointMissing, err, "the list of the rotten blocks of the recovery point cannot be read").At(path))
 	}
 	out := &rottenBlocks{set: new(block.Set), sums: map[int64]sums.Sum{}}
 	for _, b := range list {
 		if b.Off < 0 || b.Len < 0 || !b.Within(hrl.MaxDisk) {
-			return nil, fault.New(fault.PointMissing, "the list of the rotten blocks of the recovery point names %v", b.Range).At(path)
+			return nil, replica.Unseen(fault.New(fault.PointMissing, "the list of the rotten blocks of the recovery point names %v", b.Range).At(path))
 		}
 		out.set.Add(b.Range)
 		if sum, err := hex.DecodeString(b.Sum); err == nil && len(sum) == sums.Size {

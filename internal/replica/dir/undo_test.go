@@ -3,6 +3,7 @@ package dir_test
 import (
 	"bytes"
 	"path/filepath"
+	"strings"
 	"slices"
 	"testing"
 
@@ -180,6 +181,9 @@ func TestRottenListDamaged(t *testing.T) {
 	s.Applying = &replica.Span{From: s.Applied, To: to}
 	_, err = r.Points().Open(t.Context(), s, s.Points[len(s.Points)-1].ID)
 	wantCode(t, err, fault.PointMissing)
+	if e := fault.Find(err); !strings.Contains(e.Cause, "damaged") { // "there is no such recovery point" would be wrong
+		t.Errorf("the cause is %q", e.Cause)
+	}
 }
 
 func listOf(at hrl.Pos) string {

@@ -425,7 +425,7 @@ func (p *points) sources(s *replica.State, at hrl.Pos, disk string, all []entry,
 	for _, name := range []string{disk + pagesSuffix, disk + sumsSuffix} {
 		e, ok := p.at(s, at, name, all, have)
 		if !ok {
-			return nil, nil, 0, fault.New(fault.PointMissing, "the recovery point has no snapshot").At(p.r.s.where(p.r.vm + "/" + name))
+			return nil, nil, 0, replica.Unseen(fault.New(fault.PointMissing, "the recovery point has no snapshot").At(p.r.s.where(p.r.vm + "/" + name)))
 		}
 		src, err := p.r.source(e)
 		if err != nil {
