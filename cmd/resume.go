@@ -92,14 +92,26 @@ func (s *session) mended(f *state.Failure) error {
 		fault.ChainBroken, fault.ParentElsewhere, fault.DiskShrunk}, f.Code) {
 		return nil
 	}
+	return s.asLarge(d)
+}
+
+// comparable refuses to compare with disks that cannot be opened, or are smaller than their replicas.
+func (s *session) comparable() error {
+	for _, d := range s.vm.Disks {
+		if err := s.asLarge(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// asLarge opens a source disk and refuses one of fewer bytes than its replica.
+func (s *session) asLarge(d *site.Disk) error {
 	img, err := s.openDisk(s.vm, d, formatOf(d, disksOf(s.state)))
 	if err != nil {
 		return err
 	}
-	if err := s.largeEnough(d, img.Size()); err != nil {
-		return errors.Join(err, img.Close())
-	}
-	return img.Close()
+	return errors.Join(s.largeEnough(d, img.Size()), img.Close())
 }
 
 // largeEnough refuses a source disk of fewer bytes than its replica.

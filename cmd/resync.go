@@ -129,6 +129,9 @@ func (s *session) resync(ctx context.Context, o *resyncObject, opts resyncOption
 	if err := s.source(); err != nil {
 		return err
 	}
+	if err := s.comparable(); err != nil { // before the ledger says that a resynchronization was begun
+		return err
+	}
 	if s.state.Phase == replica.ResyncRequired || s.state.Phase == replica.Resynchronizing {
 		if err := s.dropLogs(); err != nil { // they lead nowhere any more
 			return err

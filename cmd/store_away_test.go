@@ -199,3 +199,24 @@ func TestOtherVaultsReplica(t *testing.T) {
 	}
 	m.must(0, "store", "list")
 }
+
+// TestResyncOfShrunkDisk: what cannot be compared is refused before the ledger says that a resynchronization was begun, which only another
+// one would end.
+func TestResyncOfShrunkDisk(t *testing.T) {
+	m := newRig(t, "copy_frequency: 5m")
+	m.must(0, "protect", "web01")
+	data := readAll(t, m.fs, "/disks/data.raw")
+	m.rename("/disks/data.raw", "/srv/data.raw")
+	writeAll(t, m.fs, "/disks/data.raw", data[:len(data)/2])
+	_, stderr := m.must(4, "resync", "web01", "--now")
+	if !strings.Contains(stderr, "its replica has") {
+		t.Error(stderr)
+	}
+	if out, _ := m.must(0, "store", "list"); strings.Contains(out, "resynchronizing") {
+		t.Errorf("it was begun: %s", out)
+	}
+	m.rename("/srv/data.raw", "/disks/data.raw")
+	m.must(0, "resume", "web01")
+	m.must(0, "delta", "web01")
+	m.must(0, "status", "--check")
+}
