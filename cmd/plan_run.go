@@ -275,7 +275,7 @@ func (w *world) underWayAs(ctx context.Context, plan *site.Plan, assumeDone bool
 	case err != nil:
 		return rec, err
 	case !ok || !rec.Ended.IsZero() || !w.underWay(ctx, plan, rec):
-		return rec, fault.New(fault.WrongState, "plan %s is not under way", plan.Name)
+		return rec, fault.New(fault.WrongState, "plan %s is not under way", plan.Name).Then("sitrep status")
 	case assumeDone && rec.Type != string(failover.Test):
 		return rec, fault.New(fault.UsageError, "--assume-done is for tests: plan %s is under way as %s", plan.Name, rec.Type)
 	}

@@ -315,7 +315,7 @@ func (p *PlanRun) Run(ctx context.Context) error {
 			continue
 		}
 		if err := ctx.Err(); err != nil {
-			return several(append(p.errs, err)...)
+			return several(append(p.errs, p.interrupted(s, err))...)
 		}
 		err := p.Step(s.name, func() (int64, string, error) { return 0, p.noteOf(s), p.settle(s, s.do(ctx)) })
 		if err != nil {
@@ -348,7 +348,7 @@ func (p *PlanRun) settle(s planStep, err error) error {
 		return several(p.Save(p.Record), fault.New(fault.ManualAction, "plan %s waits: %s: %s", p.Plan.Name, w.id, w.text).
 			Then(fmt.Sprintf("sitrep failover continue --plan %s --done '%s'", p.Plan.Name, w.id)))
 	case fault.Cancelled(err):
-		return err
+		return p.interrupted(s, err)
 	}
 	var errs []error
 	for _, err := range Problems(err) {
@@ -366,6 +366,11 @@ func (p *PlanRun) settle(s planStep, err error) error {
 	}
 	p.errs = append(p.errs, errs...)
 	return nil
+}
+
+// interrupted is a cancellation, of a plan: to repeat what was under way of one VM would not go on with the others.
+func (p *PlanRun) interrupted(s planStep, err error) error {
+	return fault.Wrap(fault.Interrupted, err, "plan %s: %s", p.Plan.Name, s.name).Then("sitrep failover continue --plan " + p.Plan.Name)
 }
 
 // problems is an error that is several, each with a cause and a way out of its own. An error that only wraps several, and has words of

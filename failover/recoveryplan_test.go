@@ -259,4 +259,7 @@ func TestPlanInterrupted(t *testing.T) {
 	if !errors.Is(err, context.Canceled) || len(s.saved.Failed) != 0 || !s.saved.Ended.IsZero() {
 		t.Fatalf("%v, %+v", err, s.saved)
 	}
+	if e := fault.Find(err); e == nil || !fault.Cancelled(err) || !strings.HasPrefix(e.Next, "sitrep failover continue --plan ") {
+		t.Errorf("what goes on with it: %v", e)
+	}
 }
