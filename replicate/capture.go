@@ -52,7 +52,7 @@ func (j *Job) capture(ctx context.Context, limit int) (c Captured, err error) {
 	if err := cut.Check(ctx); err != nil {
 		return c, fault.In(err, j.VM, "")
 	}
-	if !logs.needed() {
+	if !logs.needed() && !j.whole {
 		return c, cut.Confirm(ctx)
 	}
 	if err := logs.seal(); err != nil {
@@ -62,7 +62,7 @@ func (j *Job) capture(ctx context.Context, limit int) (c Captured, err error) {
 		return c, fault.In(err, j.VM, "")
 	}
 	logs.keep()
-	c.To = logs.to
+	c.To, j.whole = logs.to, false
 	return c, nil
 }
 

@@ -37,6 +37,9 @@ func (j *Job) CompareSource(ctx context.Context, deltas Remembered) (found []Ver
 	if st.Applied.IsZero() || st.Applying != nil || st.Phase.Away() {
 		return nil, wrongState(st, "verify --against-source")
 	}
+	if err := joinsNext(st, "verify --against-source"); err != nil {
+		return nil, err
+	}
 	if err := j.rebase(ctx, st); err != nil {
 		return nil, err
 	}

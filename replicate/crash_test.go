@@ -59,6 +59,24 @@ func TestCutEverywhere(t *testing.T) {
 			},
 			during: func(r *replicatetest.Rig) error { _, err := r.Delta(ctx); return err },
 		},
+		"a disk is added": {
+			before: func(r *replicatetest.Rig, g replicatetest.Guest) error {
+				if err := r.Prepare(ctx, g); err != nil {
+					return err
+				}
+				if err := r.Protect(ctx); err != nil {
+					return err
+				}
+				g["added"] = make([]byte, 11*replicatetest.BlockSize+512)
+				rng := rand.New(rand.NewPCG(6, 6))
+				replicatetest.Scribble(rng, g)
+				if err := r.Write(g); err != nil {
+					return err
+				}
+				return r.Capture(ctx) // which does not have the disk, and waits
+			},
+			during: func(r *replicatetest.Rig) error { return r.AddDisk(ctx, "added", 11*replicatetest.BlockSize+512) },
+		},
 	}
 	for name, h := range histories {
 		for _, clones := range []bool{false, true} {

@@ -28,6 +28,9 @@ func (j *Job) Delta(ctx context.Context) (Delta, error) {
 
 // cycle is Delta without the question whether the phase allows it.
 func (j *Job) cycle(ctx context.Context) (d Delta, err error) {
+	if err := j.admit(ctx); err != nil {
+		return d, err
+	}
 	if err := j.ready(ctx); err != nil {
 		return d, err
 	}
@@ -69,6 +72,9 @@ func (j *Job) Relay(ctx context.Context) (Delta, error) {
 
 func (j *Job) relay(ctx context.Context, st replica.State) (d Delta, err error) {
 	defer d.share()
+	if err := j.admit(ctx); err != nil {
+		return d, err
+	}
 	if err := j.release(ctx, st); err != nil {
 		return d, err
 	}

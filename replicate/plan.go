@@ -18,6 +18,9 @@ func (j *Job) PlanDelta(ctx context.Context) (c Captured, err error) {
 	if err := replicating(st, "delta"); err != nil {
 		return c, err
 	}
+	if err := joinsNext(st, "a plan of a delta"); err != nil {
+		return c, err
+	}
 	steps, err := j.queue(st)
 	if err != nil {
 		return c, err

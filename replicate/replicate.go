@@ -62,6 +62,8 @@ type Job struct {
 	Now     func() time.Time
 	// Pace is how the source is read and the replica written.
 	Pace Pace
+
+	whole bool // the next cut counts though nothing has changed: a disk has joined
 }
 
 // Pace is the size of one transfer in bytes and how many are under way at once. The zero Pace chooses.

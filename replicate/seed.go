@@ -41,7 +41,7 @@ func (j *Job) Seed(ctx context.Context) (results []DiskResult, err error) {
 	fresh := true
 	for i := range st.Disks {
 		fresh = fresh && st.Disks[i].Seeded == 0
-		s := &seeding{job: j, index: i, state: &st}
+		s := &seeding{job: j, name: st.Disks[i].Name, state: &st}
 		err := s.run(ctx, cut)
 		results = append(results, s.result) // also what an interrupted copy has sent
 		if err != nil {
@@ -77,7 +77,7 @@ func (j *Job) seeded(ctx context.Context, st replica.State, cut track.Cut, fresh
 type seeding struct {
 	job   *Job
 	cut   track.CutDisk
-	index int
+	name  string
 	state *replica.State
 
 	pages  replica.Pages
@@ -91,7 +91,13 @@ type seeding struct {
 	unsaved int64      // bytes written since a checkpoint was last due for their number
 }
 
-func (s *seeding) disk() *replica.Disk { return &s.state.Disks[s.index] }
+// disk is the entry of the disk, which is one of the VM or is to join it.
+func (s *seeding) disk() *replica.Disk {
+	if d := s.state.Joins(s.name); d != nil {
+		return d
+	}
+	return s.state.Disk(s.name)
+}
 
 func (s *seeding) run(ctx context.Context, cut track.Cut) (err error) {
 	began := time.Now()

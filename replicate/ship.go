@@ -121,7 +121,7 @@ func (j *Job) shipStep(ctx context.Context, st replica.State, s step, done *Delt
 		seg.CutAt, seg.AppConsistent = l.id.CutAt, l.id.AppConsistent
 		seg.Sizes[d.Name], seg.Bytes[d.Name] = l.id.Size, l.size
 	}
-	st.Received, st.Pending = s.span.To, append(st.Pending, seg)
+	st.Received, st.Pending, st.Joined = s.span.To, append(st.Pending, seg), nil
 	return j.Replica.Ledger().Save(ctx, st)
 }
 

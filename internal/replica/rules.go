@@ -92,8 +92,7 @@ func (s *State) Check() error {
 		return errors.New("it has no replica id")
 	}
 	seen := map[string]bool{}
-	for i := range s.Disks {
-		d := &s.Disks[i]
+	for _, d := range s.EveryDisk() {
 		if err := CheckDisk(*d); err != nil {
 			return err
 		}

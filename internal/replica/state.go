@@ -71,6 +71,10 @@ type State struct {
 	PausedReason string `json:"paused_reason,omitempty"`
 
 	Disks []Disk `json:"disks"`
+	// Joining is the disks that were added to the VM while it was protected, as long as their initial copy is not complete; Joined names
+	// those whose copy is, and that no cut has been received of yet. See EveryDisk.
+	Joining []Disk   `json:"joining_disks,omitempty"`
+	Joined  []string `json:"joined_disks,omitempty"`
 
 	// Received is the position to which the shelf leads: all logs from Applied to Received lie there, listed in Pending.
 	Received hrl.Pos `json:"received"`

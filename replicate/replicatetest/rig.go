@@ -104,9 +104,7 @@ func (r *Rig) Prepare(ctx context.Context, g Guest) error {
 	}
 	var disks []replica.Disk
 	for _, name := range r.Disks {
-		disks = append(disks, replica.Disk{
-			Name: name, Source: r.Path(name), Format: "raw", Size: int64(len(g[name])), BlockSize: BlockSize,
-		})
+		disks = append(disks, r.Entry(name, len(g[name])))
 	}
 	first := replicate.First("web01", "vault", replica.Owner{Site: "site", Host: "h", Since: r.Now}, disks, r.Now)
 	rep, err := store.Create(ctx, first)
@@ -119,6 +117,66 @@ func (r *Rig) Prepare(ctx context.Context, g Guest) error {
 
 // Job opens everything anew, as each run of the program does.
 func (r *Rig) Job(ctx context.Context, capture bool) (*replicate.Job, func() error, error) {
+	return r.job(ctx, capture, "/site/.sitrep/track/web01")
+}
+
+// Joining is Job for the copy of a disk that is to join the VM.
+func (r *Rig) Joining(ctx context.Context, disk string) (*replicate.Job, func() error, error) {
+	return r.of(disk).job(ctx, false, "/site/.sitrep/joining/web01")
+}
+
+// of is the same site with other disks.
+func (r *Rig) of(disks ...string) *Rig {
+	c := *r
+	c.Disks = disks
+	return &c
+}
+
+// AddDisk adds a disk to the VM, as the commands do: it is copied alone, joins, and the next delta has it.
+func (r *Rig) AddDisk(ctx context.Context, name string, size int) error {
+	if err := r.copyAlone(ctx, r.Entry(name, size)); err != nil {
+		return err
+	}
+	now, err := r.Known(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = now.Delta(ctx)
+	return err
+}
+
+// Entry is what the ledger says of a disk of which nothing was copied.
+func (r *Rig) Entry(name string, size int) replica.Disk {
+	return replica.Disk{Name: name, Source: r.Path(name), Format: "raw", Size: int64(size), BlockSize: BlockSize}
+}
+
+func (r *Rig) copyAlone(ctx context.Context, d replica.Disk) error {
+	j, done, err := r.Joining(ctx, d.Name)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if _, err := j.Add(ctx, []replica.Disk{d}, nil); err != nil {
+		return err
+	}
+	if _, _, err := j.SeedJoining(ctx, time.Hour); err != nil {
+		return err
+	}
+	_, err = j.Join(ctx, json.RawMessage(`{"cpus":2}`))
+	return err
+}
+
+// Known is the same site with the disks that the ledger has.
+func (r *Rig) Known(ctx context.Context) (*Rig, error) {
+	st, err := r.State(ctx)
+	var names []string
+	for _, d := range st.Disks {
+		names = append(names, d.Name)
+	}
+	return r.of(names...), err
+}
+
+func (r *Rig) job(ctx context.Context, capture bool, memory string) (*replicate.Job, func() error, error) {
 	var disks []track.Disk
 	dirs := map[string]string{}
 	for _, name := range r.Disks {
@@ -126,7 +184,7 @@ func (r *Rig) Job(ctx context.Context, capture bool) (*replicate.Job, func() err
 		dirs[name] = filepath.Dir(r.Path(name))
 	}
 	tr, err := scan.Open(r.FS, scan.Config{
-		VM: "web01", Disks: disks, Dir: "/site/.sitrep/track/web01", Now: func() time.Time { return r.Now },
+		VM: "web01", Disks: disks, Dir: memory, Now: func() time.Time { return r.Now },
 	})
 	if err != nil {
 		return nil, nil, err
@@ -235,14 +293,14 @@ func (r *Rig) Points(ctx context.Context) (map[hrl.Pos]Guest, error) {
 			return nil, fmt.Errorf("point %s: %w", p.ID, err)
 		}
 		g := Guest{}
-		for _, d := range st.Disks {
-			pd, err := view.Disk(d.Name)
+		for name := range p.Sizes {
+			pd, err := view.Disk(name)
 			if err != nil {
-				return nil, fmt.Errorf("point %s, disk %s: %w", p.ID, d.Name, err)
+				return nil, fmt.Errorf("point %s, disk %s: %w", p.ID, name, err)
 			}
-			g[d.Name] = make([]byte, pd.Size())
-			if n, err := pd.ReadAt(g[d.Name], 0); n < len(g[d.Name]) {
-				return nil, fmt.Errorf("point %s, disk %s: %w", p.ID, d.Name, err)
+			g[name] = make([]byte, pd.Size())
+			if n, err := pd.ReadAt(g[name], 0); n < len(g[name]) {
+				return nil, fmt.Errorf("point %s, disk %s: %w", p.ID, name, err)
 			}
 		}
 		if err := view.Close(); err != nil {
@@ -264,7 +322,7 @@ func firstDifference(a, b []byte) int {
 
 // Scribble changes the model as a Guest would: data, zeros, single sectors, and now and then nothing.
 func Scribble(rng *rand.Rand, g Guest) {
-	for _, name := range []string{"os", "data"} {
+	for _, name := range []string{"os", "data", "added"} {
 		b, ok := g[name]
 		if !ok {
 			continue

@@ -172,9 +172,9 @@ func (r *vmReplica) fence(ctx context.Context) error {
 		return err
 	}
 	if !gone {
-		for i := range st.Disks {
-			if err := r.renewDisk(ctx, &st, &st.Disks[i], mark); err != nil {
-				return fault.In(err, r.vm, st.Disks[i].Name)
+		for _, d := range st.EveryDisk() {
+			if err := r.renewDisk(ctx, &st, d, mark); err != nil {
+				return fault.In(err, r.vm, d.Name)
 			}
 		}
 	}
@@ -305,7 +305,7 @@ func (r *vmReplica) copyWhole(ctx context.Context, in, out durable.File) (size i
 func (r *vmReplica) copyPages(ctx context.Context, st *replica.State, d *replica.Disk, in, out durable.File) error {
 	size, err := r.copyWhole(ctx, in, out)
 	end := size - vhd.FooterSize
-	if err != nil || end < d.Size || !growing(st) {
+	if err != nil || end < d.Size || !st.MayGrow(d.Name) {
 		return err
 	}
 	p := &pages{r: r, disk: d.Name, id: diskID(st, d.Name), born: *st}
@@ -319,10 +319,9 @@ func (r *vmReplica) restamp(ctx context.Context, st replica.State, mark *fenceMa
 	if st.Applying != nil {
 		return nil // the stamps say nothing then
 	}
-	st.Disks = append([]replica.Disk(nil), st.Disks...)
+	st.OwnDisks()
 	changed := false
-	for i := range st.Disks {
-		d := &st.Disks[i]
+	for _, d := range st.EveryDisk() {
 		pagesStamp, sumsStamp, ok := strings.Cut(d.Stamp, " ")
 		if !ok {
 			continue

@@ -71,8 +71,8 @@ func (r *vmReplica) openDisk(ctx context.Context, d replica.Disk) (*pages, error
 		return nil, fault.Wrap(fault.LedgerCorrupt, err, "the ledger contradicts itself").At(r.ledgerPath())
 	}
 	p := &pages{r: r, disk: d.Name, id: diskID(&s, d.Name), born: s, size: d.Size, old: d.Size}
-	never := d.Seeded == 0 && s.Applied.IsZero() && s.Applying == nil
-	err = p.openOwn(growing(&s))
+	never := s.NeverWritten(d)
+	err = p.openOwn(s.MayGrow(d.Name) && !never)
 	if err != nil && never && r.lock != nil && (fault.Is(err, fault.ReplicaMissing) || fault.Is(err, fault.ReplicaChanged)) {
 		// What is there, if anything, was left by a run that did not come to write to it.
 		err = errors.Join(p.Close(), r.asOwner(ctx, p.create))
@@ -81,7 +81,7 @@ func (r *vmReplica) openDisk(ctx context.Context, d replica.Disk) (*pages, error
 		}
 	}
 	if fault.Is(err, fault.ReplicaChanged) && r.lock != nil && s.Phase == replica.Resynchronizing {
-		err = p.relayout(ctx, growing(&s))
+		err = p.relayout(ctx, s.MayGrow(d.Name))
 	}
 	if err != nil {
 		return nil, errors.Join(r.cause(err), p.Close())
@@ -128,11 +128,6 @@ func (p *pages) relayout(ctx context.Context, growing bool) error {
 		return err
 	}
 	return p.f.Sync()
-}
-
-// growing says whether the pages may be larger than the ledger says: they grow before the ledger does.
-func growing(s *replica.State) bool {
-	return s.Applying != nil || s.Phase == replica.Seeding || s.Phase == replica.ResyncRequired || s.Phase == replica.Resynchronizing
 }
 
 // create makes an empty disk and its sums, each in one step. The pages come last: sums alone are no disk.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"path/filepath"
 	"slices"
 
@@ -376,8 +377,8 @@ func (g *guard) needs(at hrl.Pos) (bool, error) {
 	alone, known := g.alone[*before]
 	if !known {
 		alone = true
-		for _, d := range g.s.Disks {
-			_, err := g.r.fs.Stat(g.clonePath(*before, d.Name))
+		for _, name := range g.disksAt(*before) {
+			_, err := g.r.fs.Stat(g.clonePath(*before, name))
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return false, err
 			}
@@ -386,6 +387,16 @@ func (g *guard) needs(at hrl.Pos) (bool, error) {
 		g.alone[*before] = alone
 	}
 	return !alone, nil
+}
+
+// disksAt names the disks of the points of a position.
+func (g *guard) disksAt(at hrl.Pos) (names []string) {
+	for _, point := range g.s.Points {
+		if point.At == at {
+			names = slices.AppendSeq(names, maps.Keys(point.Sizes))
+		}
+	}
+	return names
 }
 
 // next returns the position that the step back to at begins at; zero when no disk needs another step.

@@ -99,8 +99,9 @@ func (r *memReplica) Disk(ctx context.Context, d replica.Disk) (replica.Pages, e
 		return nil, fault.Wrap(fault.LedgerCorrupt, err, "the ledger contradicts itself").Of(r.vm.name, "")
 	}
 	have := r.vm.disks[d.Name]
-	if have == nil {
-		if !r.write || r.vm.holder != r || d.Seeded > 0 || !s.Applied.IsZero() || s.Applying != nil {
+	writes := r.write && r.vm.holder == r && s.NeverWritten(d)
+	if have == nil || writes && have.content.size != d.Size {
+		if !writes {
 			return nil, fault.New(fault.ReplicaMissing, "the pages are missing").Of(r.vm.name, d.Name)
 		}
 		have = &disk{content: newSparse(d.Size), sums: map[int64]sums.Sum{}}

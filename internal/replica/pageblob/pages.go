@@ -101,8 +101,8 @@ func (r *vmReplica) openDisk(ctx context.Context, d replica.Disk) (*pages, error
 		sums: newPageFile(ctx, r.pageBlob(d.Name+sumsSuffix)),
 	}
 	p.table = newSumTable(p.sums, sumsSize(d.Size, d.BlockSize))
-	never := d.Seeded == 0 && s.Applied.IsZero() && s.Applying == nil
-	err = p.open(ctx, growing(&s))
+	never := s.NeverWritten(d)
+	err = p.open(ctx, s.MayGrow(d.Name) && !never)
 	switch {
 	case err == nil:
 	case never && r.write && (fault.Is(err, fault.ReplicaMissing) || fault.Is(err, fault.ReplicaChanged)):
@@ -114,11 +114,6 @@ func (r *vmReplica) openDisk(ctx context.Context, d replica.Disk) (*pages, error
 		return nil, err
 	}
 	return p, nil
-}
-
-// growing says whether the pages may be larger than the ledger says: they grow before the ledger does.
-func growing(s *replica.State) bool {
-	return s.Applying != nil || s.Phase == replica.Seeding || s.Phase == replica.ResyncRequired || s.Phase == replica.Resynchronizing
 }
 
 // open looks at both blobs. A writer raises the sequence number of blobs that an interrupted takeover has not come to.

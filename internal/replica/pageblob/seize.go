@@ -48,14 +48,14 @@ func (r *vmReplica) seize(ctx context.Context, take func(replica.State) (replica
 		return err
 	}
 	st := k.state
-	st.Disks = append([]replica.Disk(nil), st.Disks...)
+	st.OwnDisks()
 	noted := false
-	for i := range st.Disks {
-		was := st.Disks[i].Stamp
+	for i, d := range st.EveryDisk() {
+		name, was := d.Name, d.Stamp
 		if err := r.fence(ctx, &st, i); err != nil {
-			return fault.In(err, r.vm, st.Disks[i].Name)
+			return fault.In(err, r.vm, name)
 		}
-		noted = noted || st.Disks[i].Stamp != was
+		noted = noted || st.EveryDisk()[i].Stamp != was
 	}
 	if noted {
 		if _, err := r.saveLedger(ctx, st); err != nil {
@@ -68,7 +68,7 @@ func (r *vmReplica) seize(ctx context.Context, take func(replica.State) (replica
 	return r.seizeLock(ctx)
 }
 
-// fence raises the sequence number of the blobs of one disk, and notes in st what they are known by from then on.
+// fence raises the sequence number of the blobs of a disk, that of this number in EveryDisk, and notes in st what they are known by from then on.
 func (r *vmReplica) fence(ctx context.Context, st *replica.State, i int) error {
 	pages, err := r.fenceBlob(ctx, st, i, pagesSuffix, func(s stamp) string { return s.pages })
 	if err != nil {
@@ -78,11 +78,11 @@ func (r *vmReplica) fence(ctx context.Context, st *replica.State, i int) error {
 	if err != nil {
 		return err
 	}
-	if known := parseStamp(st.Disks[i].Stamp); known.tells() && st.Applying == nil && pages != "" {
+	if known := parseStamp(st.EveryDisk()[i].Stamp); known.tells() && settled(st, i) && pages != "" {
 		if known.sums == "" { // an older version's stamp: nothing is known of the sums
 			table = ""
 		}
-		st.Disks[i].Stamp = stamp{pages, table}.String()
+		st.EveryDisk()[i].Stamp = stamp{pages, table}.String()
 	}
 	return nil
 }
@@ -90,15 +90,15 @@ func (r *vmReplica) fence(ctx context.Context, st *replica.State, i int) error {
 // fenceBlob raises the sequence number of one blob and returns its ETag, "" when there is no such blob. One that is not raised yet
 // and not what the ledger knows makes the ledger say first that the disk was changed.
 func (r *vmReplica) fenceBlob(ctx context.Context, st *replica.State, i int, suffix string, tag func(stamp) string) (etag string, err error) {
-	b := r.pageBlob(st.Disks[i].Name + suffix)
+	b := r.pageBlob(st.EveryDisk()[i].Name + suffix)
 	at, err := b.look(ctx)
 	for err == nil && at != nil && at.seq != b.seq {
 		if at.seq > b.seq {
 			return "", b.fenced(ctx)
 		}
-		known := parseStamp(st.Disks[i].Stamp)
-		if want := tag(known); known.tells() && want != "" && want != at.etag && st.Applying == nil {
-			st.Disks[i].Stamp = stampChanged
+		known := parseStamp(st.EveryDisk()[i].Stamp)
+		if want := tag(known); known.tells() && want != "" && want != at.etag && settled(st, i) {
+			st.EveryDisk()[i].Stamp = stampChanged
 			if *st, err = r.saveLedger(ctx, *st); err != nil {
 				return "", err
 			}
@@ -112,3 +112,6 @@ func (r *vmReplica) fenceBlob(ctx context.Context, st *replica.State, i int, suf
 	}
 	return at.etag, nil
 }
+
+// settled says that the stamp of a disk tells something: not while logs are being applied to it.
+func settled(st *replica.State, i int) bool { return st.Applying == nil || i >= len(st.Disks) }
