@@ -138,6 +138,9 @@ func (s *session) delta(ctx context.Context, o *deltaObject) error {
 	if err := s.forgetAccepted(ctx); err != nil {
 		return err
 	}
+	if err := s.join(ctx); err != nil {
+		return err
+	}
 	if err := s.source(); err != nil {
 		return err
 	}
@@ -155,6 +158,7 @@ func (s *session) delta(ctx context.Context, o *deltaObject) error {
 		return s.marking(ctx, err)
 	}
 	s.say("%s: %s in %s", s.vm.Name, o.summary(), span(c.took()))
+	s.sayAdded()
 	return s.noteSuccess(s.vm, rateDelta, o.Sent, c.took())
 }
 
@@ -238,7 +242,7 @@ func notShipped(cause error) string {
 // shipping. The outcome is cause, unless there is something graver.
 func (w *world) captureMeanwhile(ctx context.Context, vm *site.VM, o *deltaObject, j *state.Job, cause error) error {
 	mem, known, err := w.memory.VM(vm.Name)
-	if err != nil || !known || len(mem.Disks) == 0 || mem.Phase != "" && mem.Phase != replica.Replicating {
+	if err != nil || !known || len(mem.Disks) == 0 || mem.Joined || mem.Phase != "" && mem.Phase != replica.Replicating {
 		return errors.Join(cause, err)
 	}
 	err = j.Step("Capture changes beside the disks", func() (int64, string, error) {
@@ -260,6 +264,9 @@ func (w *world) captureMeanwhile(ctx context.Context, vm *site.VM, o *deltaObjec
 
 // captureBeside writes the change logs of a VM whose replica is known from memory.
 func (w *world) captureBeside(ctx context.Context, vm *site.VM, mem state.VM, o *deltaObject) error {
+	if mem.Joined {
+		return fault.New(fault.WrongState, "a disk has joined the VM, and the first delta that has it needs the store").Of(vm.Name, "")
+	}
 	m := w.meter(vm.Name)
 	defer m.stop()
 	e := w.engine(vm, nil, mem.Replica, m)
@@ -378,7 +385,7 @@ func (w *world) relation(ctx context.Context, vm *site.VM, h *vmHead) (state.VM,
 			return mem, fault.New(fault.WrongState, "nothing is captured: the VM is in state %s since %s",
 				st.Phase, stamp(st.PhaseSince)).Of(vm.Name, "")
 		}
-		return state.VM{Replica: st.Replica, Disks: disksOf(st), Applied: st.Applied.Seq}, w.remember(ctx, vm, st)
+		return state.VM{Replica: st.Replica, Disks: disksOf(st), Applied: st.Applied.Seq, Joined: len(st.Joined) > 0}, w.remember(ctx, vm, st)
 	case known && len(mem.Disks) > 0 && w.keepsFromShipping(serr) && !fault.Cancelled(serr):
 		w.log.Warn(notShipped(serr)+", changes are captured without it", "vm", vm.Name, "error", serr)
 		return mem, nil
@@ -399,6 +406,11 @@ func (w *world) planDelta(ctx context.Context, vm *site.VM, o *deltaObject) erro
 	return w.onReplica(ctx, vm, forReading, &o.vmHead, func(s *session) error {
 		if err := s.source(); err != nil {
 			return err
+		}
+		s.sayAdded()
+		if len(s.state.Joined) > 0 {
+			s.planned(vm, "disk %s joins the VM: all disks are read, and what differs is sent", strings.Join(s.state.Joined, ", "))
+			return nil
 		}
 		c, err := s.engine.PlanDelta(ctx)
 		o.capture(c)

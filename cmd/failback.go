@@ -3,6 +3,7 @@ package cmd
 import (
 	"context"
 	"path/filepath"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -80,7 +81,10 @@ func (w *world) failback(ctx context.Context, vm *site.VM, to string, o failover
 	return w.locked(vm, func() error {
 		j, err := w.failoverJob(ctx, vm, failoverOptions{})
 		if err == nil && to != "" {
-			err = w.goingHome(j, vm, to)
+			var st replica.State
+			if st, err = w.mayTakeOver(ctx, vm); err == nil {
+				err = w.goingHome(j, vm, to, st)
+			}
 		}
 		if err != nil {
 			return err
@@ -146,7 +150,7 @@ func (w *world) planFailback(ctx context.Context, vm *site.VM, j *failover.Job, 
 }
 
 // goingHome tells the engine where the VM goes at failback: to the place that it came from, or to another host.
-func (w *world) goingHome(j *failover.Job, vm *site.VM, to string) error {
+func (w *world) goingHome(j *failover.Job, vm *site.VM, to string, st replica.State) error {
 	place, on, folder := j.Source, vm.Host, ""
 	if to != "" {
 		place.Foreign = false
@@ -163,6 +167,9 @@ func (w *world) goingHome(j *failover.Job, vm *site.VM, to string) error {
 	place.Booted = w.bootCheck(vm, place.Host, homeIP)
 	j.Home = failover.Home{Place: place, To: to, Machine: machineOf(vm), StateDir: w.memory.Path("failback", vm.Name)}
 	for _, d := range vm.Disks {
+		if stayed(st, d.Name) {
+			continue
+		}
 		h := failover.HomeDisk{Name: d.Name, Path: d.Path, Format: string(d.Format), LogDir: w.logDir(vm, d), OS: d.OS, Parents: d.Parents}
 		if h.Format == string(site.FormatAuto) {
 			h.Format = ""
@@ -176,6 +183,20 @@ func (w *world) goingHome(j *failover.Job, vm *site.VM, to string) error {
 	j.Home.NICs = homeNICs(vm, on)
 	j.Home.Readopt = func(ctx context.Context) error { return w.readopt(ctx, vm) }
 	return nil
+}
+
+// stayed says that a disk comes home with nothing: the VM was recovered to a point of before the disk was added, so what lies at home is
+// the only one, and is left as it is.
+func stayed(st replica.State, name string) bool {
+	made, err := failover.Made(st.Failover)
+	if err != nil || st.Failover == nil || len(made.Disks) == 0 {
+		return false
+	}
+	switch st.Phase {
+	case replica.Committed, replica.FailbackStarted, replica.FailedBack:
+		return !slices.ContainsFunc(made.Disks, func(d host.Disk) bool { return d.Name == name })
+	}
+	return false
 }
 
 // homeNICs connects a VM that is made at home as it was: by the name of its network, which is that of a virtual switch where

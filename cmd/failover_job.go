@@ -71,6 +71,10 @@ func (w *world) failoverJob(ctx context.Context, vm *site.VM, o failoverOptions)
 	}
 	j.Recovery.Booted = w.bootCheck(vm, recovery, primaryIP)
 	j.NotMine = w.mine(vm.Name, st)
+	for _, d := range addedDisks(vm, st) {
+		j.Unreplicated = append(j.Unreplicated, d.Name)
+	}
+	j.Unreplicated = append(j.Unreplicated, st.Joined...)
 	j.LastChanges = func(ctx context.Context) error { return w.lastChanges(ctx, vm, j) }
 	j.InUse, j.NotSaved, j.Written = notInUse, notSaved, w.written
 	j.Hold = func(ctx context.Context, name string) (func() error, error) { return w.holdRecovered(ctx, vm, name) }
@@ -84,7 +88,7 @@ func (w *world) failoverJob(ctx context.Context, vm *site.VM, o failoverOptions)
 			return w.vmHook(ctx, vm, vm.Hooks.Cleanup, k, d)
 		}
 	}
-	return j, w.goingHome(j, vm, wayHome(st))
+	return j, w.goingHome(j, vm, wayHome(st), st)
 }
 
 // wayHome is the host to which a failback is under way, "" for the place that the VM came from.

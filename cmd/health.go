@@ -36,6 +36,11 @@ func (w *world) judge(vm *site.VM, st *replica.State, mem state.VM, running stri
 	if st != nil && mem.Replica != st.Replica { // of another relationship, or not remembered
 		f.Critical, f.Failed, f.Retry, f.Statistics = nil, nil, health.Retry{}, health.Statistics{}
 	}
+	if st != nil && len(st.Disks) > 0 { // not what is remembered of one that is out of reach
+		for _, d := range addedDisks(vm, *st) {
+			f.Added = append(f.Added, d.Name)
+		}
+	}
 	f.Held = w.heldFact(vm)
 	v := health.Judge(f)
 	for i := range v.Reasons {

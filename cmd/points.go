@@ -30,6 +30,8 @@ type pointObject struct {
 	Lost          bool             `json:"lost,omitempty"`     // something else removed or replaced what the store kept of it: it cannot be opened
 	Damaged       string           `json:"damaged,omitempty"`  // what was found when it was read
 	Held          string           `json:"held,omitempty"`     // why no retention drops it
+	// Without names disks that were added later: a VM that is made of the point does not have them.
+	Without []string `json:"without_disks,omitempty"`
 }
 
 func (p *program) pointsCommand() *cli.Command {
@@ -114,9 +116,13 @@ func (w *world) points(ctx context.Context, vm *site.VM, o *pointsObject) error 
 		rows[0] = append(rows[0], "HELD")
 	}
 	all := st.AllPoints()
+	grew := slices.ContainsFunc(all, func(p replica.Point) bool { return len(st.Without(p)) > 0 })
+	if grew {
+		rows[0] = append(rows[0], "WITHOUT")
+	}
 	for _, x := range all {
 		lost := st.IsLost(x.ID) || slices.Contains(missing, x.ID)
-		o.Points = append(o.Points, pointObject{x.ID, x.CutAt.UTC(), x.At.Seq, x.AppConsistent, x.Sizes, made[x.ID], lost, x.Damaged, x.Held})
+		o.Points = append(o.Points, pointObject{x.ID, x.CutAt.UTC(), x.At.Seq, x.AppConsistent, x.Sizes, made[x.ID], lost, x.Damaged, x.Held, st.Without(x)})
 		row := []string{x.ID, w.when(x.CutAt), num(x.At.Seq), consistency(x), size(pointSize(x))}
 		if len(made) > 0 {
 			row = append(row, cmpOr(strings.Join(made[x.ID], ", "), "-"))
@@ -131,6 +137,9 @@ func (w *world) points(ctx context.Context, vm *site.VM, o *pointsObject) error 
 		}
 		if holds {
 			row = append(row, cmpOr(x.Held, "-"))
+		}
+		if grew {
+			row = append(row, cmpOr(strings.Join(st.Without(x), ", "), "-"))
 		}
 		rows = append(rows, row)
 	}

@@ -55,6 +55,9 @@ func (p *program) protectCommand() *cli.Command {
 				if w.opts.dryRun {
 					return o, w.planProtect(ctx, vm, o)
 				}
+				if st := w.addsDisks(ctx, vm); st != nil {
+					return o, w.addDisks(ctx, vm, *st, o)
+				}
 				return o, w.locked(vm, func() error { return w.protect(ctx, vm, o, c.Bool("later")) })
 			}
 		}),
@@ -156,16 +159,21 @@ func (w *world) mayProtect(ctx context.Context, vm *site.VM, o *seedObject) (dis
 		return nil, false, err
 	}
 	for _, f := range facts {
-		d := replica.Disk{
-			Name: f.disk.Name, OS: f.disk.OS, Source: f.disk.Path, Format: string(f.format), Size: f.size,
-			BlockSize: vm.Policy().BlockSize, Identity: f.identity.String(),
-		}
-		if f.sector != 512 {
-			d.SectorSize = f.sector
-		}
-		disks = append(disks, d)
+		disks = append(disks, f.entry(vm))
 	}
 	return disks, false, nil
+}
+
+// entry is the disk as the ledger has it when nothing of it was copied.
+func (f diskFacts) entry(vm *site.VM) replica.Disk {
+	d := replica.Disk{
+		Name: f.disk.Name, OS: f.disk.OS, Source: f.disk.Path, Format: string(f.format), Size: f.size,
+		BlockSize: vm.Policy().BlockSize, Identity: f.identity.String(),
+	}
+	if f.sector != 512 {
+		d.SectorSize = f.sector
+	}
+	return d
 }
 
 // continues refuses a VM that has a replica already, unless its initial replication can go on.
@@ -299,6 +307,9 @@ func (s *session) settle(ctx context.Context, o *seedObject) (int64, string, err
 func (w *world) planProtect(ctx context.Context, vm *site.VM, o *seedObject) error {
 	if err := w.haveStore(); err != nil {
 		return err
+	}
+	if st := w.addsDisks(ctx, vm); st != nil {
+		return w.planAdd(ctx, vm, *st, o)
 	}
 	disks, begun, err := w.mayProtect(ctx, vm, o)
 	if err != nil {

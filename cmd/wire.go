@@ -294,7 +294,7 @@ func (w *world) remember(ctx context.Context, vm *site.VM, st replica.State) err
 	if mem.Replica != st.Replica {
 		mem = state.VM{VM: vm.Name, Replica: st.Replica, Protected: st.Created, Rates: mem.Rates}
 	}
-	mem.Store, mem.Disks, mem.Phase, mem.AsOf = known.ID, disksOf(st), st.Phase, st.AsOf
+	mem.Store, mem.Disks, mem.Phase, mem.AsOf, mem.Joined = known.ID, disksOf(st), st.Phase, st.AsOf, len(st.Joined) > 0
 	return w.memory.RememberVM(mem)
 }
 
@@ -387,7 +387,7 @@ func disksOf(st replica.State) []state.Disk {
 
 func (w *world) trackDir(vm *site.VM) string { return w.memory.Path("track", vm.Name) }
 
-// trackedDisks pairs the disks of the site file with those of the ledger. A disk's format is what it was when protection
+// trackedDisks pairs the disks of the ledger with those of the site file, which may have more: see addDisks. A disk's format is what it was when protection
 // was enabled: guessing again could be misled by what the guest writes.
 func (w *world) trackedDisks(vm *site.VM, disks []state.Disk) ([]track.Disk, error) {
 	var out []track.Disk
@@ -395,16 +395,10 @@ func (w *world) trackedDisks(vm *site.VM, disks []state.Disk) ([]track.Disk, err
 		s := diskOf(vm, d.Name)
 		if s == nil {
 			return nil, fault.New(fault.PrerequisiteFail,
-				"the site file no longer has this disk; put it back, or unprotect the VM and protect it again").Of(vm.Name, d.Name)
+				"the site file no longer has this disk, and the replica and its recovery points do; put it back, or unprotect the VM and protect it again").Of(vm.Name, d.Name)
 		}
 		out = append(out, track.Disk{Name: d.Name, Path: s.Path, Format: disk.Format(d.Format), BlockSize: d.BlockSize, Parents: s.Parents,
 			Identity: disk.ParseIdentity(d.Identity), Accept: slices.Contains(w.accepted, d.Name)})
-	}
-	for _, s := range vm.Disks {
-		if !hasDisk(disks, s.Name) {
-			return nil, fault.New(fault.PrerequisiteFail,
-				"the disk was added after protection was enabled; unprotect the VM and protect it again").Of(vm.Name, s.Name)
-		}
 	}
 	return out, nil
 }
@@ -416,15 +410,6 @@ func diskOf(vm *site.VM, name string) *site.Disk {
 		}
 	}
 	return nil
-}
-
-func hasDisk(disks []state.Disk, name string) bool {
-	for _, d := range disks {
-		if d.Name == name {
-			return true
-		}
-	}
-	return false
 }
 
 // openDisk opens a disk of the site file for reading.

@@ -166,7 +166,7 @@ func (w *world) noteLedger(vm *site.VM, st replica.State) error {
 			if mem.Phase != "" && mem.Phase != replica.Replicating && st.Phase == replica.Replicating { // it was not to be replicated
 				mem.Statistics = mem.Statistics.Begin(w.monitoring(vm), w.now())
 			}
-			mem.Phase, mem.AsOf, mem.Applied, mem.Disks = st.Phase, st.AsOf, st.Applied.Seq, disksOf(st)
+			mem.Phase, mem.AsOf, mem.Applied, mem.Disks, mem.Joined = st.Phase, st.AsOf, st.Applied.Seq, disksOf(st), len(st.Joined) > 0
 		}
 	})
 }

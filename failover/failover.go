@@ -98,6 +98,8 @@ type Job struct {
 	LastChanges func(ctx context.Context) error
 	// NotMine says why it cannot be called here: another one replicates the VM. nil: nothing is in its way.
 	NotMine error
+	// Unreplicated names the source's disks that no recovery point has. A planned failover, which loses nothing, is refused then.
+	Unreplicated []string
 	// Hook runs the operator's program after the VM was started, and CleanedUp the one after a test was cleaned up. nil: none.
 	Hook, CleanedUp func(ctx context.Context, k Kind, d host.Definition) error
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"sitrep/internal/fault"
@@ -134,6 +135,11 @@ func (j *Job) plan(ctx context.Context, st replica.State, k Kind, o Options) (p 
 	if k == Planned && j.NotMine != nil && !st.Phase.Away() { // before the source is stopped
 		return p, j.NotMine
 	}
+	if k == Planned && !st.Phase.Away() && len(j.Unreplicated) > 0 {
+		e := fault.New(fault.PrerequisiteFail, "disk %s is not replicated: the VM would come up without it", strings.Join(j.Unreplicated, ", "))
+		e.Next = "sitrep protect " + j.VM
+		return p, e
+	}
 	if k == Planned && rec.Undone() { // the source may have run since
 		return p, fault.New(fault.WrongState, "an undo was begun, and only it can be completed; \"failover unplanned\" makes the VM anew")
 	}
@@ -214,6 +220,14 @@ func (j *Job) definition(ctx context.Context, st replica.State, at replica.Point
 		}
 	}
 	d.Disks = append(d.Disks, rest...)
+	for _, name := range st.Without(at) {
+		notes = append(notes, "the VM has no disk "+name+" at this recovery point: it was added later")
+	}
+	for _, name := range j.Unreplicated {
+		if st.Disk(name) == nil && st.Joins(name) == nil {
+			notes = append(notes, "the VM has no disk "+name+" there: it is not replicated")
+		}
+	}
 	return d, notes, nil
 }
 

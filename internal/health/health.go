@@ -37,6 +37,8 @@ type Facts struct {
 	Now time.Time
 	// Ledger is the replica's, nil when there is none.
 	Ledger *replica.State
+	// Added names the disks that the site file has and the ledger does not.
+	Added []string
 	// Held is set when a run that is gone holds the VM still.
 	Held *Held
 	// Critical is the error that an administrator has to mend, and Failed the one of the last run when it was another.

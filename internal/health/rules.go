@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"sitrep/internal/fault"
@@ -36,6 +37,7 @@ const (
 	PointsDamaged     Code = "recovery-points-damaged"
 	MassiveChange     Code = "massive-change"
 	OtherVault        Code = "other-vault" // of no rule: the ledger is that of somebody else's VM
+	DiskNotReplicated Code = "disk-not-replicated"
 )
 
 // The limits of the rules (Hyper-V team blog, "Interpreting Replication Health", parts 1 and 2).
@@ -80,11 +82,43 @@ func rules() []rule {
 		{Warning, CyclesMissed, cyclesMissed, missedText, nextMissed},
 		{Warning, Slow, slow, slowText, run("jobs --vm")},
 		{Warning, ClockWrong, clockWrong, clockText, run("delta")},
+		{Warning, DiskNotReplicated, notReplicated, notReplicatedText, nextAdd},
 		{Warning, MassiveChange, massiveChange, massiveText, nextMassive},
 		{Warning, PointsLost, pointsLost, lostText, run("points")},
 		{Warning, PointsDamaged, pointsDamaged, damagedText, run("points")},
 		{Warning, TestNotCleaned, testNotCleaned, testText, run("failover cleanup")},
 	}
+}
+
+// notReplicated: the site file has disks that no recovery point has.
+func notReplicated(f *Facts) bool {
+	return f.under() == replica.Replicating && (len(f.Added) > 0 || len(f.Ledger.Joined) > 0)
+}
+
+func notReplicatedText(f *Facts) string {
+	var list []string
+	for _, name := range f.Added {
+		if d := f.Ledger.Joins(name); d != nil {
+			list = append(list, fmt.Sprintf("disk %s is being added (%d%% copied)", name, min(99, 100*(d.Seeded>>9)/max(1, d.Size>>9))))
+		} else {
+			list = append(list, fmt.Sprintf("disk %s was added to the site file and is not replicated", name))
+		}
+	}
+	for _, name := range f.Ledger.Joined {
+		list = append(list, fmt.Sprintf("disk %s is copied and joins the VM with the next delta", name))
+	}
+	return strings.Join(list, "; ") + ": the other disks are replicated, and a failover makes the VM without it"
+}
+
+// nextAdd leaves the work to the job that does it.
+func nextAdd(f *Facts) string {
+	switch {
+	case f.Running != "":
+		return ""
+	case len(f.Added) == 0:
+		return run("delta")(f)
+	}
+	return run("protect")(f)
 }
 
 func massiveChange(f *Facts) bool { return f.Ledger != nil && f.Ledger.Massive != nil }

@@ -42,9 +42,12 @@ func (s *State) NeverWritten(d Disk) bool {
 	return d.Seeded == 0 && (s.Joins(d.Name) != nil || s.Applied.IsZero() && s.Applying == nil)
 }
 
-// MayGrow says that the pages of a disk may be larger than the ledger says: they grow before the ledger does.
-func (s *State) MayGrow(disk string) bool {
-	return s.Applying != nil || s.Phase == Seeding || s.Phase == ResyncRequired || s.Phase == Resynchronizing || s.Joins(disk) != nil
+// MayGrow says that the pages of a disk may be larger than its entry d says: they grow before the ledger does.
+func (s *State) MayGrow(d Disk) bool {
+	if s.Joins(d.Name) != nil {
+		return d.Seeded > 0 // before that, what is there is another disk's
+	}
+	return s.Applying != nil || s.Phase == Seeding || s.Phase == ResyncRequired || s.Phase == Resynchronizing
 }
 
 // Without names the disks of the VM that a recovery point does not have: they were added after it.

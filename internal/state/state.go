@@ -146,6 +146,8 @@ type VM struct {
 	Protected time.Time `json:"protected"`
 	// Disks is what change logs can be taken with while the store is out of reach.
 	Disks []Disk `json:"disks"`
+	// Joined says that one of them has joined the VM and no cut was taken of it: none can be, without the store.
+	Joined bool `json:"joined,omitempty"`
 	// Critical is the error that an administrator has to mend before the VM is healthy again.
 	Critical *Failure `json:"critical,omitempty"`
 	// Failed is the last error of another class, cleared by the next success.

@@ -98,14 +98,14 @@ func rulesForAll() []Rule {
 			},
 		},
 		{
-			ID: "disk-added", Source: enable + "disks cannot be added or removed", Severity: Error,
-			Says:   "The disks of a protected VM stay the same.",
-			Advice: "Take the disk out of the site file again, or start over with it: sitrep unprotect {vm} and then: sitrep protect {vm}",
+			ID: "disk-added", Source: own, Severity: Warning,
+			Says:   "A disk that is added to a protected VM is replicated when it is added to the protection.",
+			Advice: "If the disk and its path are right, run: sitrep protect {vm}. If not, take it out of the site file",
 			check:  diskAdded,
 		},
 		{
-			ID: "disk-removed", Source: enable + "disks cannot be added or removed", Severity: Error,
-			Says:   "The disks of a protected VM stay the same.",
+			ID: "disk-removed", Source: enable + "disks cannot be removed", Severity: Error,
+			Says:   "The disks of a protected VM stay in the site file.",
 			Advice: "Put the disk back into the site file, or start over without it: sitrep unprotect {vm} and then: sitrep protect {vm}",
 			check:  diskRemoved,
 		},
@@ -305,7 +305,7 @@ func diskAdded(vm VM, _ []VM) (out []hit) {
 	}
 	for _, d := range vm.Disks {
 		if !d.Excluded && !slices.Contains(vm.Protected, d.Name) {
-			out = append(out, hit{d.Name, "it was added after the VM was protected, and the replica has no such disk"})
+			out = append(out, hit{d.Name, "it was added after the VM was protected: it is not replicated, the other disks are, and a failover makes the VM without it"})
 		}
 	}
 	return out

@@ -305,7 +305,7 @@ func (r *vmReplica) copyWhole(ctx context.Context, in, out durable.File) (size i
 func (r *vmReplica) copyPages(ctx context.Context, st *replica.State, d *replica.Disk, in, out durable.File) error {
 	size, err := r.copyWhole(ctx, in, out)
 	end := size - vhd.FooterSize
-	if err != nil || end < d.Size || !st.MayGrow(d.Name) {
+	if err != nil || end < d.Size || !st.MayGrow(*d) {
 		return err
 	}
 	p := &pages{r: r, disk: d.Name, id: diskID(st, d.Name), born: *st}

@@ -72,7 +72,7 @@ func (r *vmReplica) openDisk(ctx context.Context, d replica.Disk) (*pages, error
 	}
 	p := &pages{r: r, disk: d.Name, id: diskID(&s, d.Name), born: s, size: d.Size, old: d.Size}
 	never := s.NeverWritten(d)
-	err = p.openOwn(s.MayGrow(d.Name) && !never)
+	err = p.openOwn(s.MayGrow(d))
 	if err != nil && never && r.lock != nil && (fault.Is(err, fault.ReplicaMissing) || fault.Is(err, fault.ReplicaChanged)) {
 		// What is there, if anything, was left by a run that did not come to write to it.
 		err = errors.Join(p.Close(), r.asOwner(ctx, p.create))
@@ -81,7 +81,7 @@ func (r *vmReplica) openDisk(ctx context.Context, d replica.Disk) (*pages, error
 		}
 	}
 	if fault.Is(err, fault.ReplicaChanged) && r.lock != nil && s.Phase == replica.Resynchronizing {
-		err = p.relayout(ctx, s.MayGrow(d.Name))
+		err = p.relayout(ctx, s.MayGrow(d))
 	}
 	if err != nil {
 		return nil, errors.Join(r.cause(err), p.Close())

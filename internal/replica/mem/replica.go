@@ -100,7 +100,7 @@ func (r *memReplica) Disk(ctx context.Context, d replica.Disk) (replica.Pages, e
 	}
 	have := r.vm.disks[d.Name]
 	writes := r.write && r.vm.holder == r && s.NeverWritten(d)
-	if have == nil || writes && have.content.size != d.Size {
+	if have == nil || writes && have.content.size != d.Size && !s.MayGrow(d) {
 		if !writes {
 			return nil, fault.New(fault.ReplicaMissing, "the pages are missing").Of(r.vm.name, d.Name)
 		}

@@ -102,7 +102,7 @@ func (r *vmReplica) openDisk(ctx context.Context, d replica.Disk) (*pages, error
 	}
 	p.table = newSumTable(p.sums, sumsSize(d.Size, d.BlockSize))
 	never := s.NeverWritten(d)
-	err = p.open(ctx, s.MayGrow(d.Name) && !never)
+	err = p.open(ctx, s.MayGrow(d))
 	switch {
 	case err == nil:
 	case never && r.write && (fault.Is(err, fault.ReplicaMissing) || fault.Is(err, fault.ReplicaChanged)):

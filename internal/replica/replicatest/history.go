@@ -522,7 +522,8 @@ func (h *History) checkPoint(ctx context.Context, point replica.Point) (err erro
 		return err
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
-	for name, want := range h.content[point.At] {
+	for name := range point.Sizes {
+		want := h.content[point.At][name]
 		d, err := v.Disk(name)
 		if err != nil {
 			return err

@@ -49,6 +49,7 @@ func TestStore(t *testing.T, fresh func(t *testing.T) Place) {
 		"PreserveTwice": testPreserveTwice,
 		"PreserveMore":  testPreserveMore,
 		"History":       testHistory,
+		"Joining":       testJoining,
 	}
 	for name, f := range tests {
 		t.Run(name, func(t *testing.T) {
