@@ -1,10 +1,13 @@
 package cmd_test
 
 import (
+	"compress/bzip2"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -53,5 +56,46 @@ func TestReadmeDrill(t *testing.T) {
 			}
 			says(t, must(t, dir, 0, "status"), "replicating")
 		})
+	}
+}
+
+// TestReadmeFiveMinutes: the first commands of the README print what it says they do, times and IDs aside.
+func TestReadmeFiveMinutes(t *testing.T) {
+	needProgram(t, "qemu-io", "qemu-utils")
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "disks"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for image, disk := range map[string]string{"ntfs-parent.vhdx.bz2": "web01-os.vhdx", "ntfs-fixed.vhd.bz2": "web01-data.vhd"} {
+		f, err := os.Open(filepath.Join("../testdata/disk", image))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		data, err := io.ReadAll(bzip2.NewReader(f))
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(dir, "disks", disk), data)
+	}
+	write(t, filepath.Join(dir, "site.yaml"), []byte(read(t, "../testdata/demo/site.yaml")))
+	if err := os.Symlink(binary(t), filepath.Join(dir, "sitrep")); err != nil {
+		t.Fatal(err)
+	}
+	aside := regexp.MustCompile(`\d{4}-\d\d-\d\d [\d:+]+|\d{8}T\d{6}Z-[0-9a-f]{8}|[\d.]+ m?s\b|[\d.]+ MiB sent| +`)
+	for _, text := range []string{block(t, "$ ./sitrep check"), block(t, "$ qemu-io -f vhdx")} {
+		for _, step := range strings.Split("\n"+text, "\n$ ")[1:] {
+			command, want, _ := strings.Cut(step, "\n")
+			sh := exec.Command("sh", "-c", command)
+			sh.Dir, sh.Env = dir, append(os.Environ(), "TZ=UTC")
+			out, err := sh.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%s: %v\n%s", command, err, out)
+			}
+			if got, want := aside.ReplaceAllString(strings.TrimSpace(string(out)), "_"), aside.ReplaceAllString(strings.TrimSpace(want), "_"); got != want {
+				t.Errorf("%s prints\n%s\nand the README says\n%s", command, got, want)
+			}
+		}
 	}
 }

@@ -65,10 +65,13 @@ func (p *program) run(ctx context.Context, args []string) int {
 func (p *program) do(ctx context.Context, args []string) int {
 	app := p.app()
 	app.Setup()
-	err := app.RunContext(ctx, permute(app, args))
+	ordered := permute(app, args)
+	err := app.RunContext(ctx, ordered)
 	var help cli.ExitCoder
-	if errors.As(err, &help) { // only urfave/cli's own commands make such errors
-		err = fault.Wrap(fault.UsageError, err, "")
+	if errors.As(err, &help) { // only urfave/cli's own commands make such errors: there is nothing of that name to help with
+		known := append(commandNames(app.Commands), topicNames()...)
+		name := ordered[len(ordered)-1]
+		err = fault.New(fault.UsageError, "there is no command and no topic %q%s", name, site.DidYouMean(name, known))
 	}
 	return p.finish(err)
 }
