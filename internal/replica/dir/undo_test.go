@@ -3,8 +3,8 @@ package dir_test
 import (
 	"bytes"
 	"path/filepath"
-	"strings"
 	"slices"
+	"strings"
 	"testing"
 
 	"sitrep/internal/block"
