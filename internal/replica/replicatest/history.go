@@ -542,6 +542,9 @@ func checkPointDisk(d replica.PointDisk, want []byte, rng *rand.Rand) error {
 	}
 	got := make([]byte, size+7)
 	n, err := d.ReadAt(got, 0)
+	if fault.Find(err) != nil { // it is refused
+		return err
+	}
 	if n != len(want) || err == nil {
 		return fmt.Errorf("reading over the end gives %d bytes and the error %v", n, err)
 	}
@@ -559,6 +562,13 @@ func checkPointDisk(d replica.PointDisk, want []byte, rng *rand.Rand) error {
 		}
 	}
 	return checkExtents(size, want, d.Extent)
+}
+
+// CheckPoint compares a point of a replica, as its ledger s has it, with what was there at its position.
+func (h *History) CheckPoint(ctx context.Context, r replica.Replica, s replica.State, point replica.Point) error {
+	seen := *h
+	seen.rep, seen.state = r, s
+	return seen.checkPoint(ctx, point)
 }
 
 // Close closes the replica.
