@@ -212,7 +212,7 @@ func table() map[Code]row {
 		Interrupted:      {Recoverable, "The run was interrupted.", "What was acknowledged is kept.", "{again}"},
 		Busy:             {Recoverable, "Something else is using the file.", "Wait, or stop what is using it.", "{again}"},
 		UsageError:       {Usage, "The command line is wrong.", "", "sitrep help"},
-		SiteInvalid:      {Usage, "The site file is wrong.", "Correct the lines named above.", "sitrep check"},
+		SiteInvalid:      {Usage, "The site file is wrong.", "Correct what is named above.", "sitrep check"},
 		VMUnknown:        {Usage, "The site file has no VM of this name.", "Look for its name in the list.", "sitrep status --all"},
 		PrerequisiteFail: {Prerequisite, "The VM does not meet a prerequisite of protection.", "Do what the finding says; sitrep check {vm} lists all of them.", "{again}"},
 		RunLocked:        {Locked, "Another run of sitrep works on this VM.", "Wait until it ends.", "sitrep jobs --vm {vm}"},

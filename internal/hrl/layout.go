@@ -254,7 +254,9 @@ func decodeHeader(name string, p []byte) (*header, error) {
 		return nil, bad("the log has no header")
 	}
 	if c := p[hCookie+len(cookie)]; string(p[:len(cookie)]) != cookie || c != ' ' && c != 0 {
-		return nil, fault.New(fault.LogForeign, "this is no change log: it does not begin with %q", cookie).AtOff(name, 0)
+		e := fault.New(fault.LogForeign, "this is no change log: it does not begin with %q", cookie).AtOff(name, 0)
+		e.Cause = "The file is no change log."
+		return nil, e
 	}
 	version := le.Uint32(p[hVersion:])
 	if version != version1 && version != version2 {
