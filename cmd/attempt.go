@@ -109,7 +109,7 @@ func (w *world) notYet(vm *site.VM, h *vmHead, mem state.VM) {
 	h.RetryAt = &at
 	h.Sequence = mem.Applied
 	if st := ledgerOf(vm, mem); st != nil {
-		v := w.judge(vm, st, mem, "")
+		v := w.judge(vm, st, mem, state.Record{})
 		h.State, h.Health = v.State, string(v.Health)
 	}
 	why := ""

@@ -25,11 +25,11 @@ const (
 )
 
 // judge says how a VM stands, from its ledger and from what this site remembers of it. st is nil when there is no
-// replica; running names the job that works on the VM, "" for none.
-func (w *world) judge(vm *site.VM, st *replica.State, mem state.VM, running string) health.Verdict {
+// replica; running is the job that works on the VM; the zero Record for none.
+func (w *world) judge(vm *site.VM, st *replica.State, mem state.VM, running state.Record) health.Verdict {
 	now := w.now()
 	f := health.Facts{VM: vm.Name, Now: now, Ledger: marked(st, mem), Critical: remembered(mem.Critical), Failed: remembered(mem.Failed),
-		Retry: mem.Retry, Statistics: w.statistics(vm, mem), Running: running}
+		Retry: mem.Retry, Statistics: w.statistics(vm, mem), Running: running.ID, Done: running.Percent()}
 	if p := vm.Policy(); p.AutoResync {
 		f.ResyncAt = p.ResyncWindow.Next(now)
 	}
@@ -49,8 +49,8 @@ func (w *world) judge(vm *site.VM, st *replica.State, mem state.VM, running stri
 	if len(v.Reasons) > 0 {
 		v.Next = v.Reasons[0].Next
 	}
-	if running != "" && v.Health != health.Normal { // whatever is to be done, it is the job's turn
-		v.Next = "sitrep jobs show " + running
+	if running.ID != "" && v.Health != health.Normal { // whatever is to be done, it is the job's turn
+		v.Next = "sitrep jobs show " + running.ID
 	}
 	return v
 }
@@ -119,7 +119,7 @@ func (w *world) describe(vm *site.VM, st replica.State, h *vmHead) {
 	if err != nil {
 		mem = state.VM{}
 	}
-	v := w.judge(vm, &st, mem, "")
+	v := w.judge(vm, &st, mem, state.Record{})
 	h.State, h.Health = v.State, string(v.Health)
 }
 

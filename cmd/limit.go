@@ -1,6 +1,7 @@
 package cmd
 
 import (
+	"sync"
 	"time"
 
 	"sitrep/internal/fault"
@@ -8,7 +9,7 @@ import (
 	"sitrep/internal/site"
 )
 
-// limited is a store that sends no faster than --bandwidth, or the policy of a VM, allows. --bandwidth holds for everything
+// limited is a store that counts what it sends, and sends no faster than --bandwidth, or the policy of a VM, allows. --bandwidth holds for everything
 // that this run sends; a policy's for all VMs of it, one Limiter each. Two runs know nothing of each other.
 func (w *world) limited(s replica.Store) replica.Store {
 	limiter := func(b site.Bandwidth) *replica.Limiter {
@@ -19,7 +20,7 @@ func (w *world) limited(s replica.Store) replica.Store {
 	}
 	if b := w.opts.bandwidth; b != nil {
 		l := limiter(*b)
-		return replica.WithLimit(s, func(string) *replica.Limiter { return l })
+		return replica.Metered(s, func(string) *replica.Limiter { return l }, w.moved.add)
 	}
 	limiters := map[*site.Policy]*replica.Limiter{}
 	for _, vm := range w.site.VMs() {
@@ -27,13 +28,13 @@ func (w *world) limited(s replica.Store) replica.Store {
 			limiters[p] = limiter(w.bandwidth(vm))
 		}
 	}
-	return replica.WithLimit(s, func(name string) *replica.Limiter {
+	return replica.Metered(s, func(name string) *replica.Limiter {
 		vm, err := w.site.VM(name)
 		if err != nil {
 			return nil // the store has it and the site file has not: nothing is said of it
 		}
 		return limiters[vm.Policy()]
-	})
+	}, w.moved.add)
 }
 
 // bandwidth is the timetable that holds for what this run sends of a VM. That of the policy is about the line between the
@@ -53,6 +54,24 @@ func (w *world) bandwidth(vm *site.VM) site.Bandwidth {
 		}
 	}
 	return site.Bandwidth{}
+}
+
+// moved counts the bytes that were sent to replicas, by VM.
+type moved struct {
+	mu    sync.Mutex
+	bytes map[string]int64
+}
+
+func (m *moved) add(vm string, n int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.bytes[vm] += n
+}
+
+func (m *moved) of(vm string) int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.bytes[vm]
 }
 
 // setBandwidth reads --bandwidth.

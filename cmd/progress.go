@@ -110,6 +110,13 @@ func (m *meter) plan(total int64) {
 	m.planned = total
 }
 
+// progress is the bytes of the whole run that are done, and those that are planned, 0 when that is not known.
+func (m *meter) progress() (done, planned int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.done, m.planned
+}
+
 // Begin opens a task.
 func (m *meter) Begin(name string, total, done int64) {
 	m.mu.Lock()

@@ -42,6 +42,7 @@ type statusObject struct {
 	LastError      *state.Failure `json:"last_error,omitempty"`
 	Marked         *state.Mark    `json:"marked,omitempty"` // not yet told to the ledger
 	Running        string         `json:"running_job,omitempty"`
+	Progress       int            `json:"running_job_percent,omitempty"` // 0 where it is not known
 	Next           string         `json:"next_action"`
 	Cycles         *cyclesObject  `json:"cycles,omitempty"`
 	Sent           *int64         `json:"bytes_sent_total,omitempty"` // by the jobs of this site
@@ -56,6 +57,8 @@ type statusObject struct {
 	// the last time that its disks were read.
 	TestAge *float64           `json:"last_successful_test_age_seconds,omitempty"`
 	Disks   []statusDiskObject `json:"disks"`
+
+	job state.Record // that works on the VM
 }
 
 // massiveObject is a massive change.
@@ -213,7 +216,7 @@ func (w *world) collect(ctx context.Context, vms []*site.VM) (list []*statusObje
 		o.VM = vm.Name
 		w.letGoLeft(ctx, vm)
 		if j, ok := running[vm.Name]; ok {
-			o.Running = j.ID
+			o.job, o.Running, o.Progress = j, j.ID, j.Percent()
 		}
 		if err := w.statusOf(ctx, vm, o); err != nil {
 			err = fault.In(err, vm.Name, "")
@@ -234,7 +237,7 @@ func (w *world) statusOf(ctx context.Context, vm *site.VM, o *statusObject) (err
 	r, st, err := w.replica(ctx, vm, forReading)
 	foreign := err == nil && w.owned(st) != nil
 	if foreign || fault.Is(err, fault.NotProtected) {
-		v := w.judge(vm, nil, state.VM{}, o.Running)
+		v := w.judge(vm, nil, state.VM{}, o.job)
 		if foreign {
 			v = w.otherVault(v, st)
 			defer closing(r, &err)
@@ -255,7 +258,7 @@ func (w *world) statusOf(ctx context.Context, vm *site.VM, o *statusObject) (err
 		return err
 	}
 	st.LosePoints(func(p replica.Point) bool { return slices.Contains(missing, p.ID) })
-	o.judged(w.judge(vm, &st, mem, o.Running))
+	o.judged(w.judge(vm, &st, mem, o.job))
 	o.ledger(st, w.now())
 	if mem.Replica == st.Replica {
 		o.remembered(mem, w.statistics(vm, mem))
@@ -279,7 +282,7 @@ func (w *world) blind(vm *site.VM, mem state.VM, err error, o *statusObject) {
 	first := reasonObject{Code: string(code(err, e)), Health: healthCritical, Text: message(err), Next: w.fillPlain(code(err, e), vm.Name)}
 	var v health.Verdict
 	if st := ledgerOf(vm, mem); st != nil {
-		v = w.judge(vm, st, mem, o.Running)
+		v = w.judge(vm, st, mem, o.job)
 	}
 	o.judged(v)
 	o.State, o.Health, o.Next = outOfReach, healthCritical, first.Next

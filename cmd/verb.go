@@ -138,6 +138,10 @@ func newestAppConsistent(st replica.State) (at time.Time) {
 
 // step does f as a step of the job.
 func (s *session) step(name string, f func() (int64, string, error)) error {
+	s.record.Live = func() state.Live {
+		done, planned := s.meter.progress()
+		return state.Live{Moved: s.moved.of(s.vm.Name), Done: done, Planned: planned}
+	}
 	return s.record.Step(name, f)
 }
 

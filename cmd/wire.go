@@ -36,6 +36,8 @@ type world struct {
 	accepted []string
 	// atOnce says that the command was given --now: what is only estimated keeps it from nothing.
 	atOnce bool
+	// moved is the bytes that each VM's replica was sent by this run.
+	moved *moved
 	// toldReadOnly is the VM of which it was said last that its store cannot be written to.
 	toldReadOnly string
 }
@@ -52,7 +54,7 @@ func (p *program) open() (*world, error) {
 		p.disk = p.fs
 	}
 	w := &world{program: p, site: s, memory: state.Open(p.fs, p.stateDir(s.Dir), p.now),
-		holds: state.Open(p.disk, p.stateDir(s.Dir), p.now)}
+		holds: state.Open(p.disk, p.stateDir(s.Dir), p.now), moved: &moved{bytes: map[string]int64{}}}
 	var store replica.Store
 	if s.Store.Azure == nil {
 		store = dir.New(p.fs, s.Store.Directory)

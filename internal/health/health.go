@@ -50,6 +50,8 @@ type Facts struct {
 	Statistics Statistics
 	// Running names what works on the VM at this moment; "" when nothing is known to.
 	Running string
+	// Done is how many percent of what Running does are done, 0 where that is not known.
+	Done int
 	// ResyncAt is when a VM that is marked for resynchronization gets it unasked; zero when it does not.
 	ResyncAt time.Time
 }

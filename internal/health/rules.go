@@ -309,7 +309,7 @@ func seedingText(f *Facts) string {
 	}
 	done := f.percent(func(d replica.Disk) int64 { return d.Seeded })
 	if f.Running != "" {
-		return fmt.Sprintf("the initial replication is under way (%d%%), by %s", min(done, 99), f.Running)
+		return fmt.Sprintf("the initial replication is under way (%d%%), by %s", min(max(done, f.Done), 99), f.Running)
 	}
 	return fmt.Sprintf("the initial replication is not complete (%d%%)", min(done, 99))
 }

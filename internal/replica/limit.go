@@ -100,6 +100,9 @@ const minPiece = 64 << 10
 // piece is the most that is sent at once: what a second earns, in whole parts of minPiece. A write as a whole, waited for
 // and then sent as fast as the line is, would fill the line's queues with seconds of it.
 func (l *Limiter) piece() int {
+	if l == nil {
+		return math.MaxInt
+	}
 	rate := l.rate(l.now())
 	if rate == 0 {
 		return math.MaxInt
@@ -113,13 +116,20 @@ func (l *Limiter) piece() int {
 // gives the file a second name it is nothing, and where the store compresses it is more than what is sent.
 //
 // It belongs inside WithRetries, so that what is sent again is paid for again.
-func WithLimit(s Store, of func(vm string) *Limiter) Store { return &limitStore{s, of} }
+func WithLimit(s Store, of func(vm string) *Limiter) Store { return Metered(s, of, nil) }
+
+// Metered is WithLimit that tells count how many of these bytes went, when they have; a log that is not limited counts when all of it is there.
+// count may be called concurrently; nil: nobody counts.
+func Metered(s Store, of func(vm string) *Limiter, count func(vm string, n int64)) Store {
+	return &limitStore{s, of, count}
+}
 
 // As those of WithRetries, these wrappers embed nothing of what they wrap.
 
 type limitStore struct {
-	in Store
-	of func(vm string) *Limiter
+	in    Store
+	of    func(vm string) *Limiter
+	count func(vm string, n int64) // nil: nobody counts
 }
 
 func (s *limitStore) Describe() string { return s.in.Describe() }
@@ -129,10 +139,15 @@ func (s *limitStore) Prepare(ctx context.Context, want hrl.ID) (hrl.ID, error) {
 }
 
 func (s *limitStore) wrap(vm string, r Replica, err error) (Replica, error) {
-	if l := s.of(vm); err == nil && l != nil {
-		return &limitReplica{r, l}, nil
+	l := s.of(vm)
+	if err != nil || l == nil && s.count == nil {
+		return r, err
 	}
-	return r, err
+	sent := func(int64) {}
+	if s.count != nil {
+		sent = func(n int64) { s.count(vm, n) }
+	}
+	return &limitReplica{r, l, sent}, nil
 }
 
 func (s *limitStore) Create(ctx context.Context, first State) (Replica, error) {
@@ -158,8 +173,9 @@ func (s *limitStore) List(ctx context.Context) iter.Seq2[string, error] { return
 func (s *limitStore) Remove(ctx context.Context, vm string) error { return s.in.Remove(ctx, vm) }
 
 type limitReplica struct {
-	in Replica
-	l  *Limiter
+	in   Replica
+	l    *Limiter
+	sent func(n int64)
 }
 
 func (r *limitReplica) Disk(ctx context.Context, d Disk) (Pages, error) {
@@ -167,17 +183,18 @@ func (r *limitReplica) Disk(ctx context.Context, d Disk) (Pages, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &limitPages{p, r.l}, nil
+	return &limitPages{p, r.l, r.sent}, nil
 }
 
-func (r *limitReplica) Shelf() Shelf   { return &limitShelf{r.in.Shelf(), r.l} }
+func (r *limitReplica) Shelf() Shelf   { return &limitShelf{r.in.Shelf(), r.l, r.sent} }
 func (r *limitReplica) Ledger() Ledger { return r.in.Ledger() }
 func (r *limitReplica) Points() Points { return r.in.Points() }
 func (r *limitReplica) Close() error   { return r.in.Close() }
 
 type limitPages struct {
-	in Pages
-	l  *Limiter
+	in   Pages
+	l    *Limiter
+	sent func(n int64)
 }
 
 // WriteAt writes in parts that are paid for one by one. An empty write is passed on as well: it may be refused.
@@ -190,6 +207,7 @@ func (p *limitPages) WriteAt(ctx context.Context, b []byte, off int64) error {
 		if err := p.in.WriteAt(ctx, b[:n], off); err != nil {
 			return err
 		}
+		p.sent(int64(n))
 		if b, off = b[n:], off+int64(n); len(b) == 0 {
 			return nil
 		}
@@ -223,12 +241,18 @@ func (p *limitPages) Path() string                              { return p.in.Pa
 func (p *limitPages) Close() error                              { return p.in.Close() }
 
 type limitShelf struct {
-	in Shelf
-	l  *Limiter
+	in   Shelf
+	l    *Limiter
+	sent func(n int64)
 }
 
 func (s *limitShelf) Put(ctx context.Context, name string, f durable.File) (int64, error) {
-	return s.in.Put(ctx, name, &limitLog{f, s.l, ctx})
+	if s.l != nil {
+		return s.in.Put(ctx, name, &limitLog{f, s.l, s.sent, ctx})
+	}
+	n, err := s.in.Put(ctx, name, f)
+	s.sent(n)
+	return n, err
 }
 
 func (s *limitShelf) Open(ctx context.Context, name string) (durable.File, error) {
@@ -241,13 +265,16 @@ func (s *limitShelf) Path(name string) string                       { return s.i
 // limitLog is a log on its way to the shelf: what the store reads of it, it sends.
 type limitLog struct {
 	durable.File
-	l   *Limiter
-	ctx context.Context // of the Put
+	l    *Limiter
+	sent func(n int64)
+	ctx  context.Context // of the Put
 }
 
 func (f *limitLog) ReadAt(b []byte, off int64) (int, error) {
 	if err := f.l.Wait(f.ctx, int64(len(b))); err != nil {
 		return 0, err
 	}
-	return f.File.ReadAt(b, off)
+	n, err := f.File.ReadAt(b, off)
+	f.sent(int64(n))
+	return n, err
 }

@@ -53,6 +53,22 @@ type Step struct {
 	Ended   time.Time `json:"ended,omitzero"`
 	Bytes   int64     `json:"bytes"`
 	Note    string    `json:"note,omitempty"`
+	// Done and Planned are the bytes of the work of a step that runs, or was killed; Planned is 0 where that is not known.
+	Done    int64 `json:"done,omitempty"`
+	Planned int64 `json:"planned,omitempty"`
+}
+
+// Live is how far a step is: the bytes that have gone to the store, and those of its work, done and planned.
+type Live struct{ Moved, Done, Planned int64 }
+
+// Percent is how far the step that runs is, 0 where that is not known, 99 at most.
+func (r Record) Percent() int {
+	if len(r.Steps) == 0 || r.State != InProgress {
+		return 0
+	}
+	s := r.Steps[len(r.Steps)-1]
+	done := max(s.Done, s.Bytes) // what has gone is ahead of what is complete in whole pieces
+	return int(min(99, 100*float64(done)/float64(max(s.Planned, 1))))
 }
 
 // Failure is an error as it is remembered. It has no secrets: errors have none.
@@ -85,10 +101,15 @@ func FailureOf(err error, vm, verb string, at time.Time) *Failure {
 // syncs of a disk. Begin and End write always.
 const flushAfter = time.Second
 
+// flushEvery is how often the record of a step that runs longer says how far it is: what is known of a job whose process died.
+const flushEvery = 3 * time.Second
+
 // Job is a job of this process. Its methods are not concurrent.
 type Job struct {
 	dir  *Dir
 	lock io.Closer
+	// Live, if set, says how far the step is that runs. It may be called concurrently with the step.
+	Live func() Live
 
 	mu  sync.Mutex // rec is also written by a timer
 	rec Record
@@ -145,17 +166,72 @@ func (j *Job) Step(name string, f func() (bytes int64, note string, err error)) 
 	j.update(func(r *Record) {
 		r.Steps = append(r.Steps, Step{Name: name, State: InProgress, Started: j.dir.now().UTC()})
 	})
-	late := time.AfterFunc(flushAfter, func() {
-		_ = j.flush() // End writes again, and reports
-	})
+	w := j.watch()
 	n, note, err := f()
-	late.Stop()
+	w.end()
+	if err != nil {
+		n = max(n, w.live().Moved) // what went before it failed
+	}
 	j.update(func(r *Record) {
 		s := &r.Steps[len(r.Steps)-1]
 		s.Bytes, s.Note, s.Ended, s.State = n, note, j.dir.now().UTC(), stateOf(err)
-		r.Bytes += n
+		s.Done, s.Planned = 0, 0
+		r.Bytes = w.before + n
 	})
 	return err
+}
+
+// watch keeps the record of a step that runs for long up to date.
+func (j *Job) watch() *watch {
+	w := &watch{job: j, before: j.rec.Bytes, stop: make(chan struct{})}
+	if j.Live != nil {
+		w.base = j.Live().Moved
+	}
+	w.done.Go(w.run)
+	return w
+}
+
+type watch struct {
+	job    *Job
+	before int64 // bytes of the steps before this one
+	base   int64 // what had moved when it began
+	stop   chan struct{}
+	done   sync.WaitGroup
+}
+
+func (w *watch) run() {
+	next := time.NewTimer(flushAfter)
+	defer next.Stop()
+	for {
+		select {
+		case <-w.stop:
+			return
+		case <-next.C:
+		}
+		l := w.live()
+		w.job.update(func(r *Record) {
+			s := &r.Steps[len(r.Steps)-1]
+			s.Bytes, s.Done, s.Planned = l.Moved, l.Done, l.Planned
+			r.Bytes = w.before + l.Moved
+		})
+		_ = w.job.flush() // End writes again, and reports
+		next.Reset(flushEvery)
+	}
+}
+
+func (w *watch) end() {
+	close(w.stop)
+	w.done.Wait()
+}
+
+// live is how far the step is.
+func (w *watch) live() Live {
+	if w.job.Live == nil {
+		return Live{}
+	}
+	l := w.job.Live()
+	l.Moved -= w.base
+	return l
 }
 
 func (j *Job) update(change func(*Record)) {
