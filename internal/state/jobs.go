@@ -67,8 +67,11 @@ func (r Record) Percent() int {
 		return 0
 	}
 	s := r.Steps[len(r.Steps)-1]
+	if s.Planned == 0 {
+		return 0
+	}
 	done := max(s.Done, s.Bytes) // what has gone is ahead of what is complete in whole pieces
-	return int(min(99, 100*float64(done)/float64(max(s.Planned, 1))))
+	return int(min(99, 100*float64(done)/float64(s.Planned)))
 }
 
 // Failure is an error as it is remembered. It has no secrets: errors have none.

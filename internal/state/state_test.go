@@ -344,3 +344,22 @@ func FuzzRecord(f *testing.F) {
 		must(Open(fsys, "/state", newTime().now).Jobs(Query{}))(t)
 	})
 }
+
+// TestPercent: how far a job is, is that of the step that runs, and not known where nothing is planned.
+func TestPercent(t *testing.T) {
+	for _, c := range []struct {
+		of   Record
+		want int
+	}{
+		{Record{State: InProgress}, 0},
+		{Record{State: InProgress, Steps: []Step{{Bytes: 70}}}, 0},
+		{Record{State: InProgress, Steps: []Step{{Planned: 200, Done: 50}}}, 25},
+		{Record{State: InProgress, Steps: []Step{{Planned: 200, Done: 50, Bytes: 70}}}, 35},
+		{Record{State: InProgress, Steps: []Step{{Planned: 200, Done: 200}}}, 99},
+		{Record{State: Interrupted, Steps: []Step{{Planned: 200, Done: 50}}}, 0},
+	} {
+		if got := c.of.Percent(); got != c.want {
+			t.Errorf("%+v: %d, want %d", c.of, got, c.want)
+		}
+	}
+}
