@@ -52,7 +52,7 @@ _sitrep() {
   found=("${(@f)$(sitrep candidates -- "${(@Q)words[2,CURRENT]}" 2>/dev/null)}")
   if [[ -n "$found" ]]; then compadd -a found; else _files; fi
 }
-(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i; }
 compdef _sitrep sitrep
 `
 	fishScript = `complete -c sitrep -f -a '(sitrep candidates -- (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'

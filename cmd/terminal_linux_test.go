@@ -79,7 +79,12 @@ func TestAsksOnTerminal(t *testing.T) {
 	t.Parallel()
 	dir := around(t, "hypervisor: none", "hypervisor: none", "")
 	must(t, dir, 0, "protect", "web01")
-	for _, args := range [][]string{{"unprotect", "--all"}, {"unprotect", "web01"}} {
+	must(t, dir, 0, "failover", "unplanned", "web01")
+	if code, text := onTerminal(t, dir, 80, "n\n", "failover", "commit", "web01"); code == 0 || !strings.Contains(text, "[y/N]") {
+		t.Errorf("commit: exit code %d\n%s", code, text)
+	}
+	must(t, dir, 0, "failover", "undo", "web01")
+	for _, args := range [][]string{{"unprotect", "--all"}, {"unprotect", "--cloud", "c"}, {"unprotect", "web01"}} {
 		if code, text := onTerminal(t, dir, 80, "n\n", args...); code == 0 || !strings.Contains(text, "Remove 1 replica?") {
 			t.Errorf("%v: exit code %d\n%s", args, code, text)
 		}
