@@ -3,6 +3,7 @@ package state
 import (
 	"errors"
 	"io"
+	"io/fs"
 	"time"
 
 	"sitrep/internal/durable"
@@ -35,10 +36,17 @@ type Held struct {
 	Failed string `json:"failed,omitempty"`
 }
 
-// Held returns what is remembered of a VM that is held; ok is false when nothing is.
+// Held returns what is remembered of a VM that is held; ok is false when nothing is. A record that is there and cannot be understood still
+// says that the VM is held: at the source, by all means that there are.
 func (d *Dir) Held(vm string) (h Held, ok bool, err error) {
 	ok, err = d.load(d.heldFile(vm), &h)
-	return h, ok, err
+	if err != nil || ok && h.VM == vm {
+		return h, ok, err
+	}
+	if _, err := d.fs.Stat(d.heldFile(vm)); errors.Is(err, fs.ErrNotExist) {
+		return Held{}, false, nil
+	}
+	return Held{VM: vm, Side: AtSource, Name: vm, Host: true, Hooks: true}, true, nil
 }
 
 // RememberHeld keeps it. It is durable on return.

@@ -112,7 +112,7 @@ func (d *Dir) VMsIn(store hrl.ID) (names []string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if ok && vm.VM == name && vm.Store == store {
+		if ok && vm.Store == store {
 			names = append(names, name)
 		}
 	}
@@ -213,7 +213,10 @@ func (d *Dir) Readable() error {
 // VM returns what is remembered of a VM; ok is false when nothing is.
 func (d *Dir) VM(name string) (vm VM, ok bool, err error) {
 	ok, err = d.load(d.vmFile(name), &vm)
-	return vm, ok, err
+	if err != nil || !ok || vm.VM != name { // a record that says another name would be saved by that, and this one never again
+		return VM{}, false, err
+	}
+	return vm, true, nil
 }
 
 // RememberVM keeps vm. It is durable on return.
@@ -247,7 +250,10 @@ func (d *Dir) ForgetVM(name string) error {
 // Note is part of replica.Notes. A note that cannot be understood counts as none, as every record here does.
 func (d *Dir) Note(vm string) (st replica.State, ok bool, err error) {
 	ok, err = d.load(d.noteFile(vm), &st)
-	return st, ok && st.VM == vm, err
+	if err != nil || !ok || st.VM != vm {
+		return replica.State{}, false, err
+	}
+	return st, true, nil
 }
 
 // KeepNote is part of replica.Notes.
@@ -293,8 +299,8 @@ func (d *Dir) runner(vm string) string {
 	return " (job " + jobs[0].ID + ", " + jobs[0].Command + ")"
 }
 
-// load reads a record; ok is false when there is none. A record that cannot be understood counts as none: everything
-// here can be missing, and a damaged memory must not stop the protection of a VM.
+// load reads a record; ok is false when there is none. A record that cannot be understood counts as none, and leaves nothing in into:
+// everything here can be missing, and a damaged memory must not stop the protection of a VM.
 func (d *Dir) load(name string, into any) (ok bool, err error) {
 	data, err := durable.ReadFile(d.fs, name, maxRecord)
 	var large *durable.TooLargeError
@@ -304,7 +310,11 @@ func (d *Dir) load(name string, into any) (ok bool, err error) {
 	case err != nil:
 		return false, fault.FromOS(err)
 	}
-	return json.Unmarshal(data, into) == nil, nil
+	if json.Unmarshal(data, into) != nil {
+		reflect.ValueOf(into).Elem().SetZero()
+		return false, nil
+	}
+	return true, nil
 }
 
 // save writes a record in one step. It is durable on return.

@@ -16,6 +16,7 @@ import (
 	"sitrep/internal/durable/crashfs"
 	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
+	"sitrep/internal/replica"
 )
 
 // testTime is a clock that tests move.
@@ -102,6 +103,44 @@ func TestDamaged(t *testing.T) {
 		if jobs, err := d.Jobs(Query{}); len(jobs) != 0 || err != nil {
 			t.Errorf("%.20q: %v %v", data, jobs, err)
 		}
+	}
+}
+
+// TestDamagedVM: a record of a VM whose name has rotted is none. Were it taken, what is remembered next would be saved by that name.
+func TestDamagedVM(t *testing.T) {
+	for _, damage := range [][2]string{{`"vm": "web01"`, `"vm": "wec01"`}, {`"vm"`, `"vn"`}, {`"phase": "replicating"`, `"phase": 5`}} {
+		d, _ := testDir(t)
+		check(t, d.RememberVM(VM{VM: "web01", Replica: hrl.NewID(), Phase: replica.Replicating, Runs: []hrl.ID{hrl.NewID()}}))
+		data := must(os.ReadFile(d.vmFile("web01")))(t)
+		rotten := bytes.Replace(data, []byte(damage[0]), []byte(damage[1]), 1)
+		if bytes.Equal(data, rotten) {
+			t.Fatalf("%s: nothing to damage in %s", damage[0], data)
+		}
+		check(t, os.WriteFile(d.vmFile("web01"), rotten, 0o600))
+		if vm, ok, err := d.VM("web01"); ok || err != nil || !vm.Replica.IsZero() || vm.Runs != nil {
+			t.Errorf("%s: %+v %v %v", damage[1], vm, ok, err)
+		}
+		check(t, d.ChangeVM("web01", func(vm *VM) { vm.Applied = 7 }))
+		if _, err := os.Stat(d.vmFile("wec01")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: saved by another name: %v", damage[1], err)
+		}
+	}
+}
+
+// TestDamagedHeld: a guest that may be frozen is let go on, also when what is remembered of that is damaged.
+func TestDamagedHeld(t *testing.T) {
+	for _, data := range []string{"", "{", `{"vm": "db01", "side": "recovery"}`} {
+		d, _ := testDir(t)
+		if _, ok, err := d.Held("web01"); ok || err != nil {
+			t.Fatalf("before: %v %v", ok, err)
+		}
+		check(t, os.MkdirAll(d.Path("held"), 0o700))
+		check(t, os.WriteFile(d.heldFile("web01"), []byte(data), 0o600))
+		want := Held{VM: "web01", Side: AtSource, Name: "web01", Host: true, Hooks: true}
+		if h, ok, err := d.Held("web01"); !ok || err != nil || h != want {
+			t.Errorf("%q: %+v %v %v", data, h, ok, err)
+		}
+		check(t, d.ForgetHeld("web01"))
 	}
 }
 
