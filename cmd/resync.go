@@ -187,6 +187,7 @@ func (s *session) comparison(opts resyncOptions) *resync.Job {
 	deep := opts.deep || inDoubt(s.state.ReasonCode) || err == nil && mem.Failed != nil && inDoubt(mem.Failed.Code)
 	return &resync.Job{
 		VM: s.vm.Name, Replica: s.engine.Replica, Tracker: s.engine.Tracker, Keep: s.engine.Keep, Deep: deep,
+		Massive: s.vm.Policy().MassiveChange, Accepted: s.accepted,
 		Meter: s.meter, Log: s.log, Now: s.now,
 	}
 }

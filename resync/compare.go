@@ -33,6 +33,8 @@ type slice struct {
 	stale  map[int64]sums.Sum
 	held   int64 // bytes of data in runs and rotten
 	lost   int64 // blocks that something else wrote to, and whose content is nowhere
+	data   int64 // bytes of blocks that held data
+	gone   int64 // of these, in runs
 	mem    loan  // where they lie
 }
 
@@ -207,6 +209,7 @@ func (s *slice) add(f *found) {
 	maps.Copy(s.stale, f.stale)
 	s.held += f.held
 	s.lost += f.lost
+	s.data, s.gone = s.data+f.data, s.gone+f.gone
 }
 
 // unit is the next range, of whole blocks and at most one unit, in which source or replica may be other than zero.
@@ -238,6 +241,7 @@ type found struct {
 	stale        map[int64]sums.Sum
 	held         int64 // bytes of data in runs and rotten
 	lost         int64 // blocks
+	data, gone   int64 // bytes; see slice
 }
 
 func newFound(r block.Range) *found { return &found{Range: r, stale: map[int64]sums.Sum{}} }
@@ -263,6 +267,12 @@ func (c *comparer) compare(ctx context.Context, f *found, mem *loan) error {
 	}
 	for i, sum := range have {
 		b := block.Nth(int64(i), bs, f.Len)
+		if !table[i].IsZero() {
+			f.data += b.Len
+			if sum != table[i] {
+				f.gone += b.Len
+			}
+		}
 		switch {
 		case sum != is[i] && sum == table[i] && c.sealed:
 			f.add(&f.rotten, b, sum)

@@ -22,7 +22,7 @@ func (r *run) repair(ctx context.Context, i int, pages replica.Pages, s *slice) 
 		return err
 	}
 	if len(s.runs) == 0 && len(s.stale) == 0 {
-		return r.compared(ctx, i, s.End())
+		return r.compared(ctx, i, s)
 	}
 	if err := r.open(ctx, i, s); err != nil {
 		return err
@@ -33,7 +33,7 @@ func (r *run) repair(ctx context.Context, i int, pages replica.Pages, s *slice) 
 	for _, d := range s.runs {
 		r.state.Resync.Sent += int64(len(d.data))
 	}
-	return r.shut(ctx, i, pages, s.End())
+	return r.shut(ctx, i, pages, s)
 }
 
 // heal gives blocks back what they held before something else wrote to them, so that it is right again in all recovery
@@ -51,14 +51,14 @@ func (r *run) heal(ctx context.Context, i int, pages replica.Pages, s *slice) er
 	return pages.Flush(ctx)
 }
 
-// compared records that nothing differs before an offset. It is recorded with the next slice too, so it costs a save only
-// at the end of a disk.
-func (r *run) compared(ctx context.Context, i int, to int64) error {
+// compared records that nothing differs in a slice.
+func (r *run) compared(ctx context.Context, i int, s *slice) error {
 	st := r.state
 	d := st.Disks[i]
 	resync := *st.Resync
 	resync.Cursors = maps.Clone(resync.Cursors)
-	resync.Cursors[d.Name] = to
+	resync.Cursors[d.Name] = s.End()
+	s.countIn(&resync, d.Name)
 	st.Resync = &resync
 	return r.save(ctx, st)
 }
@@ -81,7 +81,7 @@ func (r *run) open(ctx context.Context, i int, s *slice) error {
 }
 
 // shut makes the slice durable and tells the ledger so.
-func (r *run) shut(ctx context.Context, i int, pages replica.Pages, to int64) error {
+func (r *run) shut(ctx context.Context, i int, pages replica.Pages, s *slice) error {
 	if err := pages.Flush(ctx); err != nil {
 		return err
 	}
@@ -95,7 +95,8 @@ func (r *run) shut(ctx context.Context, i int, pages replica.Pages, to int64) er
 	d.Stamp = stamp
 	resync := *st.Resync
 	resync.Cursors = maps.Clone(resync.Cursors)
-	resync.Cursors[d.Name], resync.Slice = to, nil
+	resync.Cursors[d.Name], resync.Slice = s.End(), nil
+	s.countIn(&resync, d.Name)
 	st.Resync = &resync
 	st.Applied, st.Received, st.Applying, st.Consistent = st.Applying.To, st.Applying.To, nil, false
 	return r.save(ctx, st)

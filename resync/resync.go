@@ -42,10 +42,14 @@ type Job struct {
 	Tracker track.Tracker
 	Keep    int  // recovery points that stay
 	Deep    bool // read the replica's bytes instead of trusting its sums
-	Meter   progress.Meter
-	Log     *slog.Logger
-	Now     func() time.Time
-	Pace    Pace
+	// Massive is the share of a disk's data, in percent, that has to change for it to be told and the point before it to be held; 0 is never.
+	Massive int
+	// Accepted are the disks that are taken although nearly all of their data is another.
+	Accepted []string
+	Meter    progress.Meter
+	Log      *slog.Logger
+	Now      func() time.Time
+	Pace     Pace
 }
 
 // Pace is how the disks are read and written. The zero Pace chooses.
@@ -114,15 +118,15 @@ func (j *Job) Run(ctx context.Context) (out Outcome, err error) {
 		return out, err
 	}
 	out.Continued = r.state.Resync != nil
-	if err := r.begin(ctx); err != nil {
-		return out, fault.In(err, j.VM, "")
-	}
-	out.Deep = r.state.Resync.Deep
 	cut, err := j.Tracker.Cut(ctx, hrl.Pos{})
 	if err != nil {
 		return out, fault.In(err, j.VM, "")
 	}
 	defer func() { err = errors.Join(err, cut.Close()) }()
+	if err := r.begin(ctx, cut); err != nil {
+		return out, fault.In(err, j.VM, "")
+	}
+	out.Deep = r.state.Resync.Deep
 	out.At = cut.At()
 	if r.state.Applying != nil {
 		if err := r.redo(ctx, cut); err != nil {
@@ -165,8 +169,8 @@ type run struct {
 }
 
 // begin writes into the ledger that the resynchronization is under way, or leaves the one that is there. What lies on
-// the shelf is given up: the comparison with the source brings it too.
-func (r *run) begin(ctx context.Context) error {
+// the shelf is given up: the comparison with the source brings it too. A source that is another disk is refused before that.
+func (r *run) begin(ctx context.Context, cut track.Cut) error {
 	st := r.state
 	if st.Resync != nil {
 		if r.Deep && !st.Resync.Deep && !st.Resync.Proven { // the sums are not to be trusted any more, so nothing compared by them is
@@ -177,6 +181,9 @@ func (r *run) begin(ctx context.Context) error {
 		return nil
 	}
 	proven, sealed, err := r.proven(ctx)
+	if err == nil {
+		err = r.sameDisks(ctx, cut, sealed)
+	}
 	if err != nil {
 		return err
 	}
@@ -409,6 +416,7 @@ func (r *run) finish(ctx context.Context, cut track.Cut, whole bool) (bool, erro
 		}
 		d.Seal, base[d.Name] = &seal, sums
 	}
+	r.assess(cut, &st)
 	at, err := r.end(ctx, &st)
 	if err != nil {
 		return false, err

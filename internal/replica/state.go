@@ -302,6 +302,9 @@ type Resync struct {
 	Slice *Slice `json:"slice,omitempty"`
 	// Sent is the bytes that were sent so far.
 	Sent int64 `json:"bytes_sent"`
+	// Data is how many bytes of data each disk held, as far as it is compared, and Overwritten how many of these were changed.
+	Data        map[string]int64 `json:"bytes_data,omitempty"`
+	Overwritten map[string]int64 `json:"bytes_overwritten,omitempty"`
 }
 
 // Slice is a part of one disk, in guest bytes.

@@ -8,14 +8,6 @@ import (
 	"sitrep/internal/track"
 )
 
-// Of a disk that had at least massiveData bytes of data, nearly all is another when massiveShare percent are. No guest does
-// that to a disk of some size in a day's work: the disk is another one, was encrypted, or was wiped. A smaller one may well be written anew;
-// the recovery point before that is held.
-const (
-	massiveData  = 16 << 20
-	massiveShare = 90
-)
-
 // Identity is that of the disk when the view was taken.
 func (d *cutDisk) Identity() disk.Identity { return d.identity }
 
@@ -49,7 +41,7 @@ func (d *cutDisk) refuseAnother(context.Context, track.Change) error { return d.
 
 // refuseMassive refuses a change of nearly all data.
 func (d *cutDisk) refuseMassive(s track.Stats) error {
-	if d.d.Accept || s.Had < massiveData || s.Lost*100 < s.Had*massiveShare {
+	if d.d.Accept || !track.Replaced(d.d.Identity, d.identity, s.Had, s.Lost) {
 		return nil
 	}
 	return d.replaced(fault.New(fault.DiskReplaced, "of %d bytes of data %d have changed since the last capture", s.Had, s.Lost).Msg)
