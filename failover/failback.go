@@ -246,6 +246,9 @@ func (f *homeward) checkHome(ctx context.Context, st replica.State) error {
 	if err := f.homeIsOurs(st, d); err != nil {
 		return err
 	}
+	if err := f.sameHome(ctx, st); err != nil {
+		return err
+	}
 	if err := f.recoveredWritten(ctx, d); err != nil {
 		return err
 	}

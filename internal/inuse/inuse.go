@@ -2,8 +2,8 @@
 // be off, or starts a second VM on it, everything that this system can tell is asked.
 //
 // On Linux that is: the locks of QEMU on the image (of every user, also of machines that share the filesystem, where it carries
-// locks), the processes that have it open, loop devices, and, of a block device, what holds it exclusively: a
-// mount, device-mapper, RAID, swap. On Windows it is whether the file can be opened without sharing it. Elsewhere, and of
+// locks), the processes that have it open, loop devices, what has it open for writing without a descriptor (mappings, swap, services
+// of the kernel), and, of a block device, what holds it exclusively: a mount, device-mapper, RAID, swap. On Windows it is whether the file can be opened without sharing it. Elsewhere, and of
 // processes that the account may not look at, nothing is known; nil means that no user was found.
 package inuse
 

@@ -41,7 +41,77 @@ func find(path string, _ fs.FileInfo) (*User, error) {
 	case device:
 		return heldDevice(path, st)
 	}
-	return loopOn(st), nil
+	if u := loopOn(st); u != nil {
+		return u, nil
+	}
+	return written(path)
+}
+
+// written asks the kernel itself whether anything has the file open for writing, by asking for a lease to read it: that finds also what
+// no process has a descriptor of, such as a mapping, swap, or a target of iSCSI. What this process has open itself tells nothing, and
+// neither does a filesystem without leases.
+func written(path string) (*User, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, ok := statOf(path)
+	if !ok || openHere(st) {
+		return nil, nil
+	}
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_RDLCK); err != unix.EAGAIN {
+		return nil, nil // the lease ends with f
+	}
+	if at := mapper(st); at != nil {
+		return at, nil
+	}
+	return &User{How: "has it open for writing: a mapping, swap, or a service of the kernel"}, nil
+}
+
+// openHere says whether this process has a file open for writing.
+func openHere(want *unix.Stat_t) bool {
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return true
+	}
+	for _, e := range fds {
+		var st unix.Stat_t
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil || unix.Fstat(fd, &st) != nil || !same(want, &st, false) {
+			continue
+		}
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || flags&unix.O_ACCMODE != unix.O_RDONLY {
+			return true
+		}
+	}
+	return false
+}
+
+// mapper finds a process that has the file mapped.
+func mapper(want *unix.Stat_t) *User {
+	procs, _ := os.ReadDir("/proc")
+	for _, p := range procs {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil {
+			continue
+		}
+		folder := filepath.Join("/proc", p.Name(), "map_files")
+		maps, err := os.ReadDir(folder)
+		if err != nil {
+			continue
+		}
+		for _, m := range maps {
+			var st unix.Stat_t
+			if unix.Stat(filepath.Join(folder, m.Name()), &st) == nil && same(want, &st, false) {
+				return &User{PID: pid, Program: program(p.Name()), How: "has it mapped into its memory"}
+			}
+		}
+	}
+	return nil
 }
 
 func statOf(path string) (*unix.Stat_t, bool) {
@@ -74,7 +144,7 @@ func same(want, st *unix.Stat_t, device bool) bool {
 	return st.Dev == want.Dev && st.Ino == want.Ino
 }
 
-// opener finds a process that has the file open, or mapped.
+// opener finds a process that has the file open.
 func opener(want *unix.Stat_t, device bool) *User {
 	self := strconv.Itoa(os.Getpid())
 	procs, _ := os.ReadDir("/proc")

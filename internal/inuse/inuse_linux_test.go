@@ -133,3 +133,54 @@ func TestLoop(t *testing.T) {
 	want(t, dev, "mounted at "+at)
 	want(t, path, "mounted at "+at)
 }
+
+// TestMapped: a process that has mapped the file and closed it writes to it all the same.
+func TestMapped(t *testing.T) {
+	python := need(t, "python3", "python3")
+	path := image(t)
+	c := exec.Command(python, "-c", `import ctypes, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap(None, 4096, 3, 1, fd, ctypes.c_long(0))
+os.close(fd)
+print("mapped", flush=True)
+sys.stdin.read()`, path)
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { in.Close(); c.Wait() }()
+	if _, err := out.Read(make([]byte, 6)); err != nil {
+		t.Fatal(err)
+	}
+	want(t, path, "python", "has it mapped")
+}
+
+// TestReader: who only reads the file has no lease of it broken, and is found by its descriptor; who is gone is nobody.
+func TestReader(t *testing.T) {
+	path := image(t)
+	if u, err := written(path); u != nil || err != nil {
+		t.Errorf("nobody: %v %v", u, err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u, err := written(path); u != nil || err != nil {
+		t.Errorf("this process: %v %v", u, err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if u, err := Find(path); u != nil || err != nil {
+		t.Errorf("afterwards: %v %v", u, err)
+	}
+}
