@@ -62,7 +62,7 @@ func (s *session) forgetAccepted(ctx context.Context) error {
 func (s *session) sameDisks() error {
 	for _, d := range s.state.Disks {
 		file := diskOf(s.vm, d.Name)
-		if file == nil || slices.Contains(s.accepted, d.Name) {
+		if file == nil || d.Anew || slices.Contains(s.accepted, d.Name) {
 			continue // told by whoever opens it
 		}
 		if err := s.sameDisk(file, d); err != nil {

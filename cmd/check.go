@@ -223,7 +223,7 @@ func blockSizeFinding(vm *site.VM, pinned []state.Disk) (out []finding) {
 // another is the finding that another disk than the one that is protected stands at its path.
 func (w *world) another(vm *site.VM, f diskFacts, pinned []state.Disk) (out []finding) {
 	for _, p := range pinned {
-		if p.Name != f.disk.Name {
+		if p.Name != f.disk.Name || p.Anew {
 			continue
 		}
 		if why := disk.ParseIdentity(p.Identity).Another(f.identity); why != "" {

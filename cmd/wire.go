@@ -382,7 +382,7 @@ func (w *world) withSource(j *replicate.Job, vm *site.VM, disks []state.Disk, wh
 func disksOf(st replica.State) []state.Disk {
 	var out []state.Disk
 	for _, d := range st.Disks {
-		out = append(out, state.Disk{Name: d.Name, Format: d.Format, BlockSize: d.BlockSize, Identity: d.Identity})
+		out = append(out, state.Disk{Name: d.Name, Format: d.Format, BlockSize: d.BlockSize, Identity: d.Identity, Anew: d.Anew})
 	}
 	return out
 }
@@ -400,7 +400,7 @@ func (w *world) trackedDisks(vm *site.VM, disks []state.Disk) ([]track.Disk, err
 				"the site file no longer has this disk, and the replica and its recovery points do; put it back, or unprotect the VM and protect it again").Of(vm.Name, d.Name)
 		}
 		out = append(out, track.Disk{Name: d.Name, Path: s.Path, Format: disk.Format(d.Format), BlockSize: d.BlockSize, Parents: s.Parents,
-			Identity: disk.ParseIdentity(d.Identity), Accept: slices.Contains(w.accepted, d.Name)})
+			Identity: disk.ParseIdentity(d.Identity), Accept: d.Anew || slices.Contains(w.accepted, d.Name)})
 	}
 	return out, nil
 }

@@ -192,6 +192,7 @@ func (f *homeward) do(ctx context.Context, id StepID) (bytes int64, note string,
 			fb.Finished = f.Now().UTC()
 			fb.ByHand = f.Recovery.Host == nil || f.startedByPeople()
 			st.Phase, st.PhaseSince = replica.FailedBack, fb.Finished
+			st.DisksAnew()
 		})
 	default:
 		return 0, "", fmt.Errorf("failback has no step %q", id)

@@ -24,6 +24,9 @@ func Unlock(ctx context.Context, s replica.Store, vm string, by replica.Owner, n
 				return st, nil
 			}
 			st.Generation++
+			if !st.Owner.Same(by) { // the disks of another machine are not those that were replicated
+				st.DisksAnew()
+			}
 			st.Owner, st.Unlocking = by, true
 			return st, nil
 		}

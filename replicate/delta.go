@@ -162,7 +162,7 @@ func (j *Job) learn(ctx context.Context, st replica.State, c Captured) (replica.
 	for _, r := range c.Disks {
 		for i := range disks {
 			if disks[i].Name == r.Name && r.Identity != "" {
-				disks[i].Identity = r.Identity
+				disks[i].Identity, disks[i].Anew = r.Identity, false
 			}
 		}
 	}

@@ -22,7 +22,7 @@ const massiveFloor = 4 << 20
 func (r *run) sameDisks(ctx context.Context, cut track.Cut, sealed map[string]bool) error {
 	for i := range r.state.Disks {
 		d := &r.state.Disks[i]
-		if !sealed[d.Name] || slices.Contains(r.Accepted, d.Name) {
+		if !sealed[d.Name] || d.Anew || slices.Contains(r.Accepted, d.Name) {
 			continue
 		}
 		src, err := sourceOf(cut, d)

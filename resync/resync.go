@@ -415,6 +415,9 @@ func (r *run) finish(ctx context.Context, cut track.Cut, whole bool) (bool, erro
 			return false, err
 		}
 		d.Seal, base[d.Name] = &seal, sums
+		if src, err := sourceOf(cut, d); err == nil {
+			d.Identity, d.Anew = src.Identity().String(), false
+		}
 	}
 	r.assess(cut, &st)
 	at, err := r.end(ctx, &st)

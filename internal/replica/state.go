@@ -257,6 +257,9 @@ type Disk struct {
 	Size   int64  `json:"size"`          // guest bytes at Applied
 	// Identity tells the source disk from another one that comes to stand at its path: a disk.Identity; "" is not known.
 	Identity string `json:"source_identity,omitempty"`
+	// Anew says that the source disk was written, or chosen, on purpose since Identity was learned: a failback has brought the VM home to it, or
+	// another machine has taken the replica over. The next capture takes it whatever it is, and learns what it is.
+	Anew bool `json:"source_anew,omitempty"`
 	// SectorSize is the bytes of a logical sector as the guest sees the disk; 0 is 512.
 	SectorSize int   `json:"sector_size,omitempty"`
 	BlockSize  int64 `json:"block_size"` // bytes of a block of the sums; fixed when protection is enabled
@@ -338,6 +341,14 @@ type Point struct {
 	// Damaged is what was found when the point was read last and was not what it had been, "" when nothing was. It stays in the list: what is
 	// wrong may be mended, and other disks of it may be whole.
 	Damaged string `json:"damaged,omitempty"`
+}
+
+// DisksAnew has the next capture take all source disks whatever they are; see Disk.Anew.
+func (s *State) DisksAnew() {
+	s.Disks = slices.Clone(s.Disks)
+	for i := range s.Disks {
+		s.Disks[i].Anew = true
+	}
 }
 
 // Disk returns the entry of a disk, or nil.

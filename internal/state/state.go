@@ -198,8 +198,9 @@ type Disk struct {
 	Name      string `json:"name"`
 	Format    string `json:"format"`
 	BlockSize int64  `json:"block_size"` // bytes
-	// Identity tells the disk from another one at its path; see replica.Disk.
+	// Identity tells the disk from another one at its path, unless it is to be learned Anew; see replica.Disk.
 	Identity string `json:"identity,omitempty"`
+	Anew     bool   `json:"anew,omitempty"`
 }
 
 // Readable is nil when what is remembered of VMs can be read, or nothing is.
