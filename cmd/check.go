@@ -95,7 +95,7 @@ func (w *world) check(ctx context.Context, vm *site.VM, what question, o *checkO
 		findings = lenient(findings)
 	}
 	findings = append(findings, support.CheckRecovery(w.recovery(vm))...)
-	o.Findings = append(append(append([]finding{}, findings...), storeFindings...), w.clockFinding(vm)...)
+	o.Findings = slices.Concat([]finding{}, findings, storeFindings, w.clockFinding(vm), w.secondaryFinding(vm))
 	if err := w.show(checkText(vm, o)); err != nil {
 		return err
 	}
@@ -399,6 +399,17 @@ func (w *world) clockFinding(vm *site.VM) []finding {
 	}
 	return []finding{{VM: vm.Name, Rule: string(fault.StoreClock), Severity: support.Warning, Message: remark,
 		Advice: w.advice(fault.StoreClock, "")}}
+}
+
+// secondaryFinding says that the store is the read-only copy of a storage account.
+func (w *world) secondaryFinding(vm *site.VM) []finding {
+	if w.secondary == "" {
+		return nil
+	}
+	return []finding{{VM: vm.Name, Rule: "store-secondary", Severity: support.Error,
+		Message: "the address of the store is that of the account's secondary, a read-only copy: nothing can be replicated to it, failed over for good, or recorded",
+		Advice: "Name " + w.secondary + " in the site file. If that is lost, fail the account over first (az storage account failover); until then recovery points can be read from here: " +
+			w.commands("sitrep points "+vm.Name+" --export latest --to FOLDER")}}
 }
 
 // refusal is the error that findings make; nil when none of them is an error.

@@ -32,6 +32,8 @@ type world struct {
 	store  replica.Store
 	// noStore says why store is nil.
 	noStore error
+	// secondary is the address of the account itself when the store is its read-only copy, else "".
+	secondary string
 	// accepted are the disks of the VM that are replicated whatever they are.
 	accepted []string
 	// atOnce says that the command was given --now: what is only estimated keeps it from nothing.
@@ -72,7 +74,7 @@ func (p *program) open() (*world, error) {
 func (w *world) azureStore(s *site.Site) (replica.Store, error) {
 	a := s.Store.Azure
 	store, err := pageblob.Open(pageblob.Config{
-		AccountURL: a.AccountURL, LogAccountURL: a.LogAccountURL, Container: a.Container,
+		AccountURL: a.AccountURL, AccountName: a.AccountName, LogAccountURL: a.LogAccountURL, Container: a.Container,
 		ConnectionStringEnv: a.ConnectionStringEnv, KeyEnv: a.KeyEnv, SASEnv: a.SASEnv,
 		ConnectionStringFile: a.ConnectionStringFile, KeyFile: a.KeyFile, SASFile: a.SASFile,
 	}, pageblob.Options{
@@ -82,6 +84,7 @@ func (w *world) azureStore(s *site.Site) (replica.Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	w.secondary, _ = store.Secondary()
 	if access, ok := store.Access(); ok {
 		w.res.Access = accessObjectOf(access, w.now())
 	}

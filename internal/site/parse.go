@@ -83,6 +83,8 @@ func parseStore(v value) Store {
 
 var (
 	envText = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,127}$`)
+	// accountText is the rule for names of storage accounts.
+	accountText = regexp.MustCompile(`^[a-z0-9]{3,24}$`)
 	// containerText is the rule for names of containers (Microsoft, "Naming and Referencing Containers, Blobs, and
 	// Metadata"), without its length of 3 to 63.
 	containerText = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
@@ -90,7 +92,7 @@ var (
 
 // parseAzureStore never repeats a value: any of them could be a secret in the wrong place.
 func parseAzureStore(v value) *AzureStore {
-	o := v.object("account_url", "container", "log_account_url",
+	o := v.object("account_url", "account_name", "container", "log_account_url",
 		"connection_string_env", "key_env", "sas_env", "connection_string_file", "key_file", "sas_file",
 		"blob_rate", "blob_requests", "concurrency")
 	a := &AzureStore{}
@@ -99,6 +101,12 @@ func parseAzureStore(v value) *AzureStore {
 	}
 	checkSecretSource(v, o)
 	a.AccountURL = accountURL(o.get("account_url"))
+	if s, ok := o.get("account_name").hiddenText(); ok {
+		a.AccountName = s
+		if !accountText.MatchString(s) {
+			o.get("account_name").fail("account_name: want 3 to 24 lower-case letters and digits (value not shown)")
+		}
+	}
 	a.LogAccountURL = accountURL(o.get("log_account_url"))
 	a.ConnectionStringEnv = envName(o.get("connection_string_env"))
 	a.KeyEnv, a.SASEnv = envName(o.get("key_env")), envName(o.get("sas_env"))
@@ -178,7 +186,7 @@ func (v value) hiddenText() (string, bool) {
 	return s, ok && !v.d.dead[v.n]
 }
 
-// isAccountURL wants https and no path, except for an emulator on this machine.
+// isAccountURL wants https and no path, except for an emulator, whose accounts are told apart by the path.
 func isAccountURL(s string) bool {
 	u, err := url.Parse(s)
 	if err != nil || u.Host == "" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
@@ -188,7 +196,9 @@ func isAccountURL(s string) bool {
 	if u.Hostname() == "localhost" || ip != nil && ip.IsLoopback() { // its accounts are told apart by the path
 		return u.Scheme == "https" || u.Scheme == "http"
 	}
-	return u.Scheme == "https" && (u.Path == "" || u.Path == "/")
+	path := strings.Trim(u.Path, "/")
+	service := strings.Contains(strings.ToLower(u.Hostname()), ".blob.")
+	return u.Scheme == "https" && (path == "" || !service && !strings.Contains(path, "/"))
 }
 
 func parsePolicy(v value, r *refs) *Policy {

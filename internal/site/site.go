@@ -89,8 +89,10 @@ func (s Store) SecretVariables() []string {
 // most one key or SAS is named, and without one the Azure credential of the machine is used. What is named is an environment
 // variable or a file: the site file holds no secret.
 type AzureStore struct {
-	AccountURL string // without path and query
-	Container  string
+	AccountURL string // without a query, and without a path but that of an emulator
+	// AccountName is the account's name where AccountURL does not tell it; "" if it does.
+	AccountName string
+	Container   string
 	// LogAccountURL is the second account for change logs and ledgers, which an account for premium page blobs needs; "" if none.
 	LogAccountURL string
 

@@ -1,16 +1,17 @@
 package pageblob
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"io/fs"
-	"net/url"
 	"os"
 	"runtime"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 
 	"sitrep/internal/fault"
@@ -20,7 +21,9 @@ import (
 // given: without one, AccountURL is entered with the Azure credential of this machine (managed identity, environment, az login).
 type Config struct {
 	AccountURL string // https://ACCOUNT.blob.core.windows.net; not needed with a connection string
-	Container  string
+	// AccountName is the name of the account of AccountURL, where its address does not tell it; "" for what the address tells.
+	AccountName string
+	Container   string
 	// LogAccountURL is the account for ledger, logs, lock and identity, where that of the pages has no block blobs (premium).
 	// It is entered in the same way, so its name and the credential have to allow that.
 	LogAccountURL string
@@ -36,7 +39,14 @@ const maxSecret = 64 << 10
 // Open returns the store of a configuration. It reads the secret and asks nobody.
 func Open(cfg Config, opts Options) (*Store, error) {
 	s := newStore(opts)
-	connect, err := cfg.signIn(s.clientOptions())
+	kind, secret, err := cfg.secret()
+	if err != nil {
+		return nil, err
+	}
+	for _, address := range []string{cfg.LogAccountURL, cfg.AccountURL, map[string]string{"connection_string": blobEndpoint(secret)}[kind]} {
+		s.copy.primary = cmp.Or(s.copy.primary, primaryOf(address))
+	}
+	connect, err := cfg.signIn(kind, secret, s.clientOptions())
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +68,9 @@ func newStore(opts Options) *Store {
 }
 
 func (s *Store) clientOptions() *container.ClientOptions {
-	return &container.ClientOptions{ClientOptions: s.opts.client(s.gate, &s.clock)}
+	o := s.opts.client(s.gate, &s.clock)
+	o.PerCallPolicies = []policy.Policy{&s.copy} // which are not tried again
+	return &container.ClientOptions{ClientOptions: o}
 }
 
 // unusable is what is said of a credential that cannot be one. The SDK's error may repeat it, so it is not shown.
@@ -70,19 +82,26 @@ func unusable(err error) error {
 }
 
 // signIn returns how the container of an account is reached.
-func (c Config) signIn(o *container.ClientOptions) (func(account string) (*container.Client, error), error) {
-	kind, secret, err := c.secret()
-	if err != nil {
-		return nil, err
-	}
+func (c Config) signIn(kind, secret string, o *container.ClientOptions) (func(account string) (*container.Client, error), error) {
 	switch kind {
 	case "connection_string":
 		return func(account string) (*container.Client, error) {
-			return container.NewClientFromConnectionString(onAccount(secret, account), c.Container, o)
+			if account == "" {
+				return container.NewClientFromConnectionString(secret, c.Container, o)
+			}
+			name, err := c.account(account)
+			if err != nil {
+				return nil, err
+			}
+			return container.NewClientFromConnectionString(onAccount(secret, account, name), c.Container, o)
 		}, nil
 	case "key":
 		return func(account string) (*container.Client, error) {
-			cred, err := container.NewSharedKeyCredential(accountName(account), secret)
+			name, err := c.account(account)
+			if err != nil {
+				return nil, err
+			}
+			cred, err := container.NewSharedKeyCredential(name, secret)
 			if err != nil {
 				return nil, err
 			}
@@ -107,10 +126,7 @@ func (c Config) url(account string) string {
 }
 
 // onAccount makes a connection string one of another account with the same key or SAS.
-func onAccount(text, account string) string {
-	if account == "" {
-		return text
-	}
+func onAccount(text, account, name string) string {
 	var out []string
 	for part := range strings.SplitSeq(text, ";") {
 		key, _, _ := strings.Cut(part, "=")
@@ -120,28 +136,18 @@ func onAccount(text, account string) string {
 		}
 		out = append(out, part)
 	}
-	return strings.Join(append(out, "BlobEndpoint="+account, "AccountName="+accountName(account)), ";")
+	return strings.Join(append(out, "BlobEndpoint="+account, "AccountName="+name), ";")
 }
 
-// accountName is the first part of the host, or of the path where the host is an address (an emulator).
-func accountName(account string) string {
-	u, err := url.Parse(account)
-	if err != nil {
-		return ""
+func (c Config) getenv(name string) string {
+	if c.Getenv == nil {
+		return os.Getenv(name)
 	}
-	if path := strings.Trim(u.Path, "/"); path != "" {
-		return path
-	}
-	name, _, _ := strings.Cut(u.Hostname(), ".")
-	return name
+	return c.Getenv(name)
 }
 
 // secret reads the one secret that is configured.
 func (c Config) secret() (kind, secret string, err error) {
-	getenv := c.Getenv
-	if getenv == nil {
-		getenv = os.Getenv
-	}
 	for _, p := range []struct{ kind, env, file string }{
 		{"connection_string", c.ConnectionStringEnv, c.ConnectionStringFile},
 		{"key", c.KeyEnv, c.KeyFile},
@@ -149,7 +155,7 @@ func (c Config) secret() (kind, secret string, err error) {
 	} {
 		switch {
 		case p.env != "":
-			if secret = strings.TrimSpace(getenv(p.env)); secret == "" {
+			if secret = strings.TrimSpace(c.getenv(p.env)); secret == "" {
 				err = fault.New(fault.SiteInvalid, "store.azure.%s_env: the environment variable %s is not set", p.kind, p.env)
 			}
 			return p.kind, secret, err

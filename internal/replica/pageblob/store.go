@@ -135,6 +135,7 @@ type Store struct {
 	opts   Options
 	gate   *gate
 	clock  clockWatch
+	copy   readOnly
 }
 
 var _ replica.Store = (*Store)(nil)
