@@ -99,10 +99,17 @@ type Extent struct {
 }
 
 // Set is a set of bytes, kept as sorted, disjoint, non-adjacent ranges. The zero value is the empty set.
-// It is not safe for concurrent use while it is being changed.
+// It is not safe for concurrent use while it is being changed. A change costs little however many ranges there are.
 type Set struct {
-	ranges []Range
+	// parts are the ranges in order, none of them empty: a change moves the ranges of one part, not all behind it.
+	parts [][]Range
 }
+
+// maxPart is the most ranges of a part.
+const maxPart = 512
+
+// place is where a range is in a set.
+type place struct{ part, i int }
 
 // NewSet returns the union of the given ranges.
 func NewSet(ranges ...Range) *Set {
@@ -113,34 +120,87 @@ func NewSet(ranges ...Range) *Set {
 	return s
 }
 
-// Add puts the bytes of r into the set. Adding in ascending order costs constant time for each range.
+// Add puts the bytes of r into the set.
 func (s *Set) Add(r Range) {
 	if r.Empty() {
 		return
 	}
-	first := s.firstEndingAtOrAfter(r.Off)
-	last := first
-	for last < len(s.ranges) && s.ranges[last].Off <= r.End() {
-		off := min(r.Off, s.ranges[last].Off)
-		end := max(r.End(), s.ranges[last].End())
+	at, n := s.firstEndingAtOrAfter(r.Off), 0
+	for old := range s.from(at) {
+		if old.Off > r.End() {
+			break
+		}
+		off, end := min(r.Off, old.Off), max(r.End(), old.End())
 		r = Range{Off: off, Len: end - off}
-		last++
+		n++
 	}
-	s.ranges = slices.Replace(s.ranges, first, last, r)
+	s.replace(at, n, r)
 }
 
-// firstEndingAtOrAfter is the index of the first range whose end is at or after off.
-func (s *Set) firstEndingAtOrAfter(off int64) int {
-	if n := len(s.ranges); n > 0 && s.ranges[n-1].End() < off {
-		return n
+// firstEndingAtOrAfter is the place of the first range whose end is at or after off.
+func (s *Set) firstEndingAtOrAfter(off int64) place {
+	p := len(s.parts)
+	if p == 0 || last(s.parts[p-1]).End() < off {
+		return place{part: p}
 	}
-	i, _ := slices.BinarySearchFunc(s.ranges, off, func(r Range, off int64) int {
-		if r.End() < off {
-			return -1
+	p, _ = slices.BinarySearchFunc(s.parts, off, func(part []Range, off int64) int { return before(last(part), off) })
+	i, _ := slices.BinarySearchFunc(s.parts[p], off, before)
+	return place{p, i}
+}
+
+func last(part []Range) Range { return part[len(part)-1] }
+
+// before compares for a search: whether a range ends before off.
+func before(r Range, off int64) int {
+	if r.End() < off {
+		return -1
+	}
+	return 1
+}
+
+// from yields the ranges from a place on, in ascending order.
+func (s *Set) from(at place) iter.Seq[Range] {
+	return func(yield func(Range) bool) {
+		i := at.i
+		for p := at.part; p < len(s.parts); p++ {
+			for _, r := range s.parts[p][i:] {
+				if !yield(r) {
+					return
+				}
+			}
+			i = 0
 		}
-		return 1
-	})
-	return i
+	}
+}
+
+// replace puts ranges in the place of n others. They are few.
+func (s *Set) replace(at place, n int, with ...Range) {
+	if at.part == len(s.parts) { // behind all others
+		if at.part == 0 || len(s.parts[at.part-1])+len(with) > maxPart {
+			s.parts = append(s.parts, slices.Clone(with))
+			return
+		}
+		s.parts[at.part-1] = append(s.parts[at.part-1], with...)
+		return
+	}
+	here := s.parts[at.part]
+	k := min(n, len(here)-at.i)
+	here = slices.Replace(here, at.i, at.i+k, with...)
+	next := at.part + 1
+	for n -= k; n > 0 && n >= len(s.parts[next]); next++ {
+		n -= len(s.parts[next])
+	}
+	if n > 0 {
+		s.parts[next] = slices.Delete(s.parts[next], 0, n)
+	}
+	switch half := len(here) / 2; {
+	case len(here) == 0:
+		s.parts = slices.Delete(s.parts, at.part, next)
+	case len(here) > maxPart:
+		s.parts = slices.Replace(s.parts, at.part, next, here[:half:half], slices.Clone(here[half:]))
+	default:
+		s.parts = slices.Replace(s.parts, at.part, next, here)
+	}
 }
 
 // Remove takes the bytes of r out of the set.
@@ -149,18 +209,22 @@ func (s *Set) Remove(r Range) {
 		return
 	}
 	var kept []Range
-	first := s.firstEndingAtOrAfter(r.Off)
-	last := first
-	for ; last < len(s.ranges) && s.ranges[last].Off < r.End(); last++ {
-		old := s.ranges[last]
+	at, n := s.firstEndingAtOrAfter(r.Off), 0
+	for old := range s.from(at) {
+		if old.Off >= r.End() {
+			break
+		}
 		if old.Off < r.Off {
 			kept = append(kept, Range{Off: old.Off, Len: r.Off - old.Off})
 		}
 		if old.End() > r.End() {
 			kept = append(kept, Range{Off: r.End(), Len: old.End() - r.End()})
 		}
+		n++
 	}
-	s.ranges = slices.Replace(s.ranges, first, last, kept...)
+	if n > 0 {
+		s.replace(at, n, kept...)
+	}
 }
 
 // Contains says whether the byte at off is in the set.
@@ -171,8 +235,11 @@ func (s *Set) Contains(off int64) bool {
 
 // Next returns the first run of the set that intersects w, clipped to w; ok is false when there is none.
 func (s *Set) Next(w Range) (run Range, ok bool) {
-	for i := s.firstEndingAtOrAfter(w.Off); i < len(s.ranges) && s.ranges[i].Off < w.End(); i++ {
-		if run = s.ranges[i].Intersect(w); !run.Empty() {
+	for r := range s.from(s.firstEndingAtOrAfter(w.Off)) {
+		if r.Off >= w.End() {
+			break
+		}
+		if run = r.Intersect(w); !run.Empty() {
 			return run, true
 		}
 	}
@@ -180,12 +247,12 @@ func (s *Set) Next(w Range) (run Range, ok bool) {
 }
 
 // All yields the ranges of the set in ascending order.
-func (s *Set) All() iter.Seq[Range] { return slices.Values(s.ranges) }
+func (s *Set) All() iter.Seq[Range] { return s.from(place{}) }
 
 // Chunks yields the set in ascending order in pieces of at most n bytes (n > 0).
 func (s *Set) Chunks(n int64) iter.Seq[Range] {
 	return func(yield func(Range) bool) {
-		for _, r := range s.ranges {
+		for r := range s.All() {
 			for r.Len > 0 {
 				piece := Range{Off: r.Off, Len: min(n, r.Len)}
 				if !yield(piece) {
@@ -198,12 +265,17 @@ func (s *Set) Chunks(n int64) iter.Seq[Range] {
 }
 
 // Runs is the number of disjoint ranges.
-func (s *Set) Runs() int { return len(s.ranges) }
+func (s *Set) Runs() (n int) {
+	for _, part := range s.parts {
+		n += len(part)
+	}
+	return n
+}
 
 // Bytes is the number of bytes in the set.
 func (s *Set) Bytes() int64 {
 	var n int64
-	for _, r := range s.ranges {
+	for r := range s.All() {
 		n += r.Len
 	}
 	return n

@@ -305,3 +305,38 @@ func BenchmarkIsZero(b *testing.B) {
 		block.IsZero(p)
 	}
 }
+
+// TestSetOfManyRuns: a change in front of a million runs does not move them all, which would take an hour here; what is left is what a plain
+// list of the runs is.
+func TestSetOfManyRuns(t *testing.T) {
+	const n = 1 << 20
+	s := new(block.Set)
+	for i := range int64(n) { // from the end to the beginning: each one lies before all others
+		s.Add(block.Range{Off: (n - 1 - i) * 8, Len: 4})
+	}
+	for i := range int64(n) {
+		if i%2 == 0 {
+			s.Remove(block.Range{Off: i * 8, Len: 4})
+		}
+	}
+	if s.Runs() != n/2 || s.Bytes() != n/2*4 {
+		t.Fatalf("%d runs of %d bytes", s.Runs(), s.Bytes())
+	}
+	want := int64(8)
+	for r := range s.All() {
+		if r != (block.Range{Off: want, Len: 4}) {
+			t.Fatalf("%v, want a run at %d", r, want)
+		}
+		want += 16
+	}
+	s.Add(block.Range{Off: 100, Len: n * 4}) // over many parts
+	s.Remove(block.Range{Off: 0, Len: n * 2})
+	first, _ := s.Next(block.Range{Off: 0, Len: n * 8})
+	if first != (block.Range{Off: n * 2, Len: 100 + n*4 - n*2}) {
+		t.Errorf("the first run is %v", first)
+	}
+	s.Remove(block.Range{Len: n * 8})
+	if s.Runs() != 0 || s.Contains(8) {
+		t.Errorf("%d runs are left", s.Runs())
+	}
+}
