@@ -158,7 +158,7 @@ func addUp(sum, more []diskObject) []diskObject {
 // whenFree does f with the lock of the VM, when whoever has it is done.
 func (w *world) whenFree(ctx context.Context, vm *site.VM, f func() error) error {
 	for {
-		err := w.locked(vm, f)
+		err := w.locked(ctx, vm, func(context.Context) error { return f() })
 		if fault.FromOS(err).Class() != fault.Locked || err == nil {
 			return err
 		}

@@ -23,7 +23,8 @@ type pace struct {
 
 // paceFlags are the flags of the commands that obey the schedule of retries.
 func paceFlags() []cli.Flag {
-	return []cli.Flag{nowFlag(), &cli.BoolFlag{Name: "wait", Usage: "follow the retry schedule until it is done, or cannot be"}}
+	return []cli.Flag{nowFlag(), &cli.BoolFlag{Name: "wait",
+		Usage: "wait for other runs that work on the VM, and follow the retry schedule, until it is done, or cannot be"}}
 }
 
 func paceOf(c *cli.Context, t todo) pace { return pace{c.Bool("now"), c.Bool("wait"), unnamed(c, t)} }
@@ -38,11 +39,20 @@ func (r *retrying) Unwrap() error { return r.error }
 
 // attempt does f, which holds the VM's lock meanwhile, when the schedule of retries allows it, and keeps the schedule by
 // what became of it. Not yet is no error: h says when.
-func (w *world) attempt(ctx context.Context, vm *site.VM, h *vmHead, p pace, f func() error) error {
+func (w *world) attempt(ctx context.Context, vm *site.VM, h *vmHead, p pace, f func(context.Context) error) error {
 	h.Tried = new(bool)
 	w.atOnce = p.atOnce
 	for {
-		err := w.lockedUnlessSeeded(vm, p.todo, h, func() error { return w.try(ctx, vm, h, p, f) })
+		err := w.lockedUnlessSeeded(ctx, vm, p.todo, h, func(ctx context.Context) error {
+			return w.try(ctx, vm, h, p, func() error { return f(ctx) })
+		})
+		if p.following && fault.Is(err, fault.GaveWay) {
+			h.Job = ""
+			if err := w.sleep(ctx, turnPoll); err != nil { // for the one that asked to have it
+				return err
+			}
+			continue
+		}
 		if !p.following || h.RetryAt == nil || err != nil && fault.FromOS(err).Class() != fault.Recoverable {
 			return err
 		}

@@ -60,9 +60,9 @@ func (p *program) deltaCommand() *cli.Command {
 				case (w.opts.dryRun || c.Bool("capture-only")) && w.idle(ctx, vm, p.todo, &o.vmHead):
 					return o, nil
 				case w.opts.dryRun:
-					return o, w.locked(vm, func() error { return w.planDelta(ctx, vm, o) })
+					return o, w.locked(ctx, vm, func(ctx context.Context) error { return w.planDelta(ctx, vm, o) })
 				case c.Bool("capture-only"):
-					return o, w.locked(vm, func() error { return w.captureOnly(ctx, vm, o) })
+					return o, w.locked(ctx, vm, func(ctx context.Context) error { return w.captureOnly(ctx, vm, o) })
 				}
 				return o, w.deltaOrResync(ctx, vm, o, p)
 			}
@@ -77,7 +77,7 @@ func (w *world) deltaOrResync(ctx context.Context, vm *site.VM, o *deltaObject, 
 			o.From, o.To = o.Sequence, o.Sequence
 		}
 	}()
-	return w.attempt(ctx, vm, &o.vmHead, p, func() error {
+	return w.attempt(ctx, vm, &o.vmHead, p, func(ctx context.Context) error {
 		st, needs, err := w.ledgerOrMark(ctx, vm)
 		if w.idleAs(vm, st, err, p.todo, &o.vmHead) {
 			return nil
@@ -290,7 +290,7 @@ func (w *world) captureBeside(ctx context.Context, vm *site.VM, mem state.VM, o 
 
 // noteCycle counts a cycle that began at began and ended with err.
 func (w *world) noteCycle(vm *site.VM, began time.Time, sent int64, err error) error {
-	if fault.Cancelled(err) || err != nil && fault.FromOS(err).Class() == fault.Refused {
+	if fault.Cancelled(err) || err != nil && slices.Contains([]fault.Class{fault.Refused, fault.Locked}, fault.FromOS(err).Class()) {
 		return nil
 	}
 	c := health.Cycle{Start: began, End: w.now(), Bytes: sent, Failed: err != nil}

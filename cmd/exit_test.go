@@ -25,7 +25,7 @@ func contract() map[int][]fault.Code {
 			fault.ReplicaCorrupt, fault.ResyncRequired, fault.LogLimit},
 		6:   {fault.Fenced, fault.NotProtected, fault.AlreadyProtected, fault.WrongState, fault.Exists},
 		7:   {fault.Difference},
-		11:  {fault.RunLocked, fault.ReplicaHeld},
+		11:  {fault.RunLocked, fault.ReplicaHeld, fault.GaveWay},
 		12:  {fault.ManualAction},
 		130: {fault.Interrupted},
 	}

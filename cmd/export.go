@@ -44,7 +44,7 @@ type exportOptions struct {
 // export writes the disks of a recovery point as fixed VHDs into a folder. The replica is locked meanwhile, so that nothing
 // moves its pages, and not changed. A file that is there is not replaced.
 func (w *world) export(ctx context.Context, vm *site.VM, x exportOptions, o *exportObject) error {
-	return w.locked(vm, func() error {
+	return w.locked(ctx, vm, func(ctx context.Context) error {
 		return w.onReplica(ctx, vm, forLooking, &o.vmHead, func(s *session) error { return s.export(ctx, x, o) })
 	})
 }

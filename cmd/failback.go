@@ -40,7 +40,7 @@ func (p *program) failbackCommand() *cli.Command {
 		Flags: vmFlags(
 			&cli.StringFlag{Name: "mode", Value: string(failover.MinimalDowntime), Usage: "minimal-downtime or during-failover"},
 			&cli.StringFlag{Name: "to", Usage: "the `HOST` of the site file where the VM is made anew, if not where it came from"},
-			planFlag(), nowFlag()),
+			planFlag(), nowFlag(), waitFlag()),
 		Action: p.action("failback", func(ctx context.Context, c *cli.Context) error {
 			w, err := p.open()
 			if err != nil {
@@ -78,7 +78,7 @@ func (w *world) failbackPlan(ctx context.Context, c *cli.Context, o failover.Fai
 
 // failback brings one VM home.
 func (w *world) failback(ctx context.Context, vm *site.VM, to string, o failover.FailbackOptions, f *failoverObject) error {
-	return w.locked(vm, func() error {
+	return w.inFailover(ctx, vm, "", func(ctx context.Context) error {
 		j, err := w.failoverJob(ctx, vm, failoverOptions{})
 		if err == nil && to != "" {
 			var st replica.State

@@ -95,7 +95,7 @@ func (p *program) failoverKind(k failover.Kind, usage string, flags ...cli.Flag)
 	command := "failover " + string(k)
 	return &cli.Command{
 		Name: string(k), Usage: usage, ArgsUsage: "VM...",
-		Flags: vmFlags(append(flags, planFlag(), nowFlag())...),
+		Flags: vmFlags(append(flags, planFlag(), nowFlag(), waitFlag())...),
 		Action: p.action(command, func(ctx context.Context, c *cli.Context) error {
 			w, err := p.open()
 			if err != nil {
@@ -144,34 +144,49 @@ func (w *world) knowsNetwork(name string) error {
 
 // failover is the whole failover of one VM.
 func (w *world) failover(ctx context.Context, vm *site.VM, k failover.Kind, o failoverOptions, f *failoverObject) error {
-	return w.locked(vm, func() error {
-		j, err := w.failoverJob(ctx, vm, o)
-		if err != nil {
+	return w.inFailover(ctx, vm, k, func(ctx context.Context) error {
+		var j *failover.Job
+		var steps func(context.Context) error
+		err := w.besideTurn(ctx, vm, k, func(begin context.Context) (err error) {
+			if j, err = w.failoverJob(begin, vm, o); err == nil {
+				steps, err = w.beginFailover(begin, vm, j, k, o, f)
+			}
+			return err
+		})
+		if err != nil || steps == nil {
 			return err
 		}
-		if done, err := w.already(ctx, vm, f, func(st replica.State) string { return alreadyOver(st, k, o) }); done {
-			return err
+		if k == failover.Test {
+			j.Turn = w.turnBeside(vm, f)
 		}
-		if cut, err := w.testCutOff(ctx, vm, k, o); err != nil {
-			return err
-		} else if cut {
-			w.say("%s: the test failover is complete already: the run that made it was ended right after", vm.Name)
-			return w.failoverSteps(ctx, vm, j, "Failover (test)", f, func() error { return nil })
-		}
-		plan, err := j.Plan(ctx, k, o.Options)
-		if err != nil {
-			return w.toldOf(ctx, vm, f, err)
-		}
-		w.showPlan(vm, plan, f)
-		if w.opts.dryRun {
-			return w.toldOf(ctx, vm, f, errors.Join(j.Foresee(ctx, k, plan), w.canMakeDisks(plan)))
-		}
-		err = w.failoverSteps(ctx, vm, j, "Failover ("+string(k)+")", f, func() error { return j.Run(ctx, k, o.Options, "") })
-		if err == nil {
+		if err = w.failoverSteps(ctx, vm, j, "Failover ("+string(k)+")", f, func() error { return steps(ctx) }); err == nil {
 			w.sayFailedOver(vm, k, f)
 		}
 		return err
 	})
+}
+
+// beginFailover shows what a failover will do. steps does what is left of it; nil when nothing is to be done.
+func (w *world) beginFailover(ctx context.Context, vm *site.VM, j *failover.Job, k failover.Kind, o failoverOptions, f *failoverObject) (
+	steps func(context.Context) error, err error) {
+	if done, err := w.already(ctx, vm, f, func(st replica.State) string { return alreadyOver(st, k, o) }); done {
+		return nil, err
+	}
+	if cut, err := w.testCutOff(ctx, vm, k, o); err != nil {
+		return nil, err
+	} else if cut {
+		w.say("%s: the test failover is complete already: the run that made it was ended right after", vm.Name)
+		return func(context.Context) error { return nil }, nil
+	}
+	plan, err := j.Plan(ctx, k, o.Options)
+	if err != nil {
+		return nil, w.toldOf(ctx, vm, f, err)
+	}
+	w.showPlan(vm, plan, f)
+	if w.opts.dryRun {
+		return nil, w.toldOf(ctx, vm, f, errors.Join(j.Foresee(ctx, k, plan), w.canMakeDisks(plan)))
+	}
+	return func(ctx context.Context) error { return j.Run(ctx, k, o.Options, "") }, nil
 }
 
 // alreadyOver says that a failover that is asked for is done, in words. A test is never taken for another one that was not cleaned up.
@@ -195,8 +210,8 @@ func (w *world) testCutOff(ctx context.Context, vm *site.VM, k failover.Kind, o 
 	if err != nil || st.Test == nil || st.Test.Finished.IsZero() || !isPointName(cmp.Or(o.Point, failover.Latest)) && o.Point != st.Test.Point {
 		return false, err
 	}
-	last, err := w.memory.Jobs(state.Query{VM: vm.Name, Limit: 1})
-	return err == nil && len(last) == 1 && last[0].Command == "failover test" && last[0].State != state.Succeeded && last[0].State != state.Failed, err
+	last, err := w.memory.Jobs(state.Query{VM: vm.Name, Command: "failover test", Limit: 1}) // others run beside it
+	return err == nil && len(last) == 1 && last[0].State != state.Succeeded && last[0].State != state.Failed, err
 }
 
 // already says that there is nothing to be done, when is finds that in the ledger.
@@ -240,7 +255,8 @@ func (w *world) failoverSteps(ctx context.Context, vm *site.VM, j *failover.Job,
 	return w.toldOf(ctx, vm, o, err)
 }
 
-// toldOf fills in how the VM stands, keeps it in memory, and returns err. The caller holds the VM's lock.
+// toldOf fills in how the VM stands, keeps it in memory, and returns err. The caller holds the VM's lock, but after a test: a run that
+// has it then keeps what it finds.
 func (w *world) toldOf(ctx context.Context, vm *site.VM, o *failoverObject, err error) error {
 	st, lerr := w.stands(ctx, vm, o)
 	switch {
@@ -249,7 +265,14 @@ func (w *world) toldOf(ctx context.Context, vm *site.VM, o *failoverObject, err 
 	case lerr != nil:
 		return err
 	}
-	if nerr := w.noteLedger(vm, st); nerr != nil {
+	note := func(context.Context) error { return w.noteLedger(vm, st) }
+	var nerr error
+	if o.Kind == string(failover.Test) {
+		nerr = w.inTurn(context.WithoutCancel(ctx), vm, state.Changes, turns{}, stays, note)
+	} else {
+		nerr = note(ctx)
+	}
+	if nerr != nil && !fault.Is(nerr, fault.RunLocked) {
 		w.log.Warn("the site's memory cannot be kept in order", "error", nerr)
 	}
 	return err
@@ -381,7 +404,7 @@ func (p *program) undoCommand() *cli.Command {
 func (p *program) afterCommand(name, usage, job string, do func(*failover.Job, context.Context, *cli.Context) error, e failover.Event,
 	said string, flags ...cli.Flag) *cli.Command {
 	return &cli.Command{
-		Name: name, Usage: usage, ArgsUsage: "VM...", Flags: vmFlags(append(flags, planFlag(), hostLostFlag(), yesFlag())...),
+		Name: name, Usage: usage, ArgsUsage: "VM...", Flags: vmFlags(append(flags, planFlag(), hostLostFlag(), yesFlag(), waitFlag())...),
 		Action: p.action("failover "+name, func(ctx context.Context, c *cli.Context) error {
 			w, err := p.open()
 			if err != nil {
@@ -412,7 +435,7 @@ func (p *program) afterCommand(name, usage, job string, do func(*failover.Job, c
 }
 
 func (w *world) after(ctx context.Context, vm *site.VM, e failover.Event, job, said string, f *failoverObject, do func(*failover.Job) error) error {
-	return w.locked(vm, func() error {
+	return w.inFailover(ctx, vm, "", func(ctx context.Context) error {
 		j, err := w.failoverJob(ctx, vm, failoverOptions{})
 		if err != nil {
 			return err

@@ -68,8 +68,8 @@ func (w *world) passOver(vm *site.VM, h *vmHead, why string) {
 }
 
 // lockedUnlessSeeded is locked, but that a VM whose initial replication is under way is passed over.
-func (w *world) lockedUnlessSeeded(vm *site.VM, t todo, h *vmHead, f func() error) error {
-	err := w.locked(vm, f)
+func (w *world) lockedUnlessSeeded(ctx context.Context, vm *site.VM, t todo, h *vmHead, f func(context.Context) error) error {
+	err := w.locked(ctx, vm, f)
 	if t == nil || !fault.Is(err, fault.RunLocked) {
 		return err
 	}

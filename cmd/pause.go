@@ -13,7 +13,7 @@ import (
 func (p *program) pauseCommand() *cli.Command {
 	return &cli.Command{
 		Name: "pause", Usage: "stop replication until \"sitrep resume\"", ArgsUsage: "VM...",
-		Flags: vmFlags(&cli.StringFlag{Name: "reason", Usage: "`TEXT` for those who look at the status"}),
+		Flags: vmFlags(&cli.StringFlag{Name: "reason", Usage: "`TEXT` for those who look at the status"}, waitFlag()),
 		Action: p.vmCommand("pause", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				h := &vmHead{}
@@ -43,7 +43,7 @@ func (p *program) pauseCommand() *cli.Command {
 // stoodAlready says whether the VM is in the phase that a command would bring it to: then there is nothing to do, and no job is made.
 func (w *world) stoodAlready(ctx context.Context, vm *site.VM, h *vmHead, is func(replica.State) bool) (bool, error) {
 	done := false
-	err := w.locked(vm, func() error {
+	err := w.locked(ctx, vm, func(ctx context.Context) error {
 		st, err := w.present(ctx, vm)
 		if err != nil || w.mine(vm.Name, st) != nil || !is(st) {
 			return nil // the command says what is wrong

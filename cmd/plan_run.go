@@ -56,7 +56,7 @@ var _ failover.Member = (*member)(nil)
 
 // part does a part of the VM's failover, as a job of its own.
 func (m *member) part(ctx context.Context, name string, until failover.StepID) error {
-	return m.w.locked(m.vm, func() error {
+	return m.w.inFailover(ctx, m.vm, m.kind, func(ctx context.Context) error {
 		return m.w.failoverSteps(ctx, m.vm, m.job, name, m.obj, func() error {
 			if m.kind == "" {
 				return m.job.Failback(ctx, m.mode, until)
@@ -250,7 +250,7 @@ func partOf(st replica.State, typ string) bool {
 func (p *program) continueCommand() *cli.Command {
 	return &cli.Command{
 		Name: "continue", Usage: "go on with a recovery plan after a manual action, or after what failed was mended",
-		Flags: []cli.Flag{planFlag(), &cli.StringFlag{Name: "done", Usage: "the manual `ACTION` is done: its name or its text"}, assumeDoneFlag()},
+		Flags: []cli.Flag{planFlag(), &cli.StringFlag{Name: "done", Usage: "the manual `ACTION` is done: its name or its text"}, assumeDoneFlag(), waitFlag()},
 		Action: p.action("failover continue", func(ctx context.Context, c *cli.Context) error {
 			w, err := p.open()
 			if err != nil {
@@ -288,7 +288,7 @@ func (w *world) underWayAs(ctx context.Context, plan *site.Plan, assumeDone bool
 func (w *world) runPlan(ctx context.Context, plan *site.Plan, pick func() (failover.PlanRecord, error), done string) (err error) {
 	w.together()
 	if !w.opts.dryRun {
-		lock, err := w.memory.LockPlan(plan.Name)
+		lock, err := w.waitPlan(ctx, plan.Name)
 		if err != nil {
 			return err
 		}
@@ -436,6 +436,9 @@ func (w *world) planRun(ctx context.Context, plan *site.Plan, rec failover.PlanR
 			if m.job, err = w.failoverJob(ctx, vm, m.opts); err != nil {
 				return nil, nil, fault.In(err, vm.Name, "")
 			}
+			if kind == failover.Test {
+				m.job.Turn = w.turnBeside(vm, m.obj)
+			}
 			if _, err := w.stands(ctx, vm, m.obj); err != nil { // an earlier run may have made it
 				w.log.Warn("how the VM stands is not known", "vm", vm.Name, "error", err)
 			}
@@ -561,7 +564,7 @@ func (w *world) recorded(vm *site.VM, name string, h *vmHead, f func(*state.Job)
 	if err != nil {
 		err = fault.In(err, vm.Name, "")
 	}
-	err = j.End(err)
+	err = j.End(w.toldToYield(vm, err))
 	if perr := w.memory.Prune(vm.Policy().JobRetention); perr != nil {
 		w.log.Warn("the site's memory cannot be kept in order", "error", perr) // what the job did stands
 	}

@@ -43,7 +43,7 @@ func (p *program) pointsCommand() *cli.Command {
 			&cli.StringFlag{Name: "promote", Usage: "copy the disks of the point `ID`, or of the \"latest\", inside a storage account, to disks that machines can be made of"},
 			&cli.StringFlag{Name: "hold", Usage: "keep the point `ID`, or the \"latest\", whatever the retention says"},
 			&cli.StringFlag{Name: "release", Usage: "let the retention drop the point `ID` again; acknowledges the massive change that it was held for"},
-			&cli.StringFlag{Name: "demote", Usage: "delete what --promote of the point `ID` has made"},
+			&cli.StringFlag{Name: "demote", Usage: "delete what --promote of the point `ID` has made"}, waitFlag(),
 		},
 		Action: p.action("points", func(ctx context.Context, c *cli.Context) error {
 			if c.NArg() != 1 {

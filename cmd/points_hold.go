@@ -43,7 +43,7 @@ func holdOf(c *cli.Context) (h holdOptions, err error) {
 
 // holdPoint holds a recovery point against retention, or releases it. What is so already is no error.
 func (w *world) holdPoint(ctx context.Context, vm *site.VM, h holdOptions, o *holdObject) error {
-	return w.locked(vm, func() error {
+	return w.locked(ctx, vm, func(ctx context.Context) error {
 		return w.onReplica(ctx, vm, forWriting, &o.vmHead, func(s *session) error { return s.setHold(ctx, h, o) })
 	})
 }

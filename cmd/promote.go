@@ -15,7 +15,7 @@ import (
 // promote copies the disks of a recovery point to disks of their own inside the store, or deletes what an earlier promote of
 // the point demote has made. One of the two is "".
 func (w *world) promote(ctx context.Context, vm *site.VM, promote, demote string, o *exportObject) error {
-	return w.locked(vm, func() error {
+	return w.locked(ctx, vm, func(ctx context.Context) error {
 		return w.onReplica(ctx, vm, forUpkeep, &o.vmHead, func(s *session) error {
 			p, ok := replica.PromoterOf(s.engine.Replica)
 			if !ok {

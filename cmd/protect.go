@@ -48,7 +48,7 @@ func (p *program) protectCommand() *cli.Command {
 	return &cli.Command{
 		Name: "protect", Usage: "enable protection: prerequisites, relationship, initial replication, finalization",
 		ArgsUsage: "VM...",
-		Flags:     vmFlags(&cli.BoolFlag{Name: "later", Usage: "leave the initial replication to \"sitrep replicate\""}),
+		Flags:     vmFlags(&cli.BoolFlag{Name: "later", Usage: "leave the initial replication to \"sitrep replicate\""}, waitFlag()),
 		Action: p.vmCommand("protect", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				o := &seedObject{}
@@ -58,7 +58,7 @@ func (p *program) protectCommand() *cli.Command {
 				if st := w.addsDisks(ctx, vm); st != nil {
 					return o, w.addDisks(ctx, vm, *st, o)
 				}
-				return o, w.locked(vm, func() error { return w.protect(ctx, vm, o, c.Bool("later")) })
+				return o, w.locked(ctx, vm, func(ctx context.Context) error { return w.protect(ctx, vm, o, c.Bool("later")) })
 			}
 		}),
 	}

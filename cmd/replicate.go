@@ -23,7 +23,7 @@ func (p *program) replicateCommand() *cli.Command {
 					}
 					return o, w.planReplicate(ctx, vm, o)
 				}
-				return o, w.attempt(ctx, vm, &o.vmHead, p, func() error {
+				return o, w.attempt(ctx, vm, &o.vmHead, p, func(ctx context.Context) error {
 					if w.idle(ctx, vm, p.todo, &o.vmHead) {
 						return nil
 					}

@@ -17,7 +17,7 @@ import (
 func (p *program) resumeCommand() *cli.Command {
 	return &cli.Command{
 		Name: "resume", Usage: "go on after a pause, or after the cause of a critical state was mended", ArgsUsage: "VM...",
-		Flags: vmFlags(),
+		Flags: vmFlags(waitFlag()),
 		Action: p.vmCommand("resume", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				h := &vmHead{}

@@ -56,9 +56,9 @@ func (p *program) resyncCommand() *cli.Command {
 					return o, err
 				}
 				if w.opts.dryRun {
-					return o, w.locked(vm, func() error { return w.planResync(ctx, vm, o, opts) })
+					return o, w.locked(ctx, vm, func(ctx context.Context) error { return w.planResync(ctx, vm, o, opts) })
 				}
-				return o, w.attempt(ctx, vm, &o.vmHead, p, func() error {
+				return o, w.attempt(ctx, vm, &o.vmHead, p, func(ctx context.Context) error {
 					if due, err := w.resyncDue(ctx, vm, o, opts); err != nil || !due {
 						return err
 					}

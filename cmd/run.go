@@ -106,6 +106,7 @@ type program struct {
 	// host and machine are the name and the identity of this machine; nil: as the system says.
 	host, machine func() string
 	runID         hrl.ID      // of this run, as ledgers name it; zero until something is written
+	waits         bool        // --wait: for runs that work on the VM
 	askable       func() bool // whether somebody can be asked; nil: at a terminal
 
 	opts options
@@ -284,7 +285,7 @@ func (p *program) noCommand(c *cli.Context) error {
 // action wraps what a subcommand does.
 func (p *program) action(command string, f func(context.Context, *cli.Context) error) cli.ActionFunc {
 	return func(c *cli.Context) error {
-		p.res.Command = command
+		p.res.Command, p.waits = command, c.Bool("wait")
 		return f(c.Context, c)
 	}
 }

@@ -1,6 +1,7 @@
 package cmd
 
 import (
+	"context"
 	"time"
 
 	"sitrep/internal/fault"
@@ -15,9 +16,9 @@ type resetObject struct {
 }
 
 // resetStatistics counts the cycles of a VM anew, as a job. A VM of which this site counts none is passed over unless it was named.
-func (w *world) resetStatistics(vm *site.VM, named bool) (*resetObject, error) {
+func (w *world) resetStatistics(ctx context.Context, vm *site.VM, named bool) (*resetObject, error) {
 	o := &resetObject{}
-	return o, w.locked(vm, func() error {
+	return o, w.locked(ctx, vm, func(context.Context) error {
 		mem, known, err := w.memory.VM(vm.Name)
 		const none = "this site counts no cycles of the VM"
 		switch {

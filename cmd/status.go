@@ -161,7 +161,9 @@ func (p *program) status(ctx context.Context, c *cli.Context) error {
 		return err
 	}
 	if c.Bool("reset-statistics") {
-		return w.each(ctx, vms, func(_ context.Context, vm *site.VM) (vmObject, error) { return w.resetStatistics(vm, c.NArg() > 0) })
+		return w.each(ctx, vms, func(ctx context.Context, vm *site.VM) (vmObject, error) {
+			return w.resetStatistics(ctx, vm, c.NArg() > 0)
+		})
 	}
 	if c.Bool("check") {
 		if err := w.memory.Readable(); err != nil {

@@ -44,7 +44,7 @@ func (w *world) unprotectLost(ctx context.Context, vm *site.VM, h *vmHead) error
 		}
 		return err
 	}
-	return w.locked(vm, func() error {
+	return w.locked(ctx, vm, func(ctx context.Context) error {
 		return w.job(vm, "Disable protection: the store is lost", h, func(j *state.Job) error { return w.giveUpStore(ctx, vm, j, h) })
 	})
 }

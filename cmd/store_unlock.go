@@ -15,14 +15,14 @@ func (p *program) unlockCommand() *cli.Command {
 		Description: "For a replica in Azure that the run of a machine holds which is gone for good, and for a run elsewhere that hangs. " +
 			"Nothing else of the replica changes. Should that run go on after all, the store refuses what it writes. " +
 			"A run of this machine that hangs is ended, and holds nothing any more.",
-		Flags: vmFlags(yesFlag()),
+		Flags: vmFlags(yesFlag(), waitFlag()),
 		Action: p.vmCommand("store unlock", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				o := &takeoverObject{}
 				if w.opts.dryRun {
 					return o, w.planUnlock(ctx, vm, o)
 				}
-				return o, w.locked(vm, func() error { return w.unlock(ctx, c, vm, o) })
+				return o, w.locked(ctx, vm, func(ctx context.Context) error { return w.unlock(ctx, c, vm, o) })
 			}
 		}),
 	}

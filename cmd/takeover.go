@@ -31,14 +31,14 @@ func (p *program) takeoverCommand() *cli.Command {
 		Description: "A replica has one writer. When that machine, or its state folder, is gone for good, the one that replicates the VM from now on\n" +
 			"takes the replica over. It is said first who wrote last, and what may be lost: the next resynchronization makes the replica what\n" +
 			"the disks here are. The other one is refused from then on, should it live after all. A failover needs no takeover.",
-		Flags: vmFlags(yesFlag()),
+		Flags: vmFlags(yesFlag(), waitFlag()),
 		Action: p.vmCommand("takeover", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
 				o := &takeoverObject{}
 				if w.opts.dryRun {
 					return o, w.takeover(ctx, c, vm, o)
 				}
-				return o, w.locked(vm, func() error { return w.takeover(ctx, c, vm, o) })
+				return o, w.locked(ctx, vm, func(ctx context.Context) error { return w.takeover(ctx, c, vm, o) })
 			}
 		}),
 	}

@@ -19,7 +19,7 @@ func (p *program) unprotectCommand() *cli.Command {
 	return &cli.Command{
 		Name: "unprotect", Usage: "disable protection: removes the replica, its recovery points and change logs", ArgsUsage: "VM...",
 		Flags: vmFlags(&cli.BoolFlag{Name: "keep-replica", Usage: "leave the replica in the store, for reading"},
-			&cli.BoolFlag{Name: "store-lost", Usage: "the store is lost for good: forget it, and set the change logs aside"}, yesFlag()),
+			&cli.BoolFlag{Name: "store-lost", Usage: "the store is lost for good: forget it, and set the change logs aside"}, yesFlag(), waitFlag()),
 		Description: "On a terminal it asks before replicas are removed. A script says --yes with --all and --cloud; a VM that it names is meant.",
 		Action: p.askedCommand("unprotect", noneIsWrong, askUnprotect, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			return func(ctx context.Context, vm *site.VM) (vmObject, error) {
@@ -34,7 +34,7 @@ func (p *program) unprotectCommand() *cli.Command {
 				if w.opts.dryRun {
 					return h, w.planUnprotect(ctx, vm, h, kept)
 				}
-				return h, w.locked(vm, func() error { return w.unprotect(ctx, vm, h, kept) })
+				return h, w.inFailover(ctx, vm, "", func(ctx context.Context) error { return w.unprotect(ctx, vm, h, kept) })
 			}
 		}),
 	}

@@ -39,7 +39,7 @@ func (p *program) askedCommand(command string, none whenNone, ask func(context.C
 
 // verb does f as a job on the VM's replica, opened for writing, while no other run works on the VM.
 func (w *world) verb(ctx context.Context, vm *site.VM, name string, h *vmHead, f func(*session) error) error {
-	return w.locked(vm, func() error { return w.jobOn(ctx, vm, name, h, f) })
+	return w.locked(ctx, vm, func(ctx context.Context) error { return w.jobOn(ctx, vm, name, h, f) })
 }
 
 // jobOn is verb for whoever holds the VM's lock.

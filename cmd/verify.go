@@ -34,7 +34,7 @@ func (p *program) verifyCommand() *cli.Command {
 		Name: "verify", Usage: "prove the replica against its block sums", ArgsUsage: "VM...",
 		Flags: vmFlags(
 			&cli.BoolFlag{Name: "against-source", Usage: "compare the source with the replica's block sums instead"},
-			&cli.DurationFlag{Name: "budget", Usage: "stop after this `TIME`; the next verify goes on there"},
+			&cli.DurationFlag{Name: "budget", Usage: "stop after this `TIME`; the next verify goes on there"}, waitFlag(),
 		),
 		Action: p.vmCommand("verify", noneIsWrong, func(w *world, c *cli.Context) func(context.Context, *site.VM) (vmObject, error) {
 			o := verifyOptions{source: c.Bool("against-source"), budget: c.Duration("budget")}
@@ -78,7 +78,7 @@ func (w *world) verify(ctx context.Context, vm *site.VM, v verifyOptions) (vmObj
 	if v.source { // whose disks it compares has to be the one that replicates them
 		a = forWriting
 	}
-	return o, w.lockedUnlessSeeded(vm, v.todo, &o.vmHead, func() error {
+	return o, w.lockedUnlessSeeded(ctx, vm, v.todo, &o.vmHead, func(ctx context.Context) error {
 		if w.idle(ctx, vm, v.todo, &o.vmHead) {
 			return nil
 		}

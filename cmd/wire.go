@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 
 	"sitrep/internal/disk"
 	"sitrep/internal/fault"
@@ -40,6 +41,8 @@ type world struct {
 	atOnce bool
 	// moved is the bytes that each VM's replica was sent by this run.
 	moved *moved
+	// yielded is the request (state.Ask) for which the work on a VM, by its name, was ended.
+	yielded sync.Map
 	// toldReadOnly is the VM of which it was said last that its store cannot be written to.
 	toldReadOnly string
 }

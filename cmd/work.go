@@ -67,16 +67,6 @@ func (w *world) stoppedBy(vm *site.VM, err error, h *vmHead) {
 	h.State, h.Health = health.InError, healthCritical
 }
 
-// locked does f while no other run works on the VM.
-func (w *world) locked(vm *site.VM, f func() error) (err error) {
-	lock, err := w.memory.Lock(vm.Name)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, lock.Close()) }()
-	return f()
-}
-
 // job does f as a job on the VM, records its outcome and says its ID in h.
 func (w *world) job(vm *site.VM, name string, h *vmHead, f func(*state.Job) error) error {
 	j, err := w.memory.Begin(w.res.Command, name, vm.Name)
@@ -91,7 +81,7 @@ func (w *world) job(vm *site.VM, name string, h *vmHead, f func(*state.Job) erro
 	if err != nil {
 		err = fault.In(err, vm.Name, "")
 	}
-	err = j.End(w.sayAccept(vm, err))
+	err = j.End(w.toldToYield(vm, w.sayAccept(vm, err)))
 	w.log.Info("job ended", "job", j.ID(), "state", j.State())
 	if nerr := errors.Join(w.noteFailure(vm, j.ID(), err), w.noteSent(vm, j.Bytes()), w.memory.Prune(vm.Policy().JobRetention)); nerr != nil {
 		w.log.Warn("the site's memory cannot be kept in order", "error", nerr) // what the job did stands

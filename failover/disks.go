@@ -214,14 +214,14 @@ func (p *folderDisks) writable() error {
 	return err
 }
 
-func (p *folderDisks) make(ctx context.Context, rep replica.Replica, st replica.State, rec *replica.Failover, disks []host.Disk) (bytes int64, err error) {
+func (p *folderDisks) make(ctx context.Context, rep replica.Replica, _ replica.State, rec *replica.Failover, disks []host.Disk) (bytes int64, err error) {
 	if err := p.FS.MkdirAll(p.folder()); err != nil {
 		return 0, err
 	}
 	if err := recovered.MakeClaim(p.FS, p.folder(), p.claim()); err != nil {
 		return 0, err
 	}
-	view, err := rep.Points().Open(ctx, st, rec.Point)
+	view, err := replica.Follow(ctx, rep, rec.Point)
 	if err != nil {
 		return 0, err
 	}

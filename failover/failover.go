@@ -67,7 +67,7 @@ func (p Place) Describe() string {
 }
 
 // Job is one VM with everything that failover, failback and what lies between need. A Job is used by one goroutine, which
-// holds the VM's lock at this site.
+// holds the VM's lock at this site; but see Turn.
 type Job struct {
 	VM    string
 	Store replica.Store
@@ -117,6 +117,10 @@ type Job struct {
 
 	// Home is what failback needs.
 	Home Home
+
+	// Turn does f while no other run changes the replica, for a test whose caller does not hold the VM's lock: replication goes on while
+	// disks are copied and the VM boots. f may be done more than once. nil: the lock is held.
+	Turn func(ctx context.Context, f func(context.Context) error) error
 
 	// Step runs f as a step of the job that is recorded.
 	Step  func(name string, f func() (bytes int64, note string, err error)) error
@@ -178,8 +182,23 @@ func (j *Job) change(ctx context.Context, f func(*replica.State) error) (err err
 }
 
 // with does f with the replica opened for writing.
-func (j *Job) with(ctx context.Context, f func(replica.Replica, replica.State) error) (err error) {
-	r, err := j.Store.Open(ctx, j.VM)
+func (j *Job) with(ctx context.Context, f func(replica.Replica, replica.State) error) error {
+	if j.Turn == nil {
+		return j.opened(ctx, j.Store.Open, f)
+	}
+	return j.Turn(ctx, func(ctx context.Context) error { return j.opened(ctx, j.Store.Open, f) })
+}
+
+// beside does f with the replica opened for reading, while others may apply to it. Disks inside the store are made by whoever writes.
+func (j *Job) beside(ctx context.Context, in DisksIn, f func(replica.Replica, replica.State) error) error {
+	if in == InStore {
+		return j.with(ctx, f)
+	}
+	return j.opened(ctx, j.Store.View, f)
+}
+
+func (j *Job) opened(ctx context.Context, open func(context.Context, string) (replica.Replica, error), f func(replica.Replica, replica.State) error) (err error) {
+	r, err := open(ctx, j.VM)
 	if err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ const (
 // prove reads every disk of the point that the failover is to be changed to, through the view that proves what it reads, before
 // what was made of another point is given up for it. Nothing is written. It returns how many bytes were read.
 func (r *run) prove(ctx context.Context) (bytes int64, err error) {
-	err = r.with(ctx, func(rep replica.Replica, st replica.State) (err error) {
+	err = r.beside(ctx, InFolder, func(rep replica.Replica, st replica.State) (err error) {
 		if err := r.mine(st); err != nil {
 			return err
 		}
@@ -30,7 +30,7 @@ func (r *run) prove(ctx context.Context) (bytes int64, err error) {
 		if point == nil {
 			return fault.New(fault.PointMissing, "recovery point %q is gone", r.plan.Found.ID)
 		}
-		view, err := rep.Points().Open(ctx, st, point.ID)
+		view, err := replica.Follow(ctx, rep, point.ID)
 		if err != nil {
 			return r.rotten(ctx, rep, st, *point, err)
 		}
@@ -47,7 +47,7 @@ func (r *run) prove(ctx context.Context) (bytes int64, err error) {
 		}
 		return nil
 	})
-	return bytes, err
+	return bytes, r.condemn(ctx, err)
 }
 
 func (r *run) proveDisk(ctx context.Context, view replica.PointView, name string) (bytes int64, err error) {

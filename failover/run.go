@@ -68,6 +68,8 @@ type run struct {
 	stopped, halted bool
 	// brought says that what the source wrote last was brought over.
 	brought bool
+	// found says in the ledger what was found of the replica or of a recovery point, nil for nothing.
+	found func(replica.Replica) error
 }
 
 // do does one step. Each can be done again.
@@ -433,7 +435,9 @@ func (r *run) disks(ctx context.Context) (bytes int64, note string, err error) {
 	if err := r.moveDisks(ctx); err != nil {
 		return 0, "", err
 	}
-	err = r.with(ctx, func(rep replica.Replica, st replica.State) error {
+	var d host.Definition
+	var made replica.Failover
+	err = r.beside(ctx, r.DisksIn, func(rep replica.Replica, st replica.State) error {
 		if err := r.mine(st); err != nil {
 			return err
 		}
@@ -442,26 +446,29 @@ func (r *run) disks(ctx context.Context) (bytes int64, note string, err error) {
 		if point == nil {
 			return fault.New(fault.PointMissing, "recovery point %q, which the failover was begun with, is gone", rec.Point)
 		}
-		d, _, err := r.definition(ctx, st, *point, r.kind)
-		if err != nil {
+		if d, _, err = r.definition(ctx, st, *point, r.kind); err != nil {
 			return err
 		}
-		point.Damaged = "" // unless it is found again
-		fresh := *rec
-		if bytes, err = r.madeIn(r.kind, rec).make(ctx, rep, st, &fresh, d.Disks); err != nil {
+		made = *rec
+		if bytes, err = r.madeIn(r.kind, rec).make(ctx, rep, st, &made, d.Disks); err != nil {
 			return r.rotten(ctx, rep, st, *point, err)
 		}
-		data, err := json.Marshal(d)
-		if err != nil {
-			return err
-		}
-		fresh.Host, fresh.HostID, fresh.HostKey = r.Recovery.Describe(), r.Recovery.ID, r.Recovery.Key
-		fresh.VM, fresh.Done = data, append(slices.Clone(rec.Done), string(StepDisks))
-		*r.kind.record(&st) = &fresh
-		_, err = rep.Ledger().Save(ctx, st)
-		return err
+		return nil
 	})
-	return bytes, note, err
+	if err != nil {
+		return bytes, "", r.condemn(ctx, err)
+	}
+	data, err := json.Marshal(d)
+	if err != nil {
+		return bytes, "", err
+	}
+	return bytes, "", r.note(ctx, StepDisks, func(st *replica.State, rec *replica.Failover) {
+		if p := st.Point(rec.Point); p != nil {
+			p.Damaged = "" // it was read
+		}
+		rec.Host, rec.HostID, rec.HostKey = r.Recovery.Describe(), r.Recovery.ID, r.Recovery.Key
+		rec.VM, rec.DiskStamps = data, made.DiskStamps
+	})
 }
 
 // moveDisks gives up what an earlier run has begun to make where the site file made disks then. No VM was made of it yet: whoever
@@ -483,18 +490,18 @@ func (r *run) moveDisks(ctx context.Context) error {
 	return r.note(ctx, "", func(_ *replica.State, rec *replica.Failover) { rec.DisksIn = string(r.DisksIn) })
 }
 
-// rotten keeps in the ledger that the replica's bytes are not what its sums say, where a test has found it; a failover has left
+// rotten has condemn keep in the ledger that the replica's bytes are not what its sums say, where a test has found it; a failover has left
 // the phases that could say so, and names the way back. A recovery point that is damaged all by itself is no reason for either.
 func (r *run) rotten(ctx context.Context, rep replica.Replica, st replica.State, at replica.Point, err error) error {
 	e := fault.Find(err)
 	switch {
 	case e != nil && e.Code == fault.PointDamaged:
-		r.noteDamaged(ctx, rep, at, err)
+		r.noteDamaged(ctx, at, err)
 		return err
 	case e == nil || e.Code != fault.ReplicaCorrupt:
 		return err
 	case !replica.Condemns(ctx, rep, st, at, err):
-		r.noteDamaged(ctx, rep, at, err)
+		r.noteDamaged(ctx, at, err)
 		return r.damaged(st, at, err)
 	case r.kind != Test && made(*r.kind.record(&st)): // which is not given up for nothing
 		e.Next = "sitrep points " + r.VM
@@ -503,15 +510,30 @@ func (r *run) rotten(ctx context.Context, rep replica.Replica, st replica.State,
 		e.Next = "sitrep failover undo " + r.VM
 		return fmt.Errorf("%w; another recovery point may be whole (--point), or undo, resynchronize with --deep, and begin again", err)
 	}
-	job := &replicate.Job{VM: r.VM, Replica: rep}
-	return errors.Join(err, job.Mark(context.WithoutCancel(ctx), e.Code, err.Error(), r.Now().UTC()))
+	text := err.Error()
+	r.found = func(rep replica.Replica) error {
+		job := &replicate.Job{VM: r.VM, Replica: rep}
+		return job.Mark(context.WithoutCancel(ctx), e.Code, text, r.Now().UTC())
+	}
+	return err
 }
 
-// noteDamaged keeps what was found of a point, so that it is listed.
-func (r *run) noteDamaged(ctx context.Context, rep replica.Replica, at replica.Point, found error) {
-	if err := replica.NoteDamaged(context.WithoutCancel(ctx), rep, at.ID, found.Error()); err != nil {
-		r.Log.Warn("what was found of the recovery point cannot be kept", "vm", r.VM, "point", at.ID, "error", err)
+// noteDamaged has condemn keep what was found of a point, so that it is listed.
+func (r *run) noteDamaged(ctx context.Context, at replica.Point, found error) {
+	r.found = func(rep replica.Replica) error {
+		if err := replica.NoteDamaged(context.WithoutCancel(ctx), rep, at.ID, found.Error()); err != nil {
+			r.Log.Warn("what was found of the recovery point cannot be kept", "vm", r.VM, "point", at.ID, "error", err)
+		}
+		return nil
 	}
+}
+
+// condemn keeps in the ledger what rotten has found, and returns err.
+func (r *run) condemn(ctx context.Context, err error) error {
+	if r.found == nil {
+		return err
+	}
+	return errors.Join(err, r.with(context.WithoutCancel(ctx), func(rep replica.Replica, _ replica.State) error { return r.found(rep) }))
 }
 
 // damaged is the error of a recovery point that cannot be read as it was. What leads on is another one, unless that is what the VM

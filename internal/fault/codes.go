@@ -24,6 +24,7 @@ const (
 	VMUnknown        Code = "vm-unknown"
 	PrerequisiteFail Code = "prerequisite"
 	RunLocked        Code = "locked"
+	GaveWay          Code = "gave-way"
 	ReplicaHeld      Code = "replica-held"
 	Exists           Code = "exists"
 	// UnsafeFile is a link, a pipe, a device or a file of somebody else where a file of sitrep, or a disk, has to be.
@@ -216,6 +217,7 @@ func table() map[Code]row {
 		VMUnknown:        {Usage, "The site file has no VM of this name.", "Look for its name in the list.", "sitrep status --all"},
 		PrerequisiteFail: {Prerequisite, "The VM does not meet a prerequisite of protection.", "Do what the finding says; sitrep check {vm} lists all of them.", "{again}"},
 		RunLocked:        {Locked, "Another run of sitrep works on this VM.", "Wait until it ends.", "sitrep jobs --vm {vm}"},
+		GaveWay:          {Locked, "Another command that does not wait for this one took its turn.", "What was acknowledged is kept; the next run goes on where this one stopped.", "{again}"},
 		ReplicaHeld:      {Locked, "Another run of sitrep, or one that is gone, holds the replica.", "Wait until it ends; only when that run, or its machine, is gone for good, take the replica over from it.", "sitrep store unlock {vm}"},
 		UnsafeFile:       {Critical, "What lies there is not what sitrep puts there: a link, a pipe, a device, or a file of another account. Somebody who can write to the folder may have meant to have other files read, overwritten or removed.", "Find out who put it there; then bring back what belongs there, or remove it.", "sitrep resume {vm}"},
 		Exists:           {Refused, "The file is there already.", "Give another name, or move the file away.", ""},

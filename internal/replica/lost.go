@@ -142,7 +142,7 @@ func (s *State) Trim(keep int) {
 }
 
 func (s *State) retain(keep int) {
-	s.Points, _ = Retain(s.Points, keep)
+	s.Points, _ = Retain(s.Points, keep, s.claimed())
 	s.Lost = slices.DeleteFunc(slices.Clone(s.Lost), func(l Point) bool {
 		newer := 0
 		for _, p := range s.Points {
@@ -152,6 +152,14 @@ func (s *State) retain(keep int) {
 		}
 		return newer >= max(keep, 1)
 	})
+}
+
+// claimed is the ID of the point that a test failover reads, or is about to: until its disks are made no retention drops it.
+func (s *State) claimed() string {
+	if s.Test == nil || len(s.Test.VM) > 0 {
+		return ""
+	}
+	return s.Test.Point
 }
 
 // AllPoints is Points and Lost together, oldest first.

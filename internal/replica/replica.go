@@ -147,7 +147,8 @@ type Points interface {
 	Sweep(ctx context.Context, s State) error
 }
 
-// PointView is a VM's disks as of one recovery point. It stays right as long as nothing is applied to the replica.
+// PointView is a VM's disks as of one recovery point. Whatever is applied to the replica meanwhile, it returns what the point holds, or
+// fails: it may have been opened with the pages as they were. Follow opens it again then.
 type PointView interface {
 	Disk(name string) (PointDisk, error)
 	Close() error

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -202,17 +203,18 @@ func (s *State) CheckHome(verb string) error {
 		s.PhaseSince.UTC().Format(time.RFC3339)).Of(s.VM, "")
 }
 
-// Retain applies a retention of keep points: the oldest are dropped first, and neither the newest nor those that are held, which do not
-// count. points is sorted, oldest first.
-func Retain(points []Point, keep int) (kept, dropped []Point) {
+// Retain applies a retention of keep points: the oldest are dropped first, and neither the newest nor those that are held, or claimed (by
+// ID), which do not count. points is sorted, oldest first.
+func Retain(points []Point, keep int, claimed ...string) (kept, dropped []Point) {
 	drop := max(len(points)-max(keep, 1), 0)
+	held := func(p Point) bool { return p.Held != "" || slices.Contains(claimed, p.ID) }
 	for i, p := range points {
-		if p.Held != "" && i < len(points)-1 {
+		if held(p) && i < len(points)-1 {
 			drop = max(drop-1, 0)
 		}
 	}
 	for i, p := range points {
-		if drop > len(dropped) && p.Held == "" && i < len(points)-1 {
+		if drop > len(dropped) && !held(p) && i < len(points)-1 {
 			dropped = append(dropped, p)
 		} else {
 			kept = append(kept, p)

@@ -26,7 +26,7 @@ const (
 	Succeeded   JobState = "Succeeded"
 	Failed      JobState = "Failed"
 	Waiting     JobState = "Waiting"     // for a person: Error says for what, and what to run then; its process has ended
-	Cancelled   JobState = "Cancelled"   // by a signal; what was acknowledged is kept
+	Cancelled   JobState = "Cancelled"   // by a signal, or to let another run take its turn; what was acknowledged is kept
 	Interrupted JobState = "Interrupted" // its process died
 )
 
@@ -247,7 +247,7 @@ func stateOf(err error) JobState {
 	switch {
 	case err == nil:
 		return Succeeded
-	case fault.Cancelled(err):
+	case fault.Cancelled(err), fault.Is(err, fault.GaveWay):
 		return Cancelled
 	case fault.Is(err, fault.ManualAction):
 		return Waiting
@@ -302,14 +302,15 @@ func (d *Dir) lockFile(id string) string { return d.Path("jobs", id+".lock") }
 
 // Query selects jobs.
 type Query struct {
-	VM    string    // "" = all
-	State JobState  // "" = all
-	Since time.Time // those that began at this time or later; zero = all
-	Limit int       // the newest so many; 0 = all
+	VM      string    // "" = all
+	Command string    // "" = all
+	State   JobState  // "" = all
+	Since   time.Time // those that began at this time or later; zero = all
+	Limit   int       // the newest so many; 0 = all
 }
 
 func (q Query) has(r Record) bool {
-	return (q.VM == "" || r.VM == q.VM) && (q.State == "" || r.State == q.State)
+	return (q.VM == "" || r.VM == q.VM) && (q.Command == "" || r.Command == q.Command) && (q.State == "" || r.State == q.State)
 }
 
 // Jobs returns the jobs of the query, the newest first.
@@ -353,9 +354,22 @@ func (d *Dir) ids() ([]string, error) {
 	return ids, nil
 }
 
-// Running returns the jobs of this moment, by VM. Only a job that runs, or whose process died, has a lock file, so that not
-// many records are looked at.
+// Running returns the jobs of this moment, by VM. Of several of a VM it is the newest.
 func (d *Dir) Running() (map[string]Record, error) {
+	all, err := d.running()
+	if err != nil {
+		return nil, err
+	}
+	by := map[string]Record{}
+	for _, rec := range all {
+		by[rec.VM] = rec
+	}
+	return by, nil
+}
+
+// running returns the jobs of this moment, the oldest first. Only a job that runs, or whose process died, has a lock file, so that not
+// many records are looked at.
+func (d *Dir) running() (out []Record, err error) {
 	list, err := d.fs.ReadDir(d.Path("jobs"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -363,7 +377,6 @@ func (d *Dir) Running() (map[string]Record, error) {
 	if err != nil {
 		return nil, fault.FromOS(err)
 	}
-	running := map[string]Record{}
 	for _, e := range list {
 		id, isLock := strings.CutSuffix(e.Name, ".lock")
 		if !isLock || !idShape.MatchString(id) {
@@ -374,10 +387,10 @@ func (d *Dir) Running() (map[string]Record, error) {
 			return nil, err
 		}
 		if ok && rec.State == InProgress {
-			running[rec.VM] = rec
+			out = append(out, rec)
 		}
 	}
-	return running, nil
+	return out, nil
 }
 
 // Job returns the job whose ID is, or begins or ends with, id.
@@ -427,17 +440,7 @@ func (d *Dir) job(id string) (rec Record, ok bool, err error) {
 }
 
 // alive says whether a job's process holds its lock.
-func (d *Dir) alive(id string) bool {
-	if _, err := d.fs.Stat(d.lockFile(id)); err != nil {
-		return false // looking must not create it
-	}
-	c, err := d.fs.Lock(d.lockFile(id))
-	if err != nil {
-		return errors.Is(err, durable.ErrLocked)
-	}
-	c.Close()
-	return false
-}
+func (d *Dir) alive(id string) bool { return d.locked(d.lockFile(id)) }
 
 // pruneEvery is how often the list of jobs is looked through for old ones.
 const pruneEvery = time.Hour

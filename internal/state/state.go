@@ -13,7 +13,10 @@
 //	notes/VM.json     what is to be recorded in a store that cannot be written to (replica.WithNotes)
 //	jobs/ID.json      one record for each job
 //	jobs/ID.lock      locked by the kernel while the job's process lives
-//	locks/VM.lock     locked by the kernel while a run works on the VM
+//	locks/VM.lock     locked by the kernel while a run changes the replica, or the VM
+//	locks/tests/VM.lock  locked by the kernel while a run makes the VM of a test failover, or removes it
+//	asks/ID.json      that a run waits for its turn with a VM, and asks the one that has it to end
+//	asks/ID.lock      locked by the kernel while that run waits
 //	held/VM.json      that the VM is held still, and how it goes on
 //	held/VM.lock      locked by the kernel while a run holds the VM, or lets it go on
 //
@@ -273,32 +276,8 @@ func (d *Dir) noteFile(vm string) string { return d.Path("notes", vm+".json") }
 // vmFile cannot leave the folder: a site file has no VM names with separators in them.
 func (d *Dir) vmFile(name string) string { return d.Path("vms", name+".json") }
 
-// Lock says that this run works on the VM until Close. When another run does, it fails with fault.RunLocked.
-func (d *Dir) Lock(vm string) (io.Closer, error) {
-	c, err := d.fs.Lock(d.Path("locks", vm+".lock"))
-	if errors.Is(err, fs.ErrNotExist) { // the first run
-		if err := d.fs.MkdirAll(d.Path("locks")); err != nil {
-			return nil, fault.FromOS(err)
-		}
-		c, err = d.fs.Lock(d.Path("locks", vm+".lock"))
-	}
-	if errors.Is(err, durable.ErrLocked) {
-		return nil, fault.New(fault.RunLocked, "another run works on this VM%s", d.runner(vm)).Of(vm, "")
-	}
-	if err != nil {
-		return nil, fault.FromOS(err)
-	}
-	return c, nil
-}
-
-// runner names the job that works on the VM, when one does.
-func (d *Dir) runner(vm string) string {
-	jobs, err := d.Jobs(Query{VM: vm, Limit: 1})
-	if err != nil || len(jobs) == 0 || jobs[0].State != InProgress {
-		return ""
-	}
-	return " (job " + jobs[0].ID + ", " + jobs[0].Command + ")"
-}
+// Lock is LockFor what changes the replica, or the VM.
+func (d *Dir) Lock(vm string) (io.Closer, error) { return d.LockFor(vm, Changes) }
 
 // load reads a record; ok is false when there is none. A record that cannot be understood counts as none, and leaves nothing in into:
 // everything here can be missing, and a damaged memory must not stop the protection of a VM.

@@ -39,17 +39,24 @@ func (l *ledger) Load(ctx context.Context) (replica.State, error) {
 }
 
 func (r *vmReplica) loadLedger() (replica.State, error) {
+	data, err := r.rawLedger()
+	if err != nil {
+		return replica.State{}, err
+	}
+	return replica.Decode(data, r.ledgerPath(), r.vm)
+}
+
+// rawLedger is the record as it lies there.
+func (r *vmReplica) rawLedger() ([]byte, error) {
 	data, err := durable.ReadFile(r.fs, r.ledgerPath(), replica.MaxLedger)
 	var long *durable.TooLargeError
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return replica.State{}, r.missing()
+		return nil, r.missing()
 	case errors.As(err, &long):
-		return replica.State{}, fault.Wrap(fault.LedgerCorrupt, err, "the ledger is too long").At(r.ledgerPath())
-	case err != nil:
-		return replica.State{}, err
+		return nil, fault.Wrap(fault.LedgerCorrupt, err, "the ledger is too long").At(r.ledgerPath())
 	}
-	return replica.Decode(data, r.ledgerPath(), r.vm)
+	return data, err
 }
 
 // missing explains why there is no ledger: the store may have gone away since it was opened.

@@ -1,6 +1,7 @@
 package dir
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -24,6 +25,52 @@ type pointView struct {
 	disks map[string]*pointDisk
 }
 
+// standing is where the pages stood when a point was opened. What is read of them is the point's only as long as they have not left that
+// position, whose step back is made, and told by the ledger, before any of them is changed. So whoever has read looks afterwards.
+type standing struct {
+	r          *vmReplica
+	head       hrl.Pos
+	generation uint64
+
+	mu  sync.Mutex
+	raw []byte // the ledger when it was looked at last
+}
+
+// stand is where the pages stand now.
+func (r *vmReplica) stand() (*standing, error) {
+	raw, err := r.rawLedger()
+	if err != nil {
+		return nil, err
+	}
+	st, err := replica.Decode(raw, r.ledgerPath(), r.vm)
+	if err != nil {
+		return nil, err
+	}
+	return &standing{r: r, head: head(&st), generation: st.Generation, raw: raw}, nil
+}
+
+// still fails with fault.LedgerConflict when pages may have been changed.
+func (s *standing) still() error {
+	raw, err := s.r.rawLedger()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if bytes.Equal(raw, s.raw) {
+		return nil
+	}
+	st, err := replica.Decode(raw, s.r.ledgerPath(), s.r.vm)
+	if err != nil {
+		return err
+	}
+	if head(&st) != s.head || st.Generation != s.generation {
+		return fault.New(fault.LedgerConflict, "the replica has moved on while a recovery point was read").At(s.r.ledgerPath())
+	}
+	s.raw = raw
+	return nil
+}
+
 // Open opens a recovery point; see replica.Points. Every log that it is seen through is verified as a whole, and the block sums of
 // every disk are proved by the seal of the point.
 func (p *points) Open(ctx context.Context, s replica.State, id string) (replica.PointView, error) {
@@ -34,9 +81,13 @@ func (p *points) Open(ctx context.Context, s replica.State, id string) (replica.
 	if point == nil {
 		return nil, fault.New(fault.PointMissing, "the ledger has no recovery point %q", id).Of(p.r.vm, "")
 	}
+	at, err := p.r.stand()
+	if err != nil {
+		return nil, fault.In(err, p.r.vm, "")
+	}
 	v := &pointView{vm: p.r.vm, disks: map[string]*pointDisk{}}
 	for name, size := range point.Sizes {
-		d := &pointDisk{vm: p.r.vm, name: name, size: size, layers: layers{fs: p.r.fs}}
+		d := &pointDisk{vm: p.r.vm, name: name, size: size, layers: layers{fs: p.r.fs}, at: at}
 		v.disks[name] = d
 		if err := p.openDisk(ctx, &s, point, d); err != nil {
 			return nil, fault.In(errors.Join(err, v.Close()), p.r.vm, name)
@@ -54,6 +105,9 @@ func (p *points) openDisk(ctx context.Context, s *replica.State, point *replica.
 	c, err := p.chainOf(ctx, s, point.At, d.name)
 	if err != nil {
 		return err
+	}
+	if c.clone {
+		d.at = nil
 	}
 	for _, at := range c.at {
 		if err := p.openLayer(ctx, s, at, d, of.BlockSize); err != nil {
@@ -125,6 +179,7 @@ type pointDisk struct {
 	runs     [][]piece       // of each layer, sorted; the index is their merger
 	index    []piece         // sorted, disjoint
 	base     durable.File
+	at       *standing    // of base; nil: a clone, which nothing changes
 	sums     durable.File // of base
 	proven   *replica.Proven
 	mu       sync.Mutex // for base.Extent
@@ -297,12 +352,17 @@ func (d *pointDisk) ReadAt(p []byte, off int64) (int, error) {
 		return 0, fault.New(fault.IO, "offset %d", off).Of(d.vm, d.name)
 	}
 	want := int(min(int64(len(p)), max(d.size-off, 0)))
+	pages := false
 	for done := 0; done < want; {
-		n, err := d.readPiece(p[done:want], off+int64(done))
+		n, base, err := d.readPiece(p[done:want], off+int64(done))
 		if err != nil {
 			return done, fault.In(err, d.vm, d.name)
 		}
+		pages = pages || base
 		done += n
+	}
+	if err := d.still(pages); err != nil {
+		return 0, fault.In(err, d.vm, d.name)
 	}
 	if want < len(p) {
 		return want, io.EOF
@@ -310,20 +370,29 @@ func (d *pointDisk) ReadAt(p []byte, off int64) (int, error) {
 	return want, nil
 }
 
-func (d *pointDisk) readPiece(p []byte, off int64) (int, error) {
+// still fails when pages were read, and may have been changed before.
+func (d *pointDisk) still(pages bool) error {
+	if !pages || d.at == nil {
+		return nil
+	}
+	return d.at.still()
+}
+
+// readPiece reads from one place; base says that it was the pages.
+func (d *pointDisk) readPiece(p []byte, off int64) (n int, base bool, err error) {
 	pc, next, ok := d.find(off)
 	p = p[:min(int64(len(p)), next-off)]
 	switch {
 	case !ok:
-		return len(p), d.proven.ReadAt(p, off)
+		return len(p), true, d.proven.ReadAt(p, off)
 	case d.rotten[pc.layer].hits(block.Range{Off: off, Len: int64(len(p))}):
-		return 0, fault.New(fault.ReplicaCorrupt, "the recovery point is lost here: what it holds was rotten before it was preserved").
+		return 0, false, fault.New(fault.ReplicaCorrupt, "the recovery point is lost here: what it holds was rotten before it was preserved").
 			AtOff(d.layers.name(pc.layer), off)
 	case pc.at < 0:
 		clear(p)
-		return len(p), nil
+		return len(p), false, nil
 	}
-	return len(p), d.layers.read(pc.layer, p, pc.at)
+	return len(p), false, d.layers.read(pc.layer, p, pc.at)
 }
 
 // Extent tells data from zeros; see replica.PointDisk.
@@ -348,6 +417,9 @@ func (d *pointDisk) Extent(off, n int64) (block.Extent, error) {
 	d.mu.Unlock()
 	if err == nil {
 		e, err = d.proven.Extent(e)
+	}
+	if err == nil {
+		err = d.still(true)
 	}
 	return e, fault.In(err, d.vm, d.name)
 }

@@ -50,6 +50,7 @@ func TestStore(t *testing.T, fresh func(t *testing.T) Place) {
 		"PreserveMore":  testPreserveMore,
 		"History":       testHistory,
 		"Joining":       testJoining,
+		"Follow":        testFollow,
 	}
 	for name, f := range tests {
 		t.Run(name, func(t *testing.T) {
