@@ -55,8 +55,18 @@ type following struct {
 	turn int // goes up whenever it was opened again
 }
 
+// followPatience is for how long what fails is tried again while changes are being applied. Sums and pages are read as they are written
+// then, so that a failure says nothing.
+const followPatience = 5 * time.Minute
+
+// beingChanged is err of a point that could not be read as long as changes were applied.
+func beingChanged(err error) error {
+	return fault.Wrap(fault.Busy, err, "changes are being applied to the replica, and the recovery point cannot be read meanwhile")
+}
+
 // open opens the point as the ledger of now has it. The caller has mu, or is alone.
 func (f *following) open() error {
+	began := time.Now()
 	for pause := followPause; ; pause = min(2*pause, time.Second) {
 		before, err := f.r.Ledger().Load(f.ctx)
 		if err != nil {
@@ -65,9 +75,12 @@ func (f *following) open() error {
 		view, err := f.r.Points().Open(f.ctx, before, f.id)
 		after, lerr := f.r.Ledger().Load(f.ctx)
 		at := standingOf(before)
-		if lerr == nil && at == standingOf(after) {
+		if lerr == nil && at == standingOf(after) && (err == nil || !at.applying) {
 			f.view, f.at = view, at
 			return err
+		}
+		if err != nil && time.Since(began) > followPatience {
+			return beingChanged(err)
 		}
 		if err == nil {
 			lerr = errors.Join(lerr, view.Close())
@@ -96,7 +109,10 @@ func (f *following) again(turn, tries int, failed error) error {
 		return nil
 	case f.view == nil:
 		return failed
-	case standingOf(st) == f.at && !(tries < followTries && fault.Is(failed, fault.ReplicaChanged)):
+	case standingOf(st) != f.at:
+	case f.at.applying && tries > followTries:
+		return beingChanged(failed)
+	case !f.at.applying && !(tries < followTries && fault.Is(failed, fault.ReplicaChanged)):
 		return failed
 	}
 	cerr := f.view.Close()
