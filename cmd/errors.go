@@ -132,9 +132,11 @@ func wrongArgument(err error, name string) error {
 }
 
 // advice is the table's advice, with the VM's name in it and with commands that run as they stand.
-// Without a VM nothing can be run for it, and what was found in a file that somebody only looks at has no consequence.
-func (p *program) advice(c fault.Code, vm string) string {
-	entry := c.Lookup()
+func (p *program) advice(c fault.Code, vm string) string { return p.adviceIn(c.Lookup(), vm) }
+
+// adviceIn is the advice of an entry. Without a VM nothing can be run for it, and what was found in a file that somebody
+// only looks at has no consequence.
+func (p *program) adviceIn(entry fault.Entry, vm string) string {
 	switch {
 	case vm != "" || !aboutVM(entry.Command):
 		return p.fill(entry.Advice, vm)
@@ -148,18 +150,19 @@ func (p *program) advice(c fault.Code, vm string) string {
 	return p.fill(strings.TrimSpace(mend), vm)
 }
 
-// adviceOf is the table's advice, with the command that the error itself knows where it knows one.
+// adviceOf is the table's advice, with what the error itself knows better: what to mend, and which command leads on.
 func (p *program) adviceOf(c fault.Code, e *fault.Error, vm string) string {
 	if c == fault.UsageError {
 		return "Run: " + p.helpOf(e)
 	}
-	if e.Mend != "" && c == e.Code && cmpOr(e.VM, vm) != "" {
-		return p.fill(c.Lookup().Of(e).Advice, cmpOr(e.VM, vm))
+	entry := c.Lookup()
+	if c == e.Code {
+		entry = entry.Of(e)
+		if e.Next != "" {
+			entry = entry.Leading(e.Next)
+		}
 	}
-	if e.Next == "" || c != e.Code {
-		return p.advice(c, cmpOr(e.VM, vm))
-	}
-	return p.fill(c.Lookup().Leading(e.Next).Advice, cmpOr(e.VM, vm))
+	return p.adviceIn(entry, cmpOr(e.VM, vm))
 }
 
 // helpOf is the command that tells how a command that was misspelt is written.

@@ -106,12 +106,11 @@ func TestManagedIdentity(t *testing.T) {
 		r.write(0, 64<<10)
 		r.give(c.token, c.status)
 		r.identity.Asked()
-		r.refused(4, "store-denied", append(c.words, "refused the credentials", "resume web01",
-			"not before something was done about it"), "delta", "web01", "--now")
+		r.refused(4, "store-denied", append(c.words, "refused the credentials", "retry: yes, at"), "delta", "web01", "--now")
 		if n := r.identity.Asked(); n == 0 || n > 2 { // twice, by two requests; a network is tried six times for each
 			t.Errorf("a token that is %s was asked for %d times", c.what, n)
 		}
-		r.refused(4, "store-denied", []string{"nothing is tried since"}, "delta", "web01") // the schedule has ended
+		r.refused(4, "store-denied", []string{"retry: yes, at"}, "delta", "web01") // not yet: the schedule waits
 		if n := r.identity.Asked(); n != 0 {
 			t.Errorf("after a token that is %s, it was asked for %d times", c.what, n)
 		}
