@@ -256,11 +256,11 @@ func TestKillWhilePaused(t *testing.T) {
 		c, _ := begin(t, dir, "delta", "web01", "--now")
 		mark := filepath.Join("vms", ".web01.frozen")
 		eventually(t, "the VM is held, or the delta over", func() bool { return exists(dir, mark) || c.ProcessState != nil || !alive(c) })
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(5 * time.Millisecond)
 		held := exists(dir, mark)
 		c.Process.Signal(syscall.SIGKILL)
 		err := c.Wait()
-		if !held && try < 5 {
+		if !held && try < 50 {
 			continue
 		}
 		var exit *exec.ExitError
