@@ -66,7 +66,7 @@ func (p *program) open() (*world, error) {
 	} else if store, w.noStore = w.azureStore(s); w.noStore != nil {
 		return w, nil
 	}
-	w.store = replica.WithRetries(w.limited(store), replica.Retries{Sleep: p.sleep, Log: p.log})
+	w.store = replica.InHand(replica.WithRetries(w.limited(store), replica.Retries{Sleep: p.sleep, Log: p.log}))
 	if p.opts.dryRun {
 		w.store = replica.Looking(w.store)
 	}

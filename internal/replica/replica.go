@@ -114,7 +114,7 @@ type Shelf interface {
 
 // Ledger is the one record of a replica.
 type Ledger interface {
-	// Load reads the record.
+	// Load reads the record. The first Load after opening may return what opening has read.
 	Load(ctx context.Context) (State, error)
 	// Save replaces the record, when the stored one still has the Version and the Generation of the given one:
 	// otherwise fault.LedgerConflict, or fault.Fenced with the owner that took over. It is durable on return, and returns the

@@ -63,11 +63,23 @@ func (r *vmReplica) ledgerBlob() string { return r.vm + "/" + ledgerName }
 
 // Load reads the record; see replica.Ledger.
 func (l *ledger) Load(ctx context.Context) (replica.State, error) {
+	if k := l.r.unread(); k != nil && ctx.Err() == nil {
+		return k.state, nil
+	}
 	k, err := l.r.loadLedger(ctx)
 	if err != nil {
 		return replica.State{}, fault.In(err, l.r.vm, "")
 	}
 	return k.state, nil
+}
+
+// unread is the ledger as opening has read it, once.
+func (r *vmReplica) unread() *known {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	k := r.opened
+	r.opened = nil
+	return k
 }
 
 func (r *vmReplica) loadLedger(ctx context.Context) (*known, error) {
@@ -86,9 +98,7 @@ func (r *vmReplica) loadLedger(ctx context.Context) (*known, error) {
 		return nil, err
 	}
 	k := &known{etag: props.etag, state: s}
-	r.mu.Lock()
-	r.last = k
-	r.mu.Unlock()
+	r.know(k)
 	return k, nil
 }
 
@@ -203,18 +213,18 @@ func (r *vmReplica) swapLedger(ctx context.Context, k *known, s, next replica.St
 	if err != nil {
 		return classify(err, where)
 	}
-	r.mu.Lock()
-	r.last = &known{etag: etag, state: next}
-	r.mu.Unlock()
+	r.know(&known{etag: etag, state: next})
 	r.generation.Store(next.Generation)
 	return nil
 }
 
-func (r *vmReplica) forget() {
+func (r *vmReplica) know(k *known) {
 	r.mu.Lock()
-	r.last = nil
-	r.mu.Unlock()
+	defer r.mu.Unlock()
+	r.last, r.opened = k, nil
 }
+
+func (r *vmReplica) forget() { r.know(nil) }
 
 // conflict says who has changed the ledger.
 func (r *vmReplica) conflict(ctx context.Context, s replica.State) error {

@@ -36,6 +36,7 @@ type vmReplica struct {
 
 	mu     sync.Mutex
 	last   *known // nil: not known
+	opened *known // as opening has read it; nil: it was asked for, or is older than last
 	closed bool
 }
 
@@ -126,7 +127,7 @@ func (r *vmReplica) made(ctx context.Context, write string) (etag string, err er
 
 // begin makes the replica one that can be written to.
 func (r *vmReplica) begin(k *known) {
-	r.write, r.last = true, k
+	r.write, r.last, r.opened = true, k, k
 	r.generation.Store(k.state.Generation)
 	r.buffers = newBuffers()
 }
@@ -137,10 +138,8 @@ func (s *Store) Open(ctx context.Context, vm string) (replica.Replica, error) {
 	if err != nil {
 		return nil, fault.In(err, vm, "")
 	}
-	k, err := r.loadLedger(ctx) // before the lock: that of a VM that has no replica is not made
-	if err == nil {
-		err = r.takeLock(ctx)
-	}
+	err = r.takeLockOf(ctx)
+	var k *known
 	if err == nil {
 		k, err = r.loadLedger(ctx)
 	}
@@ -149,6 +148,25 @@ func (s *Store) Open(ctx context.Context, vm string) (replica.Replica, error) {
 	}
 	r.begin(k)
 	return r, nil
+}
+
+// takeLockOf takes the lease of the lock of a replica that is there: that of a VM which has none is not made.
+func (r *vmReplica) takeLockOf(ctx context.Context) error {
+	l, err := r.lease()
+	if err != nil {
+		return err
+	}
+	_, err = l.AcquireLease(ctx, -1, nil)
+	if err == nil || fault.Is(classify(err, ""), fault.ReplicaHeld) {
+		return r.haveLock(ctx, err)
+	}
+	if _, lerr := r.loadLedger(ctx); lerr != nil {
+		return lerr // it tells more: no store, no replica, or what a removal has left
+	}
+	if isMissing(err) {
+		return r.takeLock(ctx)
+	}
+	return r.haveLock(ctx, err)
 }
 
 // View opens a replica for reading; see replica.Store.
@@ -160,6 +178,7 @@ func (s *Store) View(ctx context.Context, vm string) (replica.Replica, error) {
 	if err != nil {
 		return nil, fault.In(err, vm, "")
 	}
+	r.opened = r.last
 	return r, nil
 }
 
@@ -192,7 +211,6 @@ func (r *vmReplica) lease() (*lease.BlobClient, error) {
 
 // takeLock takes the lease, making the blob when it is not there.
 func (r *vmReplica) takeLock(ctx context.Context) error {
-	where := r.s.whereBlock(r.lockBlob())
 	l, err := r.lease()
 	if err != nil {
 		return err
@@ -204,14 +222,20 @@ func (r *vmReplica) takeLock(ctx context.Context) error {
 			_, err = l.AcquireLease(ctx, -1, nil)
 		}
 	}
-	if err != nil {
-		if e := fault.Find(classify(err, where)); e.Code == fault.ReplicaHeld {
-			return fault.New(fault.ReplicaHeld, "another run has the lease of the lock%s", r.holder(ctx)).At(where)
-		}
-		return classify(err, where)
+	return r.haveLock(ctx, err)
+}
+
+// haveLock is what follows from the answer to the request for the lease.
+func (r *vmReplica) haveLock(ctx context.Context, err error) error {
+	if err == nil {
+		r.locked = true
+		return nil
 	}
-	r.locked = true
-	return nil
+	where := r.s.whereBlock(r.lockBlob())
+	if e := fault.Find(classify(err, where)); e.Code == fault.ReplicaHeld {
+		return fault.New(fault.ReplicaHeld, "another run has the lease of the lock%s", r.holder(ctx)).At(where)
+	}
+	return classify(err, where)
 }
 
 // holder says what is known of the run that has the lease, from where a lease does not tell: who owns the replica, and when something
