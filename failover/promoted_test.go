@@ -226,7 +226,7 @@ func TestOtherPlace(t *testing.T) {
 func TestNoPromoter(t *testing.T) {
 	w, _ := inStore(t)
 	j := w.job()
-	j.Store = dir.New(w.FS, "/store")
+	j.Store = replica.InHand(dir.New(w.FS, "/store"))
 	wantCode(t, j.Run(t.Context(), failover.Planned, failover.Options{}, ""), fault.PrerequisiteFail)
 	if st := w.state(t); st.Failover != nil || w.source.vms["web01"].power != host.Running {
 		t.Error("something was begun")

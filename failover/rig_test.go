@@ -122,7 +122,7 @@ func (w *world) on(fs *crashfs.FS) *world {
 }
 
 func (w *world) job() *failover.Job {
-	store := promoting{dir.New(w.FS, "/store"), w.FS}
+	store := replica.InHand(promoting{dir.New(w.FS, "/store"), w.FS})
 	j := &failover.Job{
 		VM: "web01", Store: store, DisksIn: w.in, FS: w.FS, By: replica.Owner{Site: "dr", Host: "dr1"}, Keep: w.Keep,
 		Source:   failover.Place{Host: w.source, Name: "web01"},

@@ -98,7 +98,7 @@ func (r *Rig) Write(g Guest) error {
 
 // Prepare makes the store and the relationship.
 func (r *Rig) Prepare(ctx context.Context, g Guest) error {
-	store := dir.New(r.FS, "/store")
+	store := replica.InHand(dir.New(r.FS, "/store"))
 	if _, err := store.Prepare(ctx, hrl.ID{}); err != nil {
 		return err
 	}
@@ -196,7 +196,7 @@ func (r *Rig) job(ctx context.Context, capture bool, memory string) (*replicate.
 	if capture {
 		return j, func() error { return nil }, nil
 	}
-	if j.Replica, err = dir.New(r.FS, "/store").Open(ctx, "web01"); err != nil {
+	if j.Replica, err = replica.InHand(dir.New(r.FS, "/store")).Open(ctx, "web01"); err != nil {
 		return nil, nil, err
 	}
 	return j, j.Replica.Close, nil
