@@ -153,11 +153,10 @@ func TestInHand(t *testing.T) {
 	if st := load(r, 1); st.Generation != 2 {
 		t.Errorf("who was refused still sees generation %d", st.Generation)
 	}
-	if canceled, cancel := context.WithCancel(ctx); true {
-		cancel()
-		if _, err := r.Ledger().Load(canceled); err == nil {
-			t.Error("a run that is to end goes on with what is in hand")
-		}
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := r.Ledger().Load(ended); err == nil {
+		t.Error("a run that is to end goes on with what is in hand")
 	}
 	must(t, taken.Close())
 	must(t, r.Close())

@@ -17,16 +17,10 @@ type PointKeeper interface {
 // MissingPoints asks r, whatever it is wrapped in, which points of s are missing; none where its store cannot tell. Nothing is tried
 // again around it: a store that can do this tries by itself.
 func MissingPoints(ctx context.Context, r Replica, s State) ([]string, error) {
-	for {
-		if k, ok := r.(PointKeeper); ok {
-			return k.MissingPoints(ctx, s)
-		}
-		w, ok := r.(interface{ unwrap() Replica })
-		if !ok {
-			return nil, nil
-		}
-		r = w.unwrap()
+	if k, ok := inside[PointKeeper](r); ok {
+		return k.MissingPoints(ctx, s)
 	}
+	return nil, nil
 }
 
 // PointProver is a replica that can prove its recovery points by their seals: that the block sums by which their content will be proved
@@ -40,16 +34,10 @@ type PointProver interface {
 // UnprovenPoints asks r, whatever it is wrapped in, which points of s are missing or cannot be proved; where its store cannot prove points,
 // which are missing.
 func UnprovenPoints(ctx context.Context, r Replica, s State) ([]string, error) {
-	for at := r; ; {
-		if k, ok := at.(PointProver); ok {
-			return k.UnprovenPoints(ctx, s)
-		}
-		w, ok := at.(interface{ unwrap() Replica })
-		if !ok {
-			return MissingPoints(ctx, r, s)
-		}
-		at = w.unwrap()
+	if k, ok := inside[PointProver](r); ok {
+		return k.UnprovenPoints(ctx, s)
 	}
+	return MissingPoints(ctx, r, s)
 }
 
 // PointGlancer is a replica in which looking for missing points costs next to nothing.
@@ -60,16 +48,10 @@ type PointGlancer interface {
 
 // GlancePoints asks r, whatever it is wrapped in, which points of s are plainly missing; none where that costs something.
 func GlancePoints(ctx context.Context, r Replica, s State) ([]string, error) {
-	for {
-		if k, ok := r.(PointGlancer); ok {
-			return k.GlancePoints(ctx, s)
-		}
-		w, ok := r.(interface{ unwrap() Replica })
-		if !ok {
-			return nil, nil
-		}
-		r = w.unwrap()
+	if k, ok := inside[PointGlancer](r); ok {
+		return k.GlancePoints(ctx, s)
 	}
+	return nil, nil
 }
 
 // DropLost moves the points of s that are missing from Points to Lost, and saves the ledger. It returns those that it found, and the

@@ -42,17 +42,17 @@ type Clocked interface {
 // ClockedOf returns the store with a clock inside the wrappers of s; ok is false when there is none.
 func ClockedOf(s Store) (c Clocked, ok bool) { return inside[Clocked](s) }
 
-// inside looks for a T inside the wrappers of s.
-func inside[T any](s Store) (found T, ok bool) {
+// inside looks for a T in x, a Store or a Replica, and inside its wrappers.
+func inside[T, X any](x X) (found T, ok bool) {
 	for {
-		if found, ok = s.(T); ok {
+		if found, ok = any(x).(T); ok {
 			return found, true
 		}
-		w, ok := s.(interface{ unwrap() Store })
+		w, ok := any(x).(interface{ unwrap() X })
 		if !ok {
 			return found, false
 		}
-		s = w.unwrap()
+		x = w.unwrap()
 	}
 }
 

@@ -81,18 +81,7 @@ type PromotedDisk interface {
 
 // PromoterOf returns r as a Promoter, if its store is one, whatever it is wrapped in. Nothing is tried again around it: a store
 // that can do this tries by itself, and what was interrupted goes on when it is called again.
-func PromoterOf(r Replica) (Promoter, bool) {
-	for {
-		if p, ok := r.(Promoter); ok {
-			return p, true
-		}
-		w, ok := r.(interface{ unwrap() Replica })
-		if !ok {
-			return nil, false
-		}
-		r = w.unwrap()
-	}
-}
+func PromoterOf(r Replica) (Promoter, bool) { return inside[Promoter](r) }
 
 func (r *retryReplica) unwrap() Replica { return r.in }
 func (r *limitReplica) unwrap() Replica { return r.in }

@@ -7,14 +7,6 @@ type whole interface{ PreservesWhole() bool }
 // PreservesWhole says whether r, whatever it is wrapped in, preserves disks as a whole. Of such a replica, everything that
 // something else has written has to be healed before the first call of Preserve: what is preserved has it otherwise.
 func PreservesWhole(r Replica) bool {
-	for {
-		if w, ok := r.(whole); ok {
-			return w.PreservesWhole()
-		}
-		w, ok := r.(interface{ unwrap() Replica })
-		if !ok {
-			return false
-		}
-		r = w.unwrap()
-	}
+	w, ok := inside[whole](r)
+	return ok && w.PreservesWhole()
 }
