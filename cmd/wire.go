@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"sitrep/internal/disk"
 	"sitrep/internal/fault"
@@ -43,6 +45,8 @@ type world struct {
 	moved *moved
 	// yielded is the request (state.Ask) for which the work on a VM, by its name, was ended.
 	yielded sync.Map
+	// proven is when the store was last found to be the one that this site knows.
+	proven atomic.Pointer[time.Time]
 	// toldReadOnly is the VM of which it was said last that its store cannot be written to.
 	toldReadOnly string
 }
@@ -197,9 +201,19 @@ func (w *world) checkStore(ctx context.Context) error {
 	if err != nil || !ok || known.Where != w.store.Describe() {
 		return err
 	}
-	_, err = w.store.Prepare(ctx, known.ID)
+	if at := w.proven.Load(); at != nil && time.Since(*at) < provenFor {
+		return nil
+	}
+	if _, err = w.store.Prepare(ctx, known.ID); err == nil {
+		at := time.Now()
+		w.proven.Store(&at)
+	}
 	return err
 }
+
+// provenFor is for how long a store is taken for the one that it was found to be. A volume that is gone from its folder meanwhile is told
+// by the replica that is not there.
+const provenFor = time.Minute
 
 // checkStoreOf is checkStore for work on a VM. A store whose identity was written anew, and that holds the very replica that this site
 // knows, is the one.
