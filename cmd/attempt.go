@@ -12,6 +12,7 @@ import (
 	"sitrep/internal/health"
 	"sitrep/internal/site"
 	"sitrep/internal/state"
+	"sitrep/internal/wait"
 )
 
 // pace is how a command follows the schedule of retries. The zero pace tries nothing before its time.
@@ -192,12 +193,8 @@ func (p *program) sleep(ctx context.Context, d time.Duration) error {
 	if p.pause != nil {
 		return p.pause(ctx, d)
 	}
-	t := time.NewTimer(max(d, 0))
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return fault.FromOS(ctx.Err())
-	case <-t.C:
-		return nil
+	if err := wait.For(ctx, d); err != nil {
+		return fault.FromOS(err)
 	}
+	return nil
 }

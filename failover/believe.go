@@ -8,6 +8,7 @@ import (
 
 	"sitrep/internal/fault"
 	"sitrep/internal/host"
+	"sitrep/internal/wait"
 )
 
 // This file is what is asked about disks before they are written to, given up, or believed to be what a VM has: who uses them, and
@@ -37,10 +38,8 @@ func (j *Job) letGo(ctx context.Context) error {
 		if err == nil || time.Since(began) > endLimit {
 			return err
 		}
-		select {
-		case <-ctx.Done():
-			return fault.FromOS(ctx.Err())
-		case <-time.After(200 * time.Millisecond):
+		if err := wait.For(ctx, 200*time.Millisecond); err != nil {
+			return fault.FromOS(err)
 		}
 	}
 }

@@ -34,6 +34,7 @@ import (
 	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
 	"sitrep/internal/progress"
+	"sitrep/internal/wait"
 )
 
 // Disk is one disk on its way home.
@@ -276,12 +277,5 @@ func (j *Job) pause(ctx context.Context, d time.Duration) error {
 	if j.Pause != nil {
 		return j.Pause(ctx, d)
 	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return wait.For(ctx, d)
 }

@@ -10,6 +10,7 @@ import (
 	"sitrep/internal/block"
 	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
+	"sitrep/internal/wait"
 )
 
 // Follow opens a recovery point for reading beside whoever applies to the replica. r may be opened for reading only.
@@ -88,10 +89,8 @@ func (f *following) open() error {
 		if lerr != nil {
 			return lerr
 		}
-		select { // what was opened is of two positions
-		case <-f.ctx.Done():
-			return f.ctx.Err()
-		case <-time.After(pause):
+		if err := wait.For(f.ctx, pause); err != nil { // what was opened is of two positions
+			return err
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
 	"sitrep/internal/sums"
+	"sitrep/internal/wait"
 )
 
 // Limiter lets bytes through at a rate that may change in the course of the day. Bytes are paid for before they are let
@@ -32,7 +33,7 @@ type Limiter struct {
 // gives them. sleep waits, and returns at once with the error of ctx when that ends; nil: it waits in real time.
 func NewLimiter(rate func(t time.Time) int64, now func() time.Time, sleepFor func(ctx context.Context, d time.Duration) error) *Limiter {
 	if sleepFor == nil {
-		sleepFor = sleep
+		sleepFor = wait.For
 	}
 	return &Limiter{rate: rate, now: now, sleep: sleepFor, turn: make(chan struct{}, 1)}
 }

@@ -18,6 +18,7 @@ import (
 	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
 	"sitrep/internal/sums"
+	"sitrep/internal/wait"
 )
 
 // Retries is how often, inside one run, an operation on a store is tried, and how long is waited between two tries. In the
@@ -48,7 +49,7 @@ func (r Retries) complete() *Retries {
 		r.Pause = 100 * time.Millisecond
 	}
 	if r.Sleep == nil {
-		r.Sleep = sleep
+		r.Sleep = wait.For
 	}
 	if r.Rand == nil {
 		r.Rand = rand.Float64
@@ -57,17 +58,6 @@ func (r Retries) complete() *Retries {
 		r.Log = slog.New(slog.DiscardHandler)
 	}
 	return &r
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
 }
 
 // WithRetries returns a store that is s, but for operations that fail for a moment (fault.IO, fault.Busy): these are tried

@@ -48,6 +48,7 @@ import (
 	"sitrep/internal/fault"
 	"sitrep/internal/hook"
 	"sitrep/internal/host"
+	"sitrep/internal/wait"
 )
 
 // Config is how QEMU is run. Only Folder is needed.
@@ -471,12 +472,10 @@ func (h *Host) cut(ctx context.Context, vm string) error {
 }
 
 func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
+	if wait.For(ctx, d) != nil {
 		return interrupted(ctx)
-	case <-time.After(d):
-		return nil
 	}
+	return nil
 }
 
 // syncDisks makes durable what the guest has written.

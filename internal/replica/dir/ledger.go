@@ -11,6 +11,7 @@ import (
 	"sitrep/internal/durable"
 	"sitrep/internal/fault"
 	"sitrep/internal/replica"
+	"sitrep/internal/wait"
 )
 
 const (
@@ -154,10 +155,8 @@ func (r *vmReplica) lockLedger(ctx context.Context) (io.Closer, error) {
 		if time.Now().After(deadline) {
 			return nil, fault.Wrap(fault.Busy, err, "another run holds the ledger").At(path)
 		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(pause):
+		if err := wait.For(ctx, pause); err != nil {
+			return nil, err
 		}
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+
+	"sitrep/internal/wait"
 )
 
 // gate lets a number of requests through at once: fewer after the service said that it is busy, and slowly more while it
@@ -133,17 +135,7 @@ func (p *pacer) wait(ctx context.Context, n int64) error {
 	pause := p.free.Sub(now)
 	p.free = p.free.Add(cost)
 	p.mu.Unlock()
-	if pause <= 0 {
-		return ctx.Err()
-	}
-	t := time.NewTimer(pause)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return wait.For(ctx, pause)
 }
 
 // burst is for how much time requests may be made up for.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
@@ -18,6 +17,7 @@ import (
 	"sitrep/internal/disk/vhd"
 	"sitrep/internal/fault"
 	"sitrep/internal/replica"
+	"sitrep/internal/wait"
 )
 
 var _ replica.Promoter = (*vmReplica)(nil)
@@ -263,20 +263,9 @@ func (p *promotion) await(ctx context.Context) error {
 		case at.status != blob.CopyStatusTypePending:
 			return p.proceed(ctx)
 		}
-		if err := p.sleep(ctx); err != nil {
+		if err := wait.For(ctx, p.r.s.opts.CopyPoll); err != nil {
 			return err
 		}
-	}
-}
-
-func (p *promotion) sleep(ctx context.Context) error {
-	t := time.NewTimer(p.r.s.opts.CopyPoll)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }
 

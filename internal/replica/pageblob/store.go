@@ -59,6 +59,7 @@ import (
 	"sitrep/internal/fault"
 	"sitrep/internal/hrl"
 	"sitrep/internal/replica"
+	"sitrep/internal/wait"
 )
 
 // Options are what is the same for every way to sign in. The zero Options have defaults for everything but Holder.
@@ -528,12 +529,5 @@ var errShort = fmt.Errorf("the body ended early")
 
 // pause waits before a request is made again by us, not by the SDK.
 func (s *Store) pause(ctx context.Context, try int) error {
-	t := time.NewTimer(min(s.opts.Retry.RetryDelay*time.Duration(try), s.opts.Retry.MaxRetryDelay))
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return wait.For(ctx, min(s.opts.Retry.RetryDelay*time.Duration(try), s.opts.Retry.MaxRetryDelay))
 }

@@ -16,6 +16,7 @@ import (
 	"sitrep/internal/hrl"
 	"sitrep/internal/sums"
 	"sitrep/internal/track"
+	"sitrep/internal/wait"
 )
 
 // cut is an open cut.
@@ -144,21 +145,10 @@ func (c *cut) freeze(ctx context.Context) error {
 		if !fault.Is(err, fault.DiskModified) || try == freezeTries {
 			return err
 		}
-		if err := errors.Join(c.thaw(), wait(ctx, pause)); err != nil {
+		if err := errors.Join(c.thaw(), wait.For(ctx, pause)); err != nil {
 			return err
 		}
 		pause *= 2
-	}
-}
-
-func wait(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
 	}
 }
 
