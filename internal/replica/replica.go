@@ -4,7 +4,7 @@
 //
 //   - pages: the disks themselves, written at random places, always at the last applied position;
 //   - shelf: change logs that have arrived, immutable, put there in one step;
-//   - ledger: one small record, changed by compare-and-swap, the only truth about the replica;
+//   - ledger: one small record, changed by compare-and-swap, the only truth about the replica (specified in LEDGER.md);
 //   - points: what is needed to see the disks as they were at earlier positions.
 //
 // The order in which they change is the whole of crash safety (see replicate.Apply): a record in the ledger is always
