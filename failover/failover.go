@@ -171,14 +171,21 @@ func (j *Job) load(ctx context.Context) (st replica.State, err error) {
 }
 
 // change changes the ledger, under the replica's lock.
-func (j *Job) change(ctx context.Context, f func(*replica.State) error) (err error) {
-	return j.with(ctx, func(r replica.Replica, st replica.State) error {
+func (j *Job) change(ctx context.Context, f func(*replica.State) error) error {
+	_, err := j.changed(ctx, f)
+	return err
+}
+
+// changed is change, and returns what the ledger is then.
+func (j *Job) changed(ctx context.Context, f func(*replica.State) error) (saved replica.State, err error) {
+	err = j.with(ctx, func(r replica.Replica, st replica.State) (err error) {
 		if err := f(&st); err != nil {
 			return err
 		}
-		_, err := r.Ledger().Save(ctx, st)
+		saved, err = r.Ledger().Save(ctx, st)
 		return err
 	})
+	return saved, err
 }
 
 // with does f with the replica opened for writing.

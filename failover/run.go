@@ -28,7 +28,7 @@ func (j *Job) Run(ctx context.Context, k Kind, o Options, until StepID) error {
 	if err != nil {
 		return j.in(err)
 	}
-	r := &run{Job: j, kind: k, opts: o, plan: p}
+	r := &run{Job: j, kind: k, opts: o, plan: p, known: &st}
 	for _, s := range upTo(p.Steps, until) {
 		if err := j.Step(s.Name, func() (int64, string, error) { return r.do(ctx, s.ID) }); err != nil {
 			r.stoppedAt(ctx, s, err)
@@ -68,15 +68,20 @@ type run struct {
 	stopped, halted bool
 	// brought says that what the source wrote last was brought over.
 	brought bool
+	// known is the ledger as this run has read or saved it last, nil when that is not known.
+	known *replica.State
 	// found says in the ledger what was found of the replica or of a recovery point, nil for nothing.
 	found func(replica.Replica) error
 }
 
 // do does one step. Each can be done again.
 func (r *run) do(ctx context.Context, id StepID) (bytes int64, note string, err error) {
+	if !r.knows(id) {
+		r.known = nil
+	}
 	switch id {
 	case StepCheck:
-		st, err := r.load(ctx)
+		st, err := r.latest(ctx)
 		if err != nil {
 			return 0, "", err
 		}
@@ -117,9 +122,18 @@ func (r *run) do(ctx context.Context, id StepID) (bytes int64, note string, err 
 	return 0, "", fmt.Errorf("failover has no step %q", id)
 }
 
+// knows says that a step needs no more than what the one before it has left in the ledger.
+func (r *run) knows(id StepID) bool {
+	switch id {
+	case StepCheck, StepDisks, StepCreate, StepStart, StepBoot, StepHook:
+		return true
+	}
+	return false
+}
+
 // note changes the record of this failover in the ledger, and says there that a step is done.
 func (r *run) note(ctx context.Context, id StepID, f func(*replica.State, *replica.Failover)) error {
-	return r.change(ctx, func(st *replica.State) error {
+	saved, err := r.changed(ctx, func(st *replica.State) error {
 		if err := r.mine(*st); err != nil {
 			return err
 		}
@@ -135,6 +149,23 @@ func (r *run) note(ctx context.Context, id StepID, f func(*replica.State, *repli
 		*r.kind.record(st) = &fresh
 		return nil
 	})
+	if r.known = nil; err == nil {
+		r.known = &saved
+	}
+	return err
+}
+
+// latest is the ledger as this run knows it, read when it does not. It is for what a host is asked next: whether the failover is still this
+// site's is looked at anew by each save, which comes after what may take long.
+func (r *run) latest(ctx context.Context) (replica.State, error) {
+	if r.known != nil {
+		return *r.known, ctx.Err()
+	}
+	st, err := r.load(ctx)
+	if err == nil {
+		r.known = &st
+	}
+	return st, err
 }
 
 // mine refuses to go on with a failover that is not there any more, or that another machine has taken over meanwhile.
@@ -352,7 +383,9 @@ func (r *run) finish(ctx context.Context) (note string, err error) {
 			}
 		}
 		*r.kind.record(&st) = &rec
-		_, err = rep.Ledger().Save(ctx, st)
+		if st, err = rep.Ledger().Save(ctx, st); err == nil {
+			r.known = &st
+		}
 		return err
 	})
 	return note, err
@@ -474,7 +507,7 @@ func (r *run) disks(ctx context.Context) (bytes int64, note string, err error) {
 // moveDisks gives up what an earlier run has begun to make where the site file made disks then. No VM was made of it yet: whoever
 // mends a failover that cannot get its disks in one place may say another.
 func (r *run) moveDisks(ctx context.Context) error {
-	st, err := r.load(ctx)
+	st, err := r.latest(ctx)
 	if err != nil {
 		return err
 	}
@@ -553,7 +586,7 @@ func (r *run) damaged(st replica.State, at replica.Point, err error) error {
 
 // onVM does f with what was made, as a step.
 func (r *run) onVM(ctx context.Context, id StepID, f func(host.Definition) error) error {
-	st, err := r.load(ctx)
+	st, err := r.latest(ctx)
 	if err != nil {
 		return err
 	}
@@ -573,7 +606,7 @@ func (r *run) onVM(ctx context.Context, id StepID, f func(host.Definition) error
 // create makes the VM at its host, of disks that are proven to be this failover's. That it may be there from now on is noted first: a VM
 // of this name that the host has before is somebody else's.
 func (r *run) create(ctx context.Context, d host.Definition) error {
-	st, err := r.load(ctx)
+	st, err := r.latest(ctx)
 	if err != nil {
 		return err
 	}
