@@ -158,7 +158,7 @@ func (w *world) goingHome(j *failover.Job, vm *site.VM, to string, st replica.St
 		if err != nil {
 			return err
 		}
-		if place.Host, err = w.hostOf(h.Runner, h.Folder, nil); err != nil { // a monitor of the VM is where it came from
+		if place.Host, err = w.hostOf(w.programs(), h.Runner, h.Folder, nil); err != nil { // a monitor of the VM is where it came from
 			return err
 		}
 		on = h

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -39,9 +38,8 @@ type startGuard func(w *world, rec state.Held) (*guard, error)
 
 // guard is the guard as its run sees it.
 type guard struct {
-	cmd  *exec.Cmd
-	in   io.WriteCloser
-	hook *os.File // nil where descriptors are not inherited
+	cmd *exec.Cmd
+	in  io.WriteCloser
 }
 
 // guardProcess starts guards by running this program again, under the name that it was run with.
@@ -66,14 +64,6 @@ func (w *world) launchGuard(name string, rec state.Held) (*guard, error) {
 	}
 	g := &guard{cmd: &exec.Cmd{Path: self, Args: []string{name, "--site", w.site.Path, "--state", stateDir, guardName, rec.VM, rec.ID}}}
 	detach(g.cmd)
-	ends, hook, err := hookPipe()
-	if err != nil {
-		return nil, err
-	}
-	if ends != nil {
-		defer ends.Close()
-		g.hook, g.cmd.ExtraFiles = hook, []*os.File{ends}
-	}
 	out, err := g.cmd.StdoutPipe()
 	if err == nil {
 		g.in, err = g.cmd.StdinPipe()
@@ -82,7 +72,6 @@ func (w *world) launchGuard(name string, rec state.Held) (*guard, error) {
 		err = g.cmd.Start()
 	}
 	if err != nil {
-		g.closeHook()
 		return nil, err
 	}
 	if err := awaitReady(out); err != nil {
@@ -111,28 +100,13 @@ func awaitReady(out io.Reader) error {
 	}
 }
 
-// pipe is what the freeze hook keeps open as long as it runs; nil when there is none.
-func (g *guard) pipe() *os.File {
-	if g == nil {
-		return nil
-	}
-	return g.hook
-}
-
 // done tells the guard that it has nothing to do any more, and waits for its end.
 func (g *guard) done() {
 	io.WriteString(g.in, guardDone) // one that was killed does not hear it
 	g.in.Close()
-	g.closeHook()
 	kill := time.AfterFunc(guardEnd, func() { g.cmd.Process.Kill() })
 	defer kill.Stop()
 	g.cmd.Wait()
-}
-
-func (g *guard) closeHook() {
-	if g.hook != nil {
-		g.hook.Close()
-	}
 }
 
 // guardCommand is the guard's own side.
@@ -165,7 +139,6 @@ func (w *world) standGuard(ctx context.Context, vm *site.VM, id string) error {
 	if _, err := w.freezerAt(vm, rec.Side); err != nil {
 		return err
 	}
-	ended := endOf(hookEnds())
 	if _, err := io.WriteString(w.stdout, guardReady); err != nil {
 		return err
 	}
@@ -173,40 +146,7 @@ func (w *world) standGuard(ctx context.Context, vm *site.VM, id string) error {
 	if strings.Contains(string(said), guardDone) {
 		return nil
 	}
-	return w.guardLetsGo(ctx, vm, id, ended)
-}
-
-// endOf is closed when nothing holds the other end of f any more.
-func endOf(f *os.File) <-chan struct{} {
-	ended := make(chan struct{})
-	go func() {
-		if f != nil {
-			io.Copy(io.Discard, f)
-		}
-		close(ended)
-	}()
-	return ended
-}
-
-// guardLetsGo lets the VM go on whose run was killed. A freeze hook that still runs is given time to end; one that takes longer may
-// hold the VM again, and then the VM is let go on once more.
-func (w *world) guardLetsGo(ctx context.Context, vm *site.VM, id string, hookEnded <-chan struct{}) error {
-	again := false
-	select {
-	case <-hookEnded:
-	case <-time.After(hookGrace):
-		again = true
-	}
-	err := w.guardTries(ctx, vm, id)
-	if !again {
-		return err
-	}
-	select {
-	case <-hookEnded:
-	case <-time.After(vm.Hooks.Timeout):
-	}
-	_, err = w.runHook(ctx, vm, vm.Hooks.Thaw, "thaw", nil)
-	return err
+	return w.guardTries(ctx, vm, id)
 }
 
 // guardTries lets the VM go on, with patience, unless somebody else has done so.
@@ -221,7 +161,7 @@ func (w *world) guardTries(ctx context.Context, vm *site.VM, id string) (err err
 		if !ok || rec.ID != id {
 			return lock.Close()
 		}
-		err = w.letGo(ctx, vm, rec)
+		err = w.letGoLate(ctx, vm, rec)
 		lock.Close()
 		if err == nil || !fault.Is(err, fault.HostUnreachable) && !fault.Is(err, fault.HostTimeout) {
 			return err

@@ -14,8 +14,3 @@ func detach(cmd *exec.Cmd) {
 	const detached = 0x00000008 // DETACHED_PROCESS
 	cmd.SysProcAttr = &syscall.SysProcAttr{CreationFlags: syscall.CREATE_NEW_PROCESS_GROUP | detached}
 }
-
-// hookPipe is nothing: programs inherit no such file here, so that a guard does not wait for a freeze hook that outlives its run.
-func hookPipe() (ends, hook *os.File, err error) { return nil, nil, nil }
-
-func hookEnds() *os.File { return nil }

@@ -149,19 +149,12 @@ func TestGuardIsKilledToo(t *testing.T) {
 			dir := t.TempDir()
 			write(t, filepath.Join(dir, "site.yaml"), fmt.Appendf(nil, frozenSite, "hypervisor: none", frozenHooks))
 			write(t, filepath.Join(dir, "os.raw"), make([]byte, 1<<20))
-			script(t, dir, "freeze", "touch frozen; exec sleep 1000")
+			script(t, dir, "freeze", "touch frozen; exec sleep 1")
 			script(t, dir, "thaw", "rm -f frozen")
 			c, _ := begin(t, dir, "protect", "web01")
 			eventually(t, "the freeze hook runs", func() bool { return exists(dir, "frozen") })
-			lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-			for _, name := range lines {
-				data, _ := os.ReadFile(name)
-				var pid int
-				fmt.Sscanf(name, "/proc/%d/", &pid)
-				if bytes.Contains(data, []byte(dir)) && bytes.Contains(data, []byte("hold-guard")) || pid == c.Process.Pid {
-					syscall.Kill(pid, syscall.SIGKILL)
-				}
-			}
+			killGuards(dir)
+			c.Process.Kill()
 			c.Wait()
 			eventually(t, "no guard lives", func() bool { return guards(dir) == 0 })
 			time.Sleep(50 * time.Millisecond)
@@ -173,6 +166,70 @@ func TestGuardIsKilledToo(t *testing.T) {
 				t.Error("the guest is still frozen")
 			}
 		})
+	}
+}
+
+// TestKilledWhileFreezing kills a run while what freezes its guest, a hook or the program of a host, is on the way: that freezes it all the
+// same, later, and the guest goes on after that: by the guard, or, when that was killed too, by the next command.
+func TestKilledWhileFreezing(t *testing.T) {
+	for by, site := range map[string][2]string{
+		"hook": {"hypervisor: none", frozenHooks},
+		"host": {"hypervisor: script, script: {start: ./ok, stop: ./ok, state: ./state, freeze: ./freeze, thaw: ./thaw}", "shutdown_grace: 1s"},
+	} {
+		for _, guarded := range []bool{true, false} {
+			for what, took := range map[string]string{"ends": "1", "hangs": "1000"} {
+				if what == "hangs" && by == "host" {
+					continue // as a hook that hangs
+				}
+				t.Run(fmt.Sprintf("%s %s, guard %v", by, what, guarded), func(t *testing.T) {
+					t.Parallel()
+					dir := t.TempDir()
+					write(t, filepath.Join(dir, "site.yaml"), fmt.Appendf(nil, frozenSite, site[0], site[1]))
+					write(t, filepath.Join(dir, "os.raw"), make([]byte, 1<<20))
+					script(t, dir, "ok", "exit 0")
+					script(t, dir, "state", "echo running")
+					script(t, dir, "freeze", "touch begun; sleep "+took+"; touch frozen late")
+					script(t, dir, "thaw", "rm -f frozen; echo >>thawed")
+					c, _ := begin(t, dir, "protect", "web01")
+					eventually(t, "the freeze is on the way", func() bool { return exists(dir, "begun") })
+					if !guarded {
+						killGuards(dir)
+					}
+					c.Process.Kill()
+					c.Wait()
+					if !guarded {
+						eventually(t, "no guard lives", func() bool { return guards(dir) == 0 })
+						if o, _ := exec.Command(binary(t), "--site", filepath.Join(dir, "site.yaml"), "why", "web01").CombinedOutput(); exists(dir, "frozen") {
+							t.Errorf("the guest is frozen:\n%s", o)
+						}
+					}
+					eventually(t, "the guest goes on", func() bool {
+						return guards(dir) == 0 && exists(dir, "thawed") && !exists(dir, ".sitrep/held/web01.json")
+					})
+					if exists(dir, "frozen") || what == "ends" && !exists(dir, "late") {
+						t.Errorf("frozen %v, late %v", exists(dir, "frozen"), exists(dir, "late"))
+					}
+					if signs, _ := filepath.Glob(filepath.Join(dir, ".sitrep/held/*.sign")); len(signs) > 0 {
+						t.Errorf("left: %q", signs)
+					}
+					script(t, dir, "freeze", "touch frozen")
+					run(t, dir, "protect", "web01")
+				})
+			}
+		}
+	}
+}
+
+// killGuards kills the guards of a folder.
+func killGuards(dir string) {
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, name := range lines {
+		data, _ := os.ReadFile(name)
+		var pid int
+		fmt.Sscanf(name, "/proc/%d/", &pid)
+		if bytes.Contains(data, []byte(dir)) && bytes.Contains(data, []byte("hold-guard")) {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
 	}
 }
 

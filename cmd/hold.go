@@ -35,7 +35,8 @@ type hold struct {
 	vm    *site.VM
 	rec   state.Held
 	lock  io.Closer
-	guard *guard // nil: there is none
+	guard *guard   // nil: there is none
+	sign  *os.File // while what holds the VM is on the way, what that keeps open: see underway; nil: nothing
 	began time.Time
 }
 
@@ -58,8 +59,11 @@ func (w *world) beginHold(ctx context.Context, vm *site.VM, rec state.Held) (_ *
 		return nil, err
 	}
 	if w.guard != nil {
-		if h.guard, err = w.guard(w, h.rec); err != nil {
-			return nil, errors.Join(err, w.holds.ForgetHeld(vm.Name))
+		if h.sign, err = raiseSign(w.signOf(h.rec)); err == nil {
+			h.guard, err = w.guard(w, h.rec)
+		}
+		if err != nil {
+			return nil, errors.Join(err, h.lowerSign(), w.holds.ForgetHeld(vm.Name))
 		}
 	}
 	h.began = w.now()
@@ -81,9 +85,31 @@ func (w *world) waitHeld(ctx context.Context, vm *site.VM) (io.Closer, error) {
 	}
 }
 
+// programs runs what begins to hold the VM: it has the sign of that.
+func (h *hold) programs() hook.Runner {
+	r := h.w.programs()
+	r.Inherit = h.sign
+	return r
+}
+
+// held says that what holds the VM has done so: nothing that may yet come about is on the way any more.
+func (h *hold) held() error { return h.lowerSign() }
+
+// freeze has the host hold the VM. held is false when it does not run.
+func (h *hold) freeze(ctx context.Context) (held bool, err error) {
+	f, err := h.w.freezerBy(h.programs(), h.vm, h.rec.Side)
+	if err == nil {
+		held, err = f.Freeze(ctx, h.rec.Name)
+	}
+	if err == nil {
+		err = h.held()
+	}
+	return held, err
+}
+
 // letGo lets the VM go on. paused is how long it was held.
 func (h *hold) letGo(ctx context.Context) (paused time.Duration, err error) {
-	err = h.w.letGo(ctx, h.vm, h.rec)
+	err = errors.Join(h.lowerSign(), h.w.letGo(ctx, h.vm, h.rec))
 	paused = h.w.now().Sub(h.began)
 	if h.guard != nil {
 		h.guard.done()
@@ -101,7 +127,7 @@ func (w *world) letGo(ctx context.Context, vm *site.VM, rec state.Held) error {
 		}
 	}
 	if rec.Hooks {
-		if _, hookErr = w.runHook(ctx, vm, vm.Hooks.Thaw, "thaw", nil); hookErr == nil {
+		if _, hookErr = w.runHook(ctx, w.programs(), vm, vm.Hooks.Thaw, "thaw"); hookErr == nil {
 			rec.Hooks = false
 		}
 	}
@@ -130,15 +156,19 @@ func (w *world) thawHost(ctx context.Context, vm *site.VM, rec state.Held) error
 // freezerAt is the host that can hold the VM at a side; nil when there is none. Hyper-V keeps the disks of a suspended VM locked:
 // holding a source there still would gain nothing.
 func (w *world) freezerAt(vm *site.VM, side state.Side) (host.Freezer, error) {
+	return w.freezerBy(w.programs(), vm, side)
+}
+
+func (w *world) freezerBy(programs hook.Runner, vm *site.VM, side state.Side) (host.Freezer, error) {
 	if side == state.AtRecovery {
-		h, err := w.recoveryHost()
+		h, err := w.recoveryHostBy(programs)
 		f, _ := h.(host.Freezer)
 		return f, err
 	}
 	if vm.Host.Hypervisor == site.HyperV {
 		return nil, nil
 	}
-	h, err := w.sourceHost(vm.Host, vm)
+	h, err := w.sourceHostBy(programs, vm.Host, vm)
 	f, _ := h.(host.Freezer)
 	return f, err
 }
@@ -150,7 +180,7 @@ func (w *world) letGoLeft(ctx context.Context, vm *site.VM) {
 	if rec == nil {
 		return
 	}
-	err := errors.Join(w.letGo(ctx, vm, *rec), lock.Close())
+	err := errors.Join(w.letGoLate(ctx, vm, *rec), lock.Close())
 	who := fmt.Sprintf("process %d (%s)", rec.PID, rec.Command)
 	if rec.PID == 0 {
 		who = "an earlier run"
@@ -231,9 +261,9 @@ func (w *world) stillHeld(vm *site.VM) error {
 	return fault.New(fault.HookFailed, "%s; every command about the VM tries again", h.Text()).Of(vm.Name, "")
 }
 
-// runHook runs a freeze or thaw hook of the VM. inherited is nil, or what it keeps open as long as it runs.
-func (w *world) runHook(ctx context.Context, vm *site.VM, path, operation string, inherited *os.File) (hook.Output, error) {
-	return w.programs().Run(ctx, hook.Program{Path: path, Args: []string{vm.Name}, Timeout: vm.Hooks.Timeout, Inherit: inherited,
+// runHook runs a freeze or thaw hook of the VM.
+func (w *world) runHook(ctx context.Context, programs hook.Runner, vm *site.VM, path, operation string) (hook.Output, error) {
+	return programs.Run(ctx, hook.Program{Path: path, Args: []string{vm.Name}, Timeout: vm.Hooks.Timeout,
 		Env:   map[string]string{"SITREP_VM": vm.Name, "SITREP_OPERATION": operation},
 		Stdin: hookInput{VM: vm.Name, Operation: operation}})
 }
@@ -253,7 +283,7 @@ func (w *world) holdRecovered(ctx context.Context, vm *site.VM, name string) (le
 		_, err := h.letGo(ctx)
 		return err
 	}
-	held, err := f.Freeze(ctx, name)
+	held, err := h.freeze(ctx)
 	if err == nil && held {
 		return letGo, nil
 	}

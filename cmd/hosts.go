@@ -28,8 +28,10 @@ import (
 func (w *world) programs() hook.Runner { return hook.Runner{Withheld: w.site.Store.SecretVariables()} }
 
 // recoveryHost is the one that runs recovered VMs; nil where only disks are made.
-func (w *world) recoveryHost() (host.Host, error) {
-	return w.hostOf(w.site.Recovery.Runner, w.site.Recovery.Folder, nil)
+func (w *world) recoveryHost() (host.Host, error) { return w.recoveryHostBy(w.programs()) }
+
+func (w *world) recoveryHostBy(programs hook.Runner) (host.Host, error) {
+	return w.hostOf(programs, w.site.Recovery.Runner, w.site.Recovery.Folder, nil)
 }
 
 // recoveryID tells the recovery host from others: a hypervisor of this machine is not that of another machine.
@@ -72,16 +74,20 @@ func (w *world) recoveryKey() (string, error) {
 
 // sourceHost is the one that runs a protected VM; nil where sitrep has no hand on it.
 func (w *world) sourceHost(h *site.Host, vm *site.VM) (host.Host, error) {
+	return w.sourceHostBy(w.programs(), h, vm)
+}
+
+func (w *world) sourceHostBy(programs hook.Runner, h *site.Host, vm *site.VM) (host.Host, error) {
 	var own *site.VM
 	if vm.QMP != "" {
 		own = vm
 	}
-	return w.hostOf(h.Runner, cmpOr(h.Folder, w.memory.Path("hosts", h.Name)), own)
+	return w.hostOf(programs, h.Runner, cmpOr(h.Folder, w.memory.Path("hosts", h.Name)), own)
 }
 
 // hostOf makes the host that a Runner describes. folder is where QEMU keeps what belongs to its VMs, and started a VM that something else
 // has started, with a control socket; nil for none.
-func (w *world) hostOf(r site.Runner, folder string, started *site.VM) (host.Host, error) {
+func (w *world) hostOf(programs hook.Runner, r site.Runner, folder string, started *site.VM) (host.Host, error) {
 	switch r.Hypervisor {
 	case site.QEMU:
 		qmp, disks := map[string]string{}, map[string][]string{}
@@ -101,20 +107,20 @@ func (w *world) hostOf(r site.Runner, folder string, started *site.VM) (host.Hos
 		}
 		return orNone(qemu.New(qemu.Config{Folder: abs, Binary: q.Binary, Accel: q.Accel, Machine: q.Machine, CPU: q.CPU,
 			DiskBus: q.Disk, Firmware: q.Firmware, Args: q.Args, QMP: qmp, Disks: disks,
-			Programs: w.programs()}))
+			Programs: programs}))
 	case site.Script:
 		s := r.Script
 		if s == nil {
 			return nil, fault.New(fault.SiteInvalid, "host %s has hypervisor: script, but no section script", r.Name).At(w.site.Path)
 		}
 		return orNone(script.New(script.Config{Name: r.Name, Create: s.Create, Start: s.Start, Stop: s.Stop, State: s.State, Delete: s.Delete,
-			Freeze: s.Freeze, Thaw: s.Thaw, Timeout: s.Timeout, Programs: w.programs()}))
+			Freeze: s.Freeze, Thaw: s.Thaw, Timeout: s.Timeout, Programs: programs}))
 	case site.HyperV:
 		v := r.HyperV
 		if v == nil {
 			v = &site.HyperVHost{}
 		}
-		return orNone(hyperv.New(hyperv.Config{SSH: v.SSH, Switch: v.Switch, Timeout: v.Timeout, Programs: w.programs()}))
+		return orNone(hyperv.New(hyperv.Config{SSH: v.SSH, Switch: v.Switch, Timeout: v.Timeout, Programs: programs}))
 	}
 	return nil, nil
 }

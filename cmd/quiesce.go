@@ -128,9 +128,11 @@ func (q *quiescer) Freeze(ctx context.Context) (app bool, err error) {
 	}
 	if err == nil && ctx.Err() == nil && q.freezer != nil {
 		var held bool
-		if held, err = q.freezer.Freeze(late, q.vm.Name); err == nil {
+		if held, err = q.hold.freeze(late); err == nil {
 			q.hold.rec.Host = held
 		}
+	} else if err == nil {
+		err = q.hold.held()
 	}
 	if err == nil && ctx.Err() == nil {
 		return app, nil
@@ -157,7 +159,7 @@ func (q *quiescer) pausedByOthers(ctx context.Context) (bool, error) {
 
 // flush runs the freeze hook.
 func (q *quiescer) flush(ctx context.Context) (app bool, err error) {
-	_, err = q.w.runHook(ctx, q.vm, q.vm.Hooks.Freeze, "freeze", q.hold.guard.pipe())
+	_, err = q.w.runHook(ctx, q.hold.programs(), q.vm, q.vm.Hooks.Freeze, "freeze")
 	switch {
 	case err == nil:
 		return true, nil

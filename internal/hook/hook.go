@@ -47,9 +47,6 @@ type Program struct {
 	Input []byte
 	// Timeout is after which time the program is killed; 0 means only when the context ends.
 	Timeout time.Duration
-	// Inherit is a file that the program gets as descriptor 3, where the system has such; nil gives none. Whoever holds the other end
-	// of a pipe learns when the program and all that it has started have ended.
-	Inherit *os.File
 }
 
 // Output is what a program has said.
@@ -83,6 +80,9 @@ type Runner struct {
 	// Withheld are the names of the variables that no program gets: those in which sitrep finds the secrets of its store, which
 	// are nobody else's. Programs have credentials of their own.
 	Withheld []string
+	// Inherit is a file that programs get as descriptor 3, where the system has such; nil gives none. It tells who the program, and all that
+	// it has started, is as long as that runs: by a lock of the file, or because it is open.
+	Inherit *os.File
 }
 
 // Run runs the program and waits for its end. Output is what it has said, in case of an error too. The error is a
@@ -104,8 +104,8 @@ func (r Runner) Run(ctx context.Context, p Program) (Output, error) {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.Env = stdin, stdout, stderr, env
 	cmd.Dir, cmd.WaitDelay = p.Dir, lingering
 	ownGroup(cmd)
-	if p.Inherit != nil {
-		inherit(cmd, p.Inherit)
+	if r.Inherit != nil {
+		inherit(cmd, r.Inherit)
 	}
 	start := time.Now()
 	err = cmd.Run()
