@@ -111,16 +111,12 @@ func (w *world) check(ctx context.Context, vm *site.VM, what question, o *checkO
 	return nil
 }
 
-// lenient makes warnings of a missing disk, and of a host that cannot be asked.
+// lenient makes warnings of missing disks.
 func lenient(findings []finding) []finding {
 	for i := range findings {
-		f := &findings[i]
-		switch f.Rule {
-		case string(fault.DiskMissing):
+		if f := &findings[i]; f.Rule == string(fault.DiskMissing) {
 			f.Severity = support.Warning
 			f.Advice = "Put the disk there, or correct the path, before you protect the VM."
-		case ruleHost:
-			f.Severity = support.Warning
 		}
 	}
 	return findings

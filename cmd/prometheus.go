@@ -3,6 +3,7 @@ package cmd
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -42,6 +43,9 @@ func (w *world) writeMetrics(file string, list []*statusObject) error {
 	if isStream(path) {
 		return writeStream(path, text)
 	}
+	if err := w.ownMetrics(path); err != nil {
+		return wrongArgument(err, file)
+	}
 	err = durable.Replace(w.fs, path, func(f durable.File) error {
 		if _, err := f.WriteAt([]byte(text), 0); err != nil {
 			return err
@@ -50,6 +54,36 @@ func (w *world) writeMetrics(file string, list []*statusObject) error {
 	})
 	if err != nil {
 		return wrongArgument(err, file)
+	}
+	return nil
+}
+
+// metricsBegin is what each file of metrics begins with.
+const metricsBegin = "# HELP sitrep_"
+
+// ownMetrics refuses to replace a file that holds something else than metrics of sitrep.
+func (w *world) ownMetrics(path string) error {
+	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() {
+		return nil // which Replace refuses
+	}
+	f, err := w.fs.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	n, err := f.Size()
+	if err != nil || n == 0 {
+		return err
+	}
+	head := make([]byte, min(n, int64(len(metricsBegin))))
+	if _, err := f.ReadAt(head, 0); err != nil && err != io.EOF {
+		return err
+	}
+	if string(head) != metricsBegin {
+		return fault.New(fault.UnsafeFile, "the file is there, and holds something else than metrics of sitrep; it is left as it is").At(path)
 	}
 	return nil
 }
