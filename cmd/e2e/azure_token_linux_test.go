@@ -115,7 +115,7 @@ func TestManagedIdentity(t *testing.T) {
 			t.Errorf("after a token that is %s, it was asked for %d times", c.what, n)
 		}
 		o := r.run("status", "web01")
-		if r.said.WriteString(o.stdout + o.stderr); !strings.Contains(o.stdout+o.stderr, "resume web01") {
+		if r.said.WriteString(o.stdout + o.stderr); !strings.Contains(o.stdout+o.stderr, "delta web01 --now") {
 			t.Errorf("a token that is %s: %v", c.what, o)
 		}
 		r.give(good, 200)

@@ -127,11 +127,13 @@ func TestJudge(t *testing.T) {
 		{"protected no more", facts{phase(replica.Retired), critical, asOf(-9000 * time.Hour)}, "unprotected", health.NotApplicable, nil, nil, ""},
 
 		{"error", facts{critical}, "error", health.Critical, []health.Code{health.Error},
-			[]string{"since 2026-03-04T11:40:00Z: the cable is cut"}, "sitrep resume web"},
+			[]string{"since 2026-03-04T11:40:00Z: the cable is cut"}, "sitrep delta web"},
 		{"error without a ledger", facts{critical, func(f *health.Facts) { f.Ledger = nil }}, "error", health.Critical,
-			[]health.Code{health.Error}, nil, "sitrep resume web"},
+			[]health.Code{health.Error}, nil, "sitrep delta web"},
 		{"error and more", facts{critical, phase(replica.ResyncRequired), asOf(-2 * time.Hour)}, "error", health.Critical,
-			[]health.Code{health.Error, health.ResyncRequired, health.Behind}, nil, "sitrep resume web"},
+			[]health.Code{health.Error, health.ResyncRequired, health.Behind}, nil, "sitrep delta web"},
+		{"error that waits for a person", facts{func(f *health.Facts) { f.Critical = failure(fault.DiskShrunk) }}, "error", health.Critical,
+			[]health.Code{health.Error}, nil, "sitrep resume web"},
 
 		{"resync required", facts{phase(replica.ResyncRequired), reason(fault.LogCorrupt)}, "resynchronization-required", health.Critical,
 			[]health.Code{health.ResyncRequired}, []string{"since 2026-03-02T12:00:00Z: a log is damaged"}, "sitrep resync web --now"},

@@ -68,7 +68,7 @@ type rule struct {
 func rules() []rule {
 	return []rule{
 		{Critical, HeldPaused, heldPaused, func(f *Facts) string { return f.Held.Text() }, run("check")},
-		{Critical, Error, inError, errorText, run("resume")},
+		{Critical, Error, inError, errorText, nextInError},
 		{Critical, ResyncRequired, resyncRequired, resyncText, nextResync},
 		{Critical, ResyncInterrupted, resyncInterrupted, resyncInterruptedText, nextResync},
 		{Critical, NotRecoverable, notRecoverable, failedText, run("check")},
@@ -220,6 +220,14 @@ func resyncText(f *Facts) string {
 		return what + because(f.Ledger.PausedReason) + "; it has to wait for the end of the pause"
 	}
 	return fmt.Sprintf("%s since %s%s%s", what, stamp(f.Ledger.PhaseSince), because(f.Ledger.Reason), f.byItself())
+}
+
+// nextInError tries again at once what is tried again by itself; what is not has to be told to go on.
+func nextInError(f *Facts) string {
+	if f.Critical.Code.Scheduled() {
+		return nextDelta(f)
+	}
+	return run("resume")(f)
 }
 
 // byItself says when a resynchronization begins unasked.
