@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
 
 	"sitrep/internal/block"
 	"sitrep/internal/disk"
@@ -14,6 +15,7 @@ import (
 	"sitrep/internal/fault"
 	"sitrep/internal/replica"
 	"sitrep/internal/site"
+	"sitrep/internal/state"
 )
 
 // exportUnit is how many bytes of a recovery point are copied at once.
@@ -41,47 +43,127 @@ type exportOptions struct {
 	folder string
 }
 
-// export writes the disks of a recovery point as fixed VHDs into a folder. The replica is locked meanwhile, so that nothing
-// moves its pages, and not changed. A file that is there is not replaced.
-func (w *world) export(ctx context.Context, vm *site.VM, x exportOptions, o *exportObject) error {
-	return w.locked(ctx, vm, func(ctx context.Context) error {
-		return w.onReplica(ctx, vm, forLooking, &o.vmHead, func(s *session) error { return s.export(ctx, x, o) })
+// exporting is an export that may step aside for other runs, and goes on where it stood.
+type exporting struct {
+	exportOptions
+	o       *exportObject
+	at      *exportedDisk // that is being written, nil: none
+	claimed bool          // the point is held against retention for it
+}
+
+// export writes the disks of a recovery point as fixed VHDs into a folder. Nothing moves the pages of the replica while they are read;
+// replication goes on all the same, because the export steps aside for it. A file that is there is not replaced.
+func (w *world) export(ctx context.Context, vm *site.VM, x exportOptions, o *exportObject) (err error) {
+	e := &exporting{exportOptions: x, o: o}
+	if w.opts.dryRun {
+		return w.locked(ctx, vm, func(ctx context.Context) error {
+			return w.onReplica(ctx, vm, forLooking, &o.vmHead, func(s *session) error { return s.planExport(e) })
+		})
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.undo(w.fs))
+		}
+		if e.claimed { // it was ended while it waited for its turn
+			w.unclaim(ctx, vm, e)
+		}
+	}()
+	return w.politely(ctx, vm, turns{limit: turnLimit, asks: turnPolite}, func(turn context.Context) error {
+		return w.onReplica(turn, vm, forLooking, &o.vmHead, func(s *session) error {
+			err := s.export(turn, e)
+			if turn.Err() != nil && ctx.Err() == nil && fault.Cancelled(err) {
+				return errors.Join(err, s.claim(turn, e))
+			}
+			return errors.Join(err, s.release(turn, e))
+		})
 	})
 }
 
-func (s *session) export(ctx context.Context, x exportOptions, o *exportObject) (err error) {
-	point, err := choosePoint(s.state, x.point)
+func (s *session) planExport(e *exporting) error {
+	point, err := choosePoint(s.state, e.point)
+	if err == nil {
+		e.o.Point = point.ID
+		s.say("%s: plan: write the disks of point %s, %s, into %s", s.vm.Name, point.ID, size(pointSize(*point)), e.folder)
+	}
+	return err
+}
+
+// claim holds the point for as long as the export lasts: other runs have their turn, and make new points. Where the store cannot be
+// written to, this machine drops none.
+func (s *session) claim(ctx context.Context, e *exporting) error {
+	st := s.state
+	if !st.Claim(e.point) {
+		return nil
+	}
+	_, err := s.engine.Replica.Ledger().Save(context.WithoutCancel(ctx), st)
+	if fault.Is(err, fault.Permission) || fault.Is(err, fault.NoSpace) {
+		return nil
+	}
+	e.claimed = e.claimed || err == nil
+	return err
+}
+
+// release lets retention have the point again.
+func (s *session) release(ctx context.Context, e *exporting) error {
+	ctx = context.WithoutCancel(ctx)
+	if !e.claimed {
+		return nil
+	}
+	st, err := s.engine.Replica.Ledger().Load(ctx)
+	if err == nil && st.Unclaim(e.point) {
+		_, err = s.engine.Replica.Ledger().Save(ctx, st)
+	}
+	e.claimed = err != nil
+	return err
+}
+
+// unclaim is release for an export that has no turn.
+func (w *world) unclaim(ctx context.Context, vm *site.VM, e *exporting) {
+	var head vmHead
+	ctx = context.WithoutCancel(ctx)
+	err := w.inTurn(ctx, vm, state.Changes, turns{limit: turnPolite, asks: forever}, stays, func(ctx context.Context) error {
+		return w.onReplica(ctx, vm, forLooking, &head, func(s *session) error { return s.release(ctx, e) })
+	})
+	if err != nil {
+		w.log.Warn("the recovery point stays held", "vm", vm.Name, "point", e.point, "error", err,
+			"next", w.commands("sitrep points "+vm.Name+" --release "+e.point))
+	}
+}
+
+// export does what is left of an export.
+func (s *session) export(ctx context.Context, e *exporting) (err error) {
+	point, err := choosePoint(s.state, e.point)
 	if err != nil {
 		return err
 	}
-	o.Point = point.ID
-	if s.opts.dryRun {
-		s.say("%s: plan: write the disks of point %s, %s, into %s", s.vm.Name, point.ID, size(pointSize(*point)), x.folder)
-		return nil
-	}
+	e.point, e.o.Point = point.ID, point.ID // the latest one stays that, whatever comes
 	view, err := s.engine.Replica.Points().Open(ctx, s.state, point.ID)
 	if err != nil {
 		return s.rotten(ctx, *point, err)
 	}
 	defer func() { joined(&err, view.Close()) }()
-	if err := s.fs.MkdirAll(x.folder); err != nil {
+	if err := s.fs.MkdirAll(e.folder); err != nil {
 		return err
 	}
 	for _, d := range s.state.Disks {
-		if _, ok := point.Sizes[d.Name]; !ok {
+		if _, ok := point.Sizes[d.Name]; !ok || e.has(d.Name) {
 			continue
 		}
-		done, err := s.exportDisk(ctx, view, d.Name, filepath.Join(x.folder, s.vm.Name+"."+d.Name+".vhd"))
-		if err != nil {
-			return errors.Join(s.rotten(ctx, *point, fault.In(err, s.vm.Name, d.Name)), s.unexport(o))
+		if err := s.exportDisk(ctx, view, d.Name, e); err != nil {
+			return s.rotten(ctx, *point, fault.In(err, s.vm.Name, d.Name))
 		}
-		o.Disks = append(o.Disks, done)
+		done := e.o.Disks[len(e.o.Disks)-1]
 		s.say("%s: %s of point %s is in %s", s.vm.Name, d.Name, point.ID, done.Path)
 	}
 	if point.Damaged != "" {
 		s.noteDamaged(ctx, point.ID, "")
 	}
 	return nil
+}
+
+// has says that a disk is written.
+func (e *exporting) has(disk string) bool {
+	return slices.ContainsFunc(e.o.Disks, func(d exportDiskObject) bool { return d.Name == disk })
 }
 
 // noteDamaged keeps what was found of a point, "" for nothing. That it cannot is no reason to keep back what is known.
@@ -108,13 +190,17 @@ func (s *session) rotten(ctx context.Context, at replica.Point, err error) error
 	return errors.Join(err, s.engine.Mark(context.WithoutCancel(ctx), fault.ReplicaCorrupt, err.Error(), s.now().UTC()))
 }
 
-// unexport removes the disks that were written before one could not be: a part of a VM is no VM.
-func (s *session) unexport(o *exportObject) error {
+// undo removes the disks that were written before one could not be: a part of a VM is no VM.
+func (e *exporting) undo(fsys durable.FS) error {
 	var errs []error
-	for _, d := range o.Disks {
-		errs = append(errs, durable.RemoveIfThere(s.fs, d.Path))
+	if e.at != nil {
+		errs = append(errs, e.at.dst.Close(), durable.RemoveIfThere(fsys, e.at.Path))
+		e.at = nil
 	}
-	o.Disks = []exportDiskObject{}
+	for _, d := range e.o.Disks {
+		errs = append(errs, durable.RemoveIfThere(fsys, d.Path))
+	}
+	e.o.Disks = []exportDiskObject{}
 	return errors.Join(errs...)
 }
 
@@ -132,60 +218,82 @@ func choosePoint(st replica.State, id string) (*replica.Point, error) {
 	return nil, fault.New(fault.UsageError, "the VM has no recovery point %q; \"sitrep points %s\" lists them", id, st.VM).Of(st.VM, "")
 }
 
-func (s *session) exportDisk(ctx context.Context, view replica.PointView, name, path string) (o exportDiskObject, err error) {
+// exportedDisk is a disk that is being written. What lies before off is.
+type exportedDisk struct {
+	exportDiskObject
+	dst disk.Writable
+	off int64
+}
+
+// exportDisk writes what is left of a disk.
+func (s *session) exportDisk(ctx context.Context, view replica.PointView, name string, e *exporting) error {
 	src, err := view.Disk(name)
 	if err != nil {
-		return o, err
+		return err
 	}
-	o = exportDiskObject{Name: name, Path: path, Size: src.Size()}
-	dst, err := disk.Create(s.fs, path, disk.Spec{Format: disk.VHD, Kind: disk.Fixed, Size: src.Size()})
+	if e.at == nil {
+		if e.at, err = s.beginDisk(name, filepath.Join(e.folder, s.vm.Name+"."+name+".vhd"), src.Size()); err != nil {
+			return err
+		}
+	}
+	s.meter.Begin("export "+name, src.Size(), e.at.off)
+	defer s.meter.End("export " + name)
+	if err := s.copyPoint(ctx, src, e.at); err != nil {
+		return err
+	}
+	done := e.at
+	if err := done.dst.Flush(); err != nil {
+		return err
+	}
+	e.at, e.o.Disks = nil, append(e.o.Disks, done.exportDiskObject)
+	return errors.Join(done.dst.Close(), s.fs.SyncDir(filepath.Dir(done.Path)))
+}
+
+func (s *session) beginDisk(name, path string, size int64) (*exportedDisk, error) {
+	dst, err := disk.Create(s.fs, path, disk.Spec{Format: disk.VHD, Kind: disk.Fixed, Size: size})
 	if errors.Is(err, fs.ErrExist) {
-		return o, fault.New(fault.Exists, "the file is there already: give another folder").At(path)
+		return nil, fault.New(fault.Exists, "the file is there already: give another folder").At(path)
 	}
 	if err != nil {
-		return o, err
+		return nil, err
 	}
-	s.meter.Begin("export "+name, src.Size(), 0)
-	defer s.meter.End("export " + name)
-	o.Data, err = s.copyPoint(ctx, dst, src, name)
-	if err == nil {
-		err = dst.Flush()
-	}
-	if err = errors.Join(err, dst.Close()); err != nil {
-		return o, errors.Join(err, durable.RemoveIfThere(s.fs, path))
-	}
-	return o, s.fs.SyncDir(filepath.Dir(path))
+	return &exportedDisk{exportDiskObject: exportDiskObject{Name: name, Path: path, Size: size}, dst: dst}, nil
 }
 
 // copyPoint copies what is not zero into a new disk.
-func (s *session) copyPoint(ctx context.Context, dst disk.Writable, src replica.PointDisk, name string) (data int64, err error) {
+func (s *session) copyPoint(ctx context.Context, src replica.PointDisk, at *exportedDisk) error {
 	buf := durable.AlignedBuffer(exportUnit)
-	for off := int64(0); off < src.Size(); {
+	for at.off < src.Size() {
 		if err := ctx.Err(); err != nil {
-			return data, err
+			return err
 		}
-		e, err := src.Extent(off, src.Size()-off) // a hole is one step, whatever its size
+		e, err := src.Extent(at.off, src.Size()-at.off) // a hole is one step, whatever its size
 		if err != nil {
-			return data, err
+			return err
 		}
 		if e.Kind == block.Data {
 			e.Len = min(e.Len, exportUnit)
-			p := buf[:e.Len]
-			if n, err := src.ReadAt(p, off); n < len(p) {
-				if err == nil || err == io.EOF {
-					err = io.ErrUnexpectedEOF
-				}
-				return data, fmt.Errorf("reading the recovery point at %d: %w", off, err)
-			}
-			if !block.IsZero(p) {
-				if _, err := dst.WriteAt(p, off); err != nil {
-					return data, err
-				}
-				data += e.Len
+			if err := copyUnit(src, at, buf[:e.Len]); err != nil {
+				return err
 			}
 		}
-		s.meter.Add("export "+name, e.Len)
-		off = e.End()
+		s.meter.Add("export "+at.Name, e.Len)
+		at.off = e.End()
 	}
-	return data, nil
+	return nil
+}
+
+func copyUnit(src replica.PointDisk, at *exportedDisk, p []byte) error {
+	if n, err := src.ReadAt(p, at.off); n < len(p) {
+		if err == nil || err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return fmt.Errorf("reading the recovery point at %d: %w", at.off, err)
+	}
+	if block.IsZero(p) {
+		return nil
+	}
+	at.Data += int64(len(p))
+	_, err := at.dst.WriteAt(p, at.off)
+	return err
 }

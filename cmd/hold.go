@@ -15,6 +15,7 @@ import (
 	"sitrep/internal/hrl"
 	"sitrep/internal/site"
 	"sitrep/internal/state"
+	"sitrep/internal/wait"
 )
 
 // This file is how VMs are held still, and how it is made sure that they go on.
@@ -77,10 +78,8 @@ func (w *world) waitHeld(ctx context.Context, vm *site.VM) (io.Closer, error) {
 		if err == nil || !fault.Is(err, fault.RunLocked) || time.Now().After(deadline) {
 			return lock, err
 		}
-		select {
-		case <-ctx.Done():
-			return nil, fault.FromOS(ctx.Err())
-		case <-time.After(50 * time.Millisecond):
+		if err := wait.For(ctx, 50*time.Millisecond); err != nil {
+			return nil, fault.FromOS(err)
 		}
 	}
 }

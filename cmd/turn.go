@@ -16,6 +16,7 @@ import (
 	"sitrep/internal/fault"
 	"sitrep/internal/site"
 	"sitrep/internal/state"
+	"sitrep/internal/wait"
 )
 
 // This file is how commands that work on one VM take turns.
@@ -23,6 +24,10 @@ import (
 // A run that finds the VM locked ends at once, waits (--wait), or, when what it does matters more than a cycle of replication, asks
 // the other run to end, and waits for a while. A run that can be asked looks for that all the time it works (giveWay): its context
 // ends, as by a signal, so that it ends at its next step, lets a VM go on that it holds, and loses nothing.
+//
+// What only looks at a replica, and for long (verify, points --export), steps aside for every other run (politely): it keeps where it
+// stands, waits until the other one is done, and goes on there. So replication goes on while it lasts. Who finds such a run asks it, waits
+// for that moment, and says nothing about it.
 
 const (
 	// turnLimit is how long a failover, a clean-up or an export waits for its turn without --wait.
@@ -94,9 +99,14 @@ func (w *world) inTurn(ctx context.Context, vm *site.VM, x state.Exclusive, t tu
 	if a, asked := w.memory.Asked(vm.Name, x); asked {
 		return gaveWay(vm, a)
 	}
+	return w.yieldingTo(ctx, vm, x, f)
+}
+
+// yieldingTo does f until another run asks for x.
+func (w *world) yieldingTo(ctx context.Context, vm *site.VM, x state.Exclusive, f func(context.Context) error) error {
 	own, stop := w.giveWay(ctx, vm, x)
 	defer stop()
-	err = f(own)
+	err := f(own)
 	if ctx.Err() != nil { // it was told to end by a signal, too
 		return err
 	}
@@ -136,10 +146,8 @@ func (w *world) turnBeside(vm *site.VM, o *failoverObject) func(context.Context,
 			if !fault.Is(err, fault.ReplicaHeld) || time.Since(began) > turnLimit {
 				return err
 			}
-			select {
-			case <-ctx.Done():
-				return fault.FromOS(ctx.Err())
-			case <-time.After(turnPoll):
+			if err := wait.For(ctx, turnPoll); err != nil {
+				return fault.FromOS(err)
 			}
 		}
 	}
@@ -152,10 +160,8 @@ func (w *world) giveWay(ctx context.Context, vm *site.VM, x state.Exclusive) (_ 
 	go func() {
 		defer close(done)
 		for {
-			select {
-			case <-ctx.Done():
+			if wait.For(ctx, turnPoll) != nil {
 				return
-			case <-time.After(turnPoll):
 			}
 			if a, asked := w.memory.Asked(vm.Name, x); asked {
 				w.yielded.Store(vm.Name, a)
@@ -186,11 +192,49 @@ func gaveWay(vm *site.VM, a state.Ask) error {
 
 // waitTurn locks the VM for x, and waits for that as long as t says.
 func (w *world) waitTurn(ctx context.Context, vm *site.VM, x state.Exclusive, t turns) (io.Closer, error) {
-	q := queue{turns: t, try: func() (io.Closer, error) { return w.memory.LockFor(vm.Name, x) }, ask: func() (io.Closer, error) {
-		return w.memory.Ask(state.Ask{VM: vm.Name, Exclusive: x, Command: w.res.Command, Job: t.job, PID: os.Getpid(), Since: w.now().UTC()})
-	}, say: func(why string) { w.say("%s: waits for its turn: %s", vm.Name, why) }}
-	lock, err := q.wait(ctx)
+	q := queue{turns: t, try: func() (io.Closer, error) { return w.memory.LockFor(vm.Name, x) },
+		ask: func() (io.Closer, error) { return w.askTurn(vm, x, t.job) },
+		say: func(why string) { w.say("%s: waits for its turn: %s", vm.Name, why) }}
+	lock, err := q.wait(ctx, func(q *queue) {
+		if x == state.Changes && w.memory.Looked(vm.Name) {
+			q.limit, q.asks, q.say = max(q.limit, turnLimit), 0, func(string) {}
+			q.ask = func() (io.Closer, error) { return w.askTurn(vm, state.Looks, t.job) }
+		}
+	})
 	return lock, fault.In(err, vm.Name, "")
+}
+
+func (w *world) askTurn(vm *site.VM, x state.Exclusive, job string) (io.Closer, error) {
+	return w.memory.Ask(state.Ask{VM: vm.Name, Exclusive: x, Command: w.res.Command, Job: job, PID: os.Getpid(), Since: w.now().UTC()})
+}
+
+// politely does f, which only looks, while no other run changes the VM or its replica, and steps aside for those that want to: the context
+// of f ends then, and f is done again when they are done. It goes on where it stood.
+func (w *world) politely(ctx context.Context, vm *site.VM, t turns, f func(context.Context) error) error {
+	for t.limit = max(w.turns().limit, t.limit); ; t = (turns{limit: forever, asks: forever}) {
+		if err := w.lookUntilAsked(ctx, vm, t, f); !fault.Is(err, fault.GaveWay) || ctx.Err() != nil {
+			return err
+		}
+		for asked := true; asked; _, asked = w.memory.Asked(vm.Name, state.Looks) {
+			if err := wait.For(ctx, turnPoll); err != nil {
+				return fault.FromOS(err)
+			}
+		}
+	}
+}
+
+func (w *world) lookUntilAsked(ctx context.Context, vm *site.VM, t turns, f func(context.Context) error) (err error) {
+	lock, err := w.waitTurn(ctx, vm, state.Changes, t)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	looks, err := w.memory.LockFor(vm.Name, state.Looks)
+	if err != nil {
+		return fault.In(err, vm.Name, "")
+	}
+	defer func() { err = errors.Join(err, looks.Close()) }()
+	return w.yieldingTo(ctx, vm, state.Looks, f)
 }
 
 // waitPlan locks a recovery plan, and waits for that with --wait.
@@ -201,7 +245,7 @@ func (w *world) waitPlan(ctx context.Context, plan string) (io.Closer, error) {
 	}
 	q := queue{turns: t, try: func() (io.Closer, error) { return w.memory.LockPlan(plan) },
 		say: func(why string) { w.say("plan %s: waits for its turn: %s", plan, why) }}
-	return q.wait(ctx)
+	return q.wait(ctx, func(*queue) {})
 }
 
 // queue is a run that waits for its turn.
@@ -212,9 +256,12 @@ type queue struct {
 	say func(why string)
 }
 
-// wait returns the lock that try takes.
-func (q queue) wait(ctx context.Context) (lock io.Closer, err error) {
+// wait returns the lock that try takes. of says what else holds for whoever has it.
+func (q queue) wait(ctx context.Context, of func(*queue)) (lock io.Closer, err error) {
 	lock, err = q.try()
+	if fault.Is(err, fault.RunLocked) {
+		of(&q)
+	}
 	if q.limit == 0 || !fault.Is(err, fault.RunLocked) {
 		return lock, err
 	}
@@ -240,10 +287,8 @@ func (q queue) wait(ctx context.Context) (lock io.Closer, err error) {
 				return nil, err
 			}
 		}
-		select {
-		case <-ctx.Done():
-			return nil, fault.FromOS(ctx.Err())
-		case <-time.After(turnPoll):
+		if err := wait.For(ctx, turnPoll); err != nil {
+			return nil, fault.FromOS(err)
 		}
 	}
 	return lock, err

@@ -74,37 +74,53 @@ func (w *world) verify(ctx context.Context, vm *site.VM, v verifyOptions) (vmObj
 		}
 		return o, w.planVerify(ctx, vm, v, o)
 	}
-	a := forLooking
-	if v.source { // whose disks it compares has to be the one that replicates them
-		a = forWriting
-	}
-	return o, w.lockedUnlessSeeded(ctx, vm, v.todo, &o.vmHead, func(ctx context.Context) error {
+	begun := false
+	err := w.lockedUnlessSeeded(ctx, vm, v.todo, &o.vmHead, func(ctx context.Context) error {
 		if w.idle(ctx, vm, v.todo, &o.vmHead) {
 			return nil
 		}
-		return w.verifyAs(ctx, vm, a, v, o)
+		if begun = !v.source; begun {
+			return nil
+		}
+		// Whose disks are compared has to be the one that replicates them.
+		return w.jobAs(ctx, vm, forWriting, verifyJob, &o.vmHead, func(s *session) error { return s.verified(ctx, v, o, s.clock()) })
+	})
+	if err != nil || !begun {
+		return o, err
+	}
+	return o, w.job(vm, verifyJob, &o.vmHead, func(record *state.Job) error {
+		c := w.clock()
+		return w.politely(ctx, vm, turns{limit: turnLimit, asks: forever}, func(ctx context.Context) error {
+			return w.onReplica(ctx, vm, forLooking, &o.vmHead, func(s *session) error {
+				s.record = record
+				return s.verified(ctx, v, o, c)
+			})
+		})
 	})
 }
 
-func (w *world) verifyAs(ctx context.Context, vm *site.VM, a access, v verifyOptions, o *verifyObject) error {
-	return w.jobAs(ctx, vm, a, "Verify the replica", &o.vmHead, func(s *session) error {
-		c := s.clock()
-		err := s.step("Verify", func() (int64, string, error) {
-			err := s.verify(ctx, v, o)
-			return 0, size(o.Read) + " read", err
-		})
-		o.Seconds = c.took().Seconds()
-		if err == nil {
-			if err := s.proven(ctx, v, o); err != nil {
-				return err
-			}
-			if err := s.lostPoints(ctx, o); err != nil {
-				return err
-			}
-			s.say("%s: no difference, %s read in %s%s", vm.Name, size(o.Read), span(c.took()), s.unfinished(o)+o.newer())
-		}
-		return err
+const verifyJob = "Verify the replica"
+
+// verified verifies, and says what was found. c counts from when the command began to.
+func (s *session) verified(ctx context.Context, v verifyOptions, o *verifyObject, c clock) error {
+	if v.budget > 0 { // what is left when it has stepped aside
+		v.budget = max(v.budget-c.took(), 1)
+	}
+	err := s.step("Verify", func() (int64, string, error) {
+		err := s.verify(ctx, v, o)
+		return 0, size(o.Read) + " read", err
 	})
+	o.Seconds = c.took().Seconds()
+	if err == nil {
+		if err := s.proven(ctx, v, o); err != nil {
+			return err
+		}
+		if err := s.lostPoints(ctx, o); err != nil {
+			return err
+		}
+		s.say("%s: no difference, %s read in %s%s", s.vm.Name, size(o.Read), span(c.took()), s.unfinished(o)+o.newer())
+	}
+	return err
 }
 
 // lostPoints finds the recovery points that something else removed from the store. They are no difference of the replica.
@@ -153,7 +169,7 @@ func (s *session) verify(ctx context.Context, v verifyOptions, o *verifyObject) 
 	if v.source {
 		o.Disks, err = s.compare(ctx)
 	} else {
-		o.Disks, err = s.engine.Verify(ctx, v.budget)
+		o.Disks, err = s.engine.VerifyOn(ctx, v.budget, o.Disks)
 	}
 	o.Read = total(o.Disks, func(d replicate.Verified) int64 { return d.Read })
 	o.Complete = err == nil && len(o.Disks) == len(s.state.Disks)

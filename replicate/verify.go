@@ -48,6 +48,12 @@ type Different struct {
 // one ended, and ends when all is proved or, with a budget, when that much time is over. Blocks that differ are an error
 // with the code Difference, and mark the VM.
 func (j *Job) Verify(ctx context.Context, budget time.Duration) ([]Verified, error) {
+	return j.VerifyOn(ctx, budget, nil)
+}
+
+// VerifyOn is Verify for a run that was ended by its context and goes on: so far is what it returned then. Disks that were complete are not
+// read again.
+func (j *Job) VerifyOn(ctx context.Context, budget time.Duration, soFar []Verified) ([]Verified, error) {
 	st, err := j.Replica.Ledger().Load(ctx)
 	if err != nil {
 		return nil, err
@@ -59,13 +65,13 @@ func (j *Job) Verify(ctx context.Context, budget time.Duration) ([]Verified, err
 		return nil, fault.New(fault.WrongState, "an apply was interrupted, the pages are between two positions; run apply first").
 			Of(j.VM, "")
 	}
-	v := &verification{job: j, state: st}
+	v := &verification{job: j, state: st, before: soFar}
 	if budget > 0 {
 		v.deadline = j.Now().Add(budget)
 	}
 	for _, i := range v.order() {
 		if err := v.disk(ctx, i); err != nil {
-			return v.found, errors.Join(fault.In(err, j.VM, v.state.Disks[i].Name), v.save(ctx))
+			return v.all(), errors.Join(fault.In(err, j.VM, v.state.Disks[i].Name), v.save(ctx))
 		}
 	}
 	slices.SortFunc(v.found, func(a, b Verified) int { return v.index(a.Name) - v.index(b.Name) })
@@ -82,6 +88,28 @@ type verification struct {
 	deadline time.Time
 	began    bool // something was read: a run with the smallest budget gets on
 	found    []Verified
+	before   []Verified // by the same run, before it stepped aside
+}
+
+// all is what was found, with what was found before of disks that this call has not come to.
+func (v *verification) all() []Verified {
+	out := slices.Clone(v.found)
+	for _, b := range v.before {
+		if !slices.ContainsFunc(out, func(f Verified) bool { return f.Name == b.Name }) {
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+// already is what this run found on a disk before it stepped aside.
+func (v *verification) already(disk string) (out Verified) {
+	for _, f := range v.before {
+		if f.Name == disk {
+			out = f
+		}
+	}
+	return out
 }
 
 // order is the disks as they are verified: the one that an earlier run has begun comes first, and then the one whose proof is the
@@ -114,6 +142,11 @@ func (v *verification) over() bool {
 
 func (v *verification) disk(ctx context.Context, i int) error {
 	d := &v.state.Disks[i]
+	before := v.already(d.Name)
+	if before.Complete {
+		v.found = append(v.found, before)
+		return nil
+	}
 	if v.over() {
 		v.found = append(v.found, Verified{Name: d.Name, Cursor: d.VerifyCursor})
 		return nil
@@ -149,7 +182,7 @@ func (v *verification) disk(ctx context.Context, i int) error {
 			at = w.End()
 		}
 	}
-	out.Read, out.Cursor, out.Complete = check.read, at, at >= d.Size
+	out.Read, out.Cursor, out.Complete = before.Read+check.read, at, at >= d.Size
 	for r := range check.differs.All() {
 		out.Differs = append(out.Differs, Different{Off: r.Off, Len: r.Len})
 	}

@@ -30,6 +30,7 @@ func (m Massive) Percent() int { return int(100 * m.Changed / max(m.Data, 1)) }
 const (
 	HeldByHand  = "by hand"
 	HeldMassive = "before a massive change"
+	HeldExport  = "for an export"
 )
 
 // HoldBefore holds the newest point against retention because of a massive change that follows it. While an earlier one has not been
@@ -52,6 +53,15 @@ func (s *State) HoldBefore(m Massive) {
 
 // Hold holds a point against retention. It returns whether that is new.
 func (s *State) Hold(id string) bool { return s.setHeld(id, HeldByHand) }
+
+// Claim holds a point for an export. It returns whether that is new: a point that is held already needs no claim.
+func (s *State) Claim(id string) bool { return s.setHeld(id, HeldExport) }
+
+// Unclaim is the end of Claim. It returns whether the point was held for an export.
+func (s *State) Unclaim(id string) bool {
+	p := s.Point(id)
+	return p != nil && p.Held == HeldExport && s.setHeld(id, "")
+}
 
 // Release lets retention drop a point again, with the next recovery point. That of a massive change acknowledges the change, also when the
 // point itself is there no more. It returns whether the point was held.

@@ -25,6 +25,9 @@ const (
 	// Tests is to make the VM of a test failover, or to remove it. Whoever copies and boots has this one only, so that replication goes
 	// on; it takes Changes too for the moments at which it writes to the ledger. Who needs both takes this one first.
 	Tests Exclusive = "tests"
+	// Looks is what a run does that has Changes but only looks, for as long as that takes: whoever wants Changes asks it for Looks, and it
+	// steps aside (see Looked).
+	Looks Exclusive = "looks"
 )
 
 func (d *Dir) turnFile(vm string, x Exclusive) string {
@@ -52,6 +55,9 @@ func (d *Dir) LockFor(vm string, x Exclusive) (io.Closer, error) {
 	}
 	return c, nil
 }
+
+// Looked says that a run has LockFor Looks, and so steps aside for an Ask of Looks.
+func (d *Dir) Looked(vm string) bool { return d.locked(d.turnFile(vm, Looks)) }
 
 // runner names the job that does x with the VM, when one does. Commands whose work is mostly beside the replication are looked at last
 // for Changes, and first for Tests.
