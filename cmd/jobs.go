@@ -53,7 +53,7 @@ func (p *program) jobs(_ context.Context, c *cli.Context) error {
 		return err
 	}
 	if name := c.String("vm"); name != "" {
-		if _, err := w.site.VM(name); err != nil {
+		if err := w.hasJobsOf(name); err != nil {
 			return err
 		}
 	}
@@ -74,6 +74,20 @@ func (p *program) jobs(_ context.Context, c *cli.Context) error {
 			o.took(), size(j.Bytes)})
 	}
 	return w.show(table(rows) + w.waitingText(list))
+}
+
+// hasJobsOf refuses a name that neither the site file nor a job has. What ran for a VM that was renamed or removed since is
+// recorded under the name that it had then.
+func (w *world) hasJobsOf(name string) error {
+	_, unknown := w.site.VM(name)
+	if unknown == nil {
+		return nil
+	}
+	list, err := w.memory.Jobs(state.Query{VM: name, Limit: 1})
+	if err == nil && len(list) == 0 {
+		return unknown
+	}
+	return err
 }
 
 // waitingText says for what jobs wait, and what is run then.
