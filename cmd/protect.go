@@ -311,6 +311,9 @@ func (w *world) planProtect(ctx context.Context, vm *site.VM, o *seedObject) err
 	if st := w.addsDisks(ctx, vm); st != nil {
 		return w.planAdd(ctx, vm, *st, o)
 	}
+	if done, err := w.isProtected(ctx, vm, o); done {
+		return err
+	}
 	disks, begun, err := w.mayProtect(ctx, vm, o)
 	if err != nil {
 		return err

@@ -211,12 +211,12 @@ func (p *program) before(c *cli.Context) error {
 		p.disk = p.fs
 		p.fs = durable.ReadOnly(p.fs)
 	}
-	level := slog.LevelWarn
-	if o.verbose {
-		level = slog.LevelDebug
-	}
 	p.errs = &lines{w: p.stderr}
-	p.log = slog.New(slog.NewTextHandler(plain.Writer(p.errs), &slog.HandlerOptions{Level: level}))
+	if o.verbose {
+		p.log = slog.New(slog.NewTextHandler(plain.Writer(p.errs), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	} else {
+		p.log = slog.New(newWordsHandler(plain.Writer(p.errs)))
+	}
 	return nil
 }
 

@@ -159,8 +159,8 @@ func (j *Job) applyOne(ctx context.Context, st replica.State, seg replica.Segmen
 			return st, err
 		}
 		if found != nil {
-			j.Log.Warn("a massive change: the recovery point before it is held", "vm", j.VM, "disk", found.Disk, "changed", found.Changed,
-				"data", found.Data, "noise_percent", found.Noise)
+			j.Log.Warn("a massive change: the recovery point before it is held", "vm", j.VM, "disk", found.Disk, "changed_bytes", found.Changed,
+				"of", found.Data, "noise_percent", found.Noise)
 			st.HoldBefore(*found)
 		}
 		st.Applying = &replica.Span{From: seg.From, To: seg.To}

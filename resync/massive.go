@@ -72,7 +72,7 @@ func (r *run) assess(cut track.Cut, st *replica.State) {
 		if m.Changed < massiveFloor || m.Percent() < r.Massive {
 			continue
 		}
-		r.Log.Warn("a massive change: the recovery point before it is held", "vm", r.VM, "disk", d.Name, "changed", m.Changed, "data", m.Data)
+		r.Log.Warn("a massive change: the recovery point before it is held", "vm", r.VM, "disk", d.Name, "changed_bytes", m.Changed, "of", m.Data)
 		st.HoldBefore(m)
 		return
 	}
