@@ -258,7 +258,8 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// recover2 looks at what a crash left under every policy, once as it is and once with another crash in between.
+// recover2 looks at what a crash left under every policy, once as it is, once with another crash in between, and once with the power cut
+// right after the tracker has said where it stands: that holds.
 func recover2(t *testing.T, broken *vm, k int, seed uint64, allowed []hrl.Pos, seen map[hrl.Pos]int) {
 	t.Helper()
 	for _, p := range crashfs.Policies() {
@@ -276,6 +277,18 @@ func recover2(t *testing.T, broken *vm, k int, seed uint64, allowed []hrl.Pos, s
 				t.Fatalf("operation %d, %v, then operation %d, seed %d: %v", k, p, j, seed, err)
 			}
 			seen[at]++
+		}
+		opened := broken.on(broken.fs.AfterCrash(p, seed))
+		tr, err := openSmall(opened.fs)
+		if err != nil {
+			t.Fatalf("operation %d, %v, seed %d: %v", k, p, seed, err)
+		}
+		for _, q := range crashfs.Policies() {
+			for i := range uint64(4) {
+				if _, err := opened.on(opened.fs.AfterCrash(q, seed+i)).verify(tr.Position()); err != nil {
+					t.Fatalf("operation %d, %v, then %v, seed %d: %v", k, p, q, seed+i, err)
+				}
+			}
 		}
 	}
 }

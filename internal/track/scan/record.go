@@ -127,7 +127,11 @@ func (t *Tracker) load() error {
 	}
 	rec, err := t.read()
 	if err == nil && rec != nil && !t.looking {
-		err = t.replayAll(rec)
+		// A run that was killed may have given it its name a moment ago. Nothing may rest on that, no file be removed and no position be
+		// told, before the power can be cut.
+		if err = t.fs.SyncDir(t.c.Dir); err == nil {
+			err = t.replayAll(rec)
+		}
 	}
 	if errors.Is(err, errDamaged) {
 		t.why = err
