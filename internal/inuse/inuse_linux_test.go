@@ -93,7 +93,6 @@ func TestImageLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { c.Process.Kill(); c.Wait() }()
-	want(t, path, "qemu", "image lock")
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		locked, err := imageLocked(path)
 		if err != nil {
@@ -106,6 +105,7 @@ func TestImageLock(t *testing.T) {
 			t.Fatal("the image lock is not seen by itself")
 		}
 	}
+	want(t, path, "qemu", "image lock")
 }
 
 // TestLoop needs root and loop devices.
