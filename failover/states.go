@@ -7,6 +7,7 @@ import (
 
 	"sitrep/internal/fault"
 	"sitrep/internal/replica"
+	"sitrep/replicate"
 )
 
 // Event is what an operator can ask for.
@@ -165,7 +166,7 @@ func refused(st replica.State, e Event, why string) error {
 		e, st.Phase, stamp(st.PhaseSince), why, possible(st)).Of(st.VM, "")
 }
 
-// possible lists what the VM's state allows of this package.
+// possible lists what the VM's state allows.
 func possible(st replica.State) string {
 	var list []string
 	for _, e := range Events() {
@@ -175,10 +176,8 @@ func possible(st replica.State) string {
 			list = append(list, string(e))
 		}
 	}
-	switch {
-	case !st.Phase.Away():
-		list = append(list, "status", "why")
-	case len(list) == 0:
+	list = append(list, replicate.Possible(st.Phase)...)
+	if len(list) == 0 {
 		list = append(list, "status")
 	}
 	return strings.Join(slices.Compact(list), ", ")

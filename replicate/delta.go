@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"sitrep/internal/fault"
@@ -255,13 +256,6 @@ func wrongState(st replica.State, verb string) error {
 	if err := st.CheckHome(verb); err != nil {
 		return err
 	}
-	allowed := map[replica.Phase]string{
-		replica.Seeding:         "replicate, status, unprotect",
-		replica.Replicating:     "delta, apply, resync, verify, points, pause, status, unprotect",
-		replica.Paused:          "resume, apply, verify, points, status, unprotect",
-		replica.ResyncRequired:  "resync, verify, points, status, unprotect",
-		replica.Resynchronizing: "resync, points, status, unprotect",
-	}[st.Phase]
 	if st.Phase == replica.Retired {
 		return retired(st)
 	}
@@ -270,7 +264,18 @@ func wrongState(st replica.State, verb string) error {
 		reason = " (" + st.Reason + ")"
 	}
 	return fault.New(fault.WrongState, "%s is not possible: the VM is in state %s since %s%s; possible now: %s",
-		verb, st.Phase, st.PhaseSince.UTC().Format(time.RFC3339), reason, allowed).Of(st.VM, "")
+		verb, st.Phase, st.PhaseSince.UTC().Format(time.RFC3339), reason, strings.Join(Possible(st.Phase), ", ")).Of(st.VM, "")
+}
+
+// Possible lists the commands of replication that a phase of replication allows.
+func Possible(p replica.Phase) []string {
+	return map[replica.Phase][]string{
+		replica.Seeding:         {"replicate", "status", "unprotect"},
+		replica.Replicating:     {"delta", "apply", "resync", "verify", "points", "pause", "status", "unprotect"},
+		replica.Paused:          {"resume", "apply", "verify", "points", "status", "unprotect"},
+		replica.ResyncRequired:  {"resync", "verify", "points", "status", "unprotect"},
+		replica.Resynchronizing: {"resync", "points", "status", "unprotect"},
+	}[p]
 }
 
 func retired(st replica.State) error {
