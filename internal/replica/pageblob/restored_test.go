@@ -29,6 +29,7 @@ import (
 // that deletes does: every recovery point that is shown afterwards holds what was there, and the others are refused as what they are.
 // SITREP_LONG takes more seeds, SITREP_SEED another one.
 func TestOlderBlobs(t *testing.T) {
+	azurite.Server(t) // without the emulator all of it is skipped, and not each of its parts
 	seed, n := uint64(1), uint64(2)
 	if os.Getenv("SITREP_LONG") != "" {
 		n = 40
