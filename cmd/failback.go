@@ -226,8 +226,10 @@ func (w *world) otherHost(name string) (*site.Host, error) {
 				continue
 			}
 			if h.Folder == "" {
-				return nil, fault.New(fault.PrerequisiteFail, "host %s has no folder: the site file does not say where the disks of VMs lie that are made there",
-					name).At(w.site.Path)
+				e := fault.New(fault.PrerequisiteFail, "host %s has no folder: the site file does not say where the disks of VMs lie that are made there",
+					name).At(w.site.Path).Then("sitrep failback {vm} --to " + name)
+				e.Mend = "Give the host a folder in the site file, such as folder: ./vms."
+				return nil, e
 			}
 			return h, nil
 		}

@@ -404,6 +404,9 @@ func (w *world) planMembers(ctx context.Context, members []*member) error {
 			if p, err = m.job.Plan(ctx, m.kind, m.opts.Options); err == nil {
 				w.showPlan(m.vm, p, m.obj)
 			}
+			if err == nil && !m.over(ctx) {
+				err = errors.Join(m.job.Foresee(ctx, m.kind, p), w.canMakeDisks(p))
+			}
 		}
 		errs = append(errs, fault.In(err, m.vm.Name, ""))
 		w.res.VMs = append(w.res.VMs, m.obj)

@@ -62,6 +62,24 @@ func (w *world) planStatusOf(plan *site.Plan, rec failover.PlanRecord) planStatu
 	return s
 }
 
+// nextOfPlans has VMs that are failed over, or being, by a plan that is under way go on with the plan: each by itself would leave its order.
+func (w *world) nextOfPlans(list []*statusObject, plans []planStatus) {
+	for _, p := range plans {
+		plan, err := w.site.Plan(p.Plan)
+		if err != nil {
+			continue
+		}
+		for _, o := range list {
+			own := strings.HasPrefix(o.Next, "sitrep failover ") || strings.HasPrefix(o.Next, "sitrep failback ")
+			if own && slices.ContainsFunc(plan.Groups, func(g site.Group) bool {
+				return slices.ContainsFunc(g.VMs, func(vm *site.VM) bool { return vm.Name == o.VM })
+			}) {
+				o.Next = p.Next
+			}
+		}
+	}
+}
+
 // actionText is what a manual action says.
 func actionText(plan *site.Plan, id string) string {
 	for i, g := range plan.Groups {

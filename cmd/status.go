@@ -178,6 +178,7 @@ func (p *program) status(ctx context.Context, c *cli.Context) error {
 		w.res.VMs = append(w.res.VMs, o)
 	}
 	w.res.Plans = w.plansUnderWay(ctx, vms)
+	w.nextOfPlans(list, w.res.Plans)
 	if isWhole(c) {
 		w.res.Unlisted = w.unlisted(ctx)
 	}

@@ -256,6 +256,9 @@ func (f *homeward) checkHome(ctx context.Context, st replica.State) error {
 	if err := f.homeIsOff(ctx); err != nil {
 		return err
 	}
+	if err := f.homeMakes(ctx, st); err != nil {
+		return err
+	}
 	if err := f.homeFree(ctx); err != nil {
 		return err
 	}
@@ -279,6 +282,19 @@ func (f *homeward) homeIsOff(ctx context.Context) error {
 			f.Home.Place.Describe(), f.Home.Place.Name)
 	}
 	return nil
+}
+
+// homeMakes asks a host at home that does not have the VM whether it would make it: that comes when the recovered VM was stopped.
+func (f *homeward) homeMakes(ctx context.Context, st replica.State) error {
+	h, can := f.Home.Place.Host.(host.Rehearser)
+	if !can {
+		return nil
+	}
+	power, err := f.Home.Place.Host.State(ctx, f.Home.Place.Name)
+	if err != nil || power != host.Absent {
+		return err
+	}
+	return h.Rehearse(ctx, f.homeDefinition(st))
 }
 
 // homeFree refuses disks at home that cannot be written to: something uses them, or a checkpoint lies on top of one.

@@ -42,6 +42,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
 	"strconv"
 	"strings"
 	"time"
@@ -70,8 +71,9 @@ type Host struct{ c Config }
 type FreezingHost struct{ Host }
 
 var (
-	_ host.Host    = (*Host)(nil)
-	_ host.Freezer = (*FreezingHost)(nil)
+	_ host.Host      = (*Host)(nil)
+	_ host.Rehearser = (*Host)(nil)
+	_ host.Freezer   = (*FreezingHost)(nil)
 )
 
 // New checks the configuration. What it returns is a host.Freezer, a *FreezingHost, when there are programs for that.
@@ -128,6 +130,25 @@ func hostError(err error, operation string) error {
 	}
 	return fault.Wrap(fault.HostRefused, err, "%s", operation)
 }
+
+// Rehearse looks whether the programs that make and run a VM are there and can be run; what they would say is not asked.
+func (h *Host) Rehearse(_ context.Context, d host.Definition) error {
+	if h.c.Create == "" {
+		return fault.New(fault.HostRefused, "the host has no program for create").Of(d.Name, "")
+	}
+	for _, path := range []string{h.c.Create, h.c.Start, h.c.Stop, h.c.State, h.c.Delete} {
+		if path == "" {
+			continue
+		}
+		if _, err := exec.LookPath(path); err != nil {
+			return fault.Wrap(fault.HostRefused, errors.Unwrap(err), "a program of the host cannot be run").At(path).Of(d.Name, "")
+		}
+	}
+	return nil
+}
+
+// Memory is not known: the host may be anywhere.
+func (h *Host) Memory() (total int64, known bool) { return 0, false }
 
 // Create runs the program for it, always: it alone can compare the VM with the definition.
 func (h *Host) Create(ctx context.Context, d host.Definition) error {
