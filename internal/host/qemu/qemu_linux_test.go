@@ -191,6 +191,7 @@ func TestFreeze(t *testing.T) {
 			guesttest.Line(t, h.ConsoleLog("vm"), fmt.Sprintf("@@ N %d", guesttest.Rounds(string(console))+2), off(t, h, "vm"))
 
 			// What was copied is a disk that boots, and has at least what the guest knew to be durable.
+			ok(t, h.Stop(ctx, "vm", 0)) // two emulated guests, one of which never rests, keep each other up
 			guesttest.SetMode(t, copied, format, guesttest.Read)
 			up(t, h, define("copy", format, copied))
 			read := guesttest.Line(t, h.ConsoleLog("copy"), "@@ DONE", off(t, h, "copy"))
