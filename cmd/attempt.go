@@ -87,9 +87,9 @@ func (w *world) try(ctx context.Context, vm *site.VM, h *vmHead, p pace, f func(
 		}
 		if mem.Critical.Code.Scheduled() {
 			h.RetryAt = &mem.Retry.NextAt
-			return &retrying{stopped(mem.Critical, "until it is tried again"), mem.Retry.NextAt}
+			return &retrying{stopped(mem.Critical, fmt.Sprintf(", or before %s", stamp(mem.Retry.NextAt))), mem.Retry.NextAt}
 		}
-		return stopped(mem.Critical, untilResumed)
+		return stopped(mem.Critical, "")
 	case !p.atOnce && !mem.Retry.Due(started):
 		w.notYet(vm, h, mem)
 		return nil
@@ -131,12 +131,10 @@ func (w *world) notYet(vm *site.VM, h *vmHead, mem state.VM) {
 		w.commands("sitrep "+w.res.Command+" "+vm.Name+" --now"))
 }
 
-// untilResumed ends the waiting for what is not tried again by itself.
-const untilResumed = "until \"sitrep resume\" says that the cause was mended"
-
-// stopped is the refusal to try before an administrator has mended the cause of an error, in the words of that error.
-func stopped(f *state.Failure, until string) error {
-	return fault.New(f.Code, "nothing is tried since %s, %s: %s", stamp(f.At), until, f.Message)
+// stopped is the refusal to try before an administrator has mended the cause of an error, in the words of that error. or is what else ends
+// the waiting, "" for nothing.
+func stopped(f *state.Failure, or string) error {
+	return fault.New(f.Code, "nothing is tried since %s, until \"sitrep resume\" says that the cause was mended%s: %s", stamp(f.At), or, f.Message)
 }
 
 // keepSchedule keeps in memory when the next attempt is made after one that began at started and ended with err.

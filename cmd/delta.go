@@ -378,7 +378,7 @@ func (w *world) relation(ctx context.Context, vm *site.VM, h *vmHead) (state.VM,
 		h.State, h.Health = string(st.Phase), healthCritical
 		return mem, w.resyncNeeded(vm, st)
 	case mem.Critical != nil && !mem.Critical.Code.Scheduled():
-		return mem, stopped(mem.Critical, untilResumed)
+		return mem, stopped(mem.Critical, "")
 	case serr == nil:
 		w.describe(vm, st, h)
 		if st.Phase != replica.Replicating {
